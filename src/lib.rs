@@ -1,0 +1,7 @@
+//! antiphon: a replicated event bus.
+//!
+//! The crate is one library and one binary. Modules are rooms in layers, and a room imports only rooms
+//! of lower layers (`tests/layers` fails on an upward import); `ARCHITECTURE.md` draws the map.
+#![forbid(unsafe_code)]
+
+pub mod storage;

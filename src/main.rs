@@ -1,0 +1,4 @@
+//! The `antiphon` binary.
+#![forbid(unsafe_code)]
+
+fn main() {}
