@@ -4,4 +4,11 @@
 //! of lower layers (`tests/layers` fails on an upward import); `ARCHITECTURE.md` draws the map.
 #![forbid(unsafe_code)]
 
+pub mod clock;
+pub mod codec;
+pub mod digest;
+pub mod error;
+pub mod limits;
+pub mod record;
+pub mod state;
 pub mod storage;

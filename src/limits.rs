@@ -1,0 +1,65 @@
+//! Every bound in one place: nothing that a client, a peer or time can make grow is without one.
+
+/// Most records in one write request.
+pub const MAX_RECORDS_PER_WRITE: usize = 10_000;
+/// Most bytes of `data` plus `meta` of one record, as JSON without white space.
+pub const MAX_RECORD_BYTES: usize = 1 << 20;
+/// Most bytes of one record's `meta`, as JSON without white space.
+pub const MAX_META_BYTES: usize = 16 << 10;
+/// Most keys in one record's `meta`.
+pub const MAX_META_KEYS: usize = 64;
+/// Most bytes of a record's `tag`.
+pub const MAX_TAG_BYTES: usize = 256;
+/// Most bytes of a `node` label.
+pub const MAX_NODE_BYTES: usize = 128;
+/// Most bytes of a record's `key` and `channel`.
+pub const MAX_KEY_BYTES: usize = 256;
+/// Most characters of an idempotency key.
+pub const MAX_IDEMPOTENCY_KEY_CHARS: usize = 256;
+/// Most characters of a topic name.
+pub const MAX_TOPIC_NAME_CHARS: usize = 255;
+/// Most characters of a cluster or member name.
+pub const MAX_MEMBER_NAME_CHARS: usize = 64;
+
+/// Records in a page when the request names no limit.
+pub const DEFAULT_PAGE_RECORDS: usize = 256;
+/// Most records in a page.
+pub const MAX_PAGE_RECORDS: usize = 1000;
+/// Byte budget of a page when the request names none.
+pub const DEFAULT_PAGE_BYTES: usize = 1 << 20;
+/// Largest byte budget of a page.
+pub const MAX_PAGE_BYTES: usize = 8 << 20;
+/// Most records that one page examines, so that a filter that drops everything still ends.
+pub const MAX_PAGE_EXAMINED: usize = 10_000;
+/// Longest wait of a long poll, in milliseconds.
+pub const MAX_WAIT_MS: u64 = 30_000;
+/// Labels in the `node` field of one read.
+pub const MAX_NODE_LABELS: usize = 64;
+
+/// Entries in a page of a list when the request names no size.
+pub const DEFAULT_LIST_PAGE: usize = 100;
+/// Most entries in a page of a list.
+pub const MAX_LIST_PAGE: usize = 1000;
+
+/// Fixed cost that `bytes` counts per record beside `data` and `meta` (contract C-RET-08: at most 64).
+pub const RECORD_FRAMING_BYTES: u64 = 32;
+
+/// Commands of one member that may wait for their outcome at once: the window of its session. Further
+/// requests wait their turn at the member that got them.
+pub const SESSION_WINDOW: u64 = 8192;
+/// Idempotency keys that one topic remembers at most; above it the oldest go first.
+pub const MAX_IDEMPOTENCY_KEYS_PER_TOPIC: usize = 1_000_000;
+
+/// Bytes of runs in one block: one checkpoint value, below sled's limit for inline values.
+pub const RUN_BLOCK_BYTES: usize = 4 << 10;
+
+/// Largest frame between members: the largest body, its records' headers and tables.
+pub const MAX_PEER_FRAME_BYTES: usize = 256 << 20;
+/// Bytes of entries that one AppendEntries message carries at most (one entry always fits).
+pub const MAX_APPEND_BYTES: usize = 2 << 20;
+/// AppendEntries messages of one stream that may be under way to a follower.
+pub const APPEND_PIPELINE_DEPTH: usize = 2;
+/// Commands that one forwarded frame carries at most.
+pub const MAX_FORWARD_COMMANDS: usize = 512;
+/// Frames that may wait to be written to one peer connection.
+pub const PEER_QUEUE_FRAMES: usize = 1024;

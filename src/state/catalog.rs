@@ -1,0 +1,103 @@
+//! The catalog: every topic by name, shared between the one that applies and the many that read.
+//!
+//! Commands are applied by one task, in order, so writers never compete. Readers do not stop it either:
+//! each topic has a lock of its own, held for the moment in which one entry is applied to it or a reader
+//! copies what it needs (floors and a few runs, never records), and the catalog's lock is held only to
+//! look a name up, to add one or to remove one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::topic::Topic;
+
+/// A topic instance as readers hold it; it outlives its deletion for as long as somebody reads.
+#[derive(Debug)]
+pub struct SharedTopic {
+    pub epoch: u64,
+    topic: RwLock<Topic>,
+    is_deleted: AtomicBool,
+}
+
+impl SharedTopic {
+    pub fn new(topic: Topic) -> Self {
+        SharedTopic { epoch: topic.epoch, topic: RwLock::new(topic), is_deleted: AtomicBool::new(false) }
+    }
+
+    /// Looks at the topic. Hold the guard only to copy something out, never across an await.
+    pub fn read(&self) -> RwLockReadGuard<'_, Topic> {
+        self.topic.read()
+    }
+
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Topic> {
+        self.topic.write()
+    }
+
+    pub fn is_deleted(&self) -> bool {
+        self.is_deleted.load(Ordering::Acquire)
+    }
+
+    /// A checkpoint that holds every block up to `last_seq` is on disk.
+    pub fn saved_up_to(&self, last_seq: u64) {
+        self.topic.write().saved_up_to(last_seq);
+    }
+}
+
+/// All topics by name.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    topics: RwLock<BTreeMap<Arc<str>, Arc<SharedTopic>>>,
+}
+
+impl Catalog {
+    pub fn get(&self, name: &str) -> Option<Arc<SharedTopic>> {
+        self.topics.read().get(name).cloned()
+    }
+
+    pub fn len(&self) -> usize {
+        self.topics.read().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.topics.read().is_empty()
+    }
+
+    /// Up to `count` topics in byte order of name: those that start with `prefix` and come after `after`.
+    pub fn page(&self, prefix: &str, after: Option<&str>, count: usize) -> Vec<Arc<SharedTopic>> {
+        use std::ops::Bound;
+        let topics = self.topics.read();
+        let start = match after {
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix),
+        };
+        topics
+            .range::<str, _>((start, Bound::Unbounded))
+            .take_while(|(name, _)| name.starts_with(prefix))
+            .take(count)
+            .map(|(_, topic)| topic.clone())
+            .collect()
+    }
+
+    pub(super) fn insert(&self, topic: Topic) -> Arc<SharedTopic> {
+        let name = topic.name.clone();
+        let shared = Arc::new(SharedTopic::new(topic));
+        self.topics.write().insert(name, shared.clone());
+        shared
+    }
+
+    pub(super) fn remove(&self, name: &str) -> Option<Arc<SharedTopic>> {
+        let removed = self.topics.write().remove(name)?;
+        removed.is_deleted.store(true, Ordering::Release);
+        Some(removed)
+    }
+
+    pub(super) fn for_each(&self, mut visit: impl FnMut(&SharedTopic)) {
+        self.topics.read().values().for_each(|topic| visit(topic));
+    }
+
+    pub(super) fn clear(&self) {
+        self.topics.write().clear();
+    }
+}

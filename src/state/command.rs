@@ -1,0 +1,197 @@
+//! Commands: what the log carries and `apply` understands.
+//!
+//! A command is an entry (see `record.rs`) whose kind byte says what it is, whose records are what it
+//! appends, and whose body holds everything else. The body ends in a trailer of fixed size, the
+//! *envelope*: the session and number under which the sending member may safely repeat the command.
+//! Forms are versioned by the entry head and pinned by the golden file `tests/golden/commands.txt`.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::topic_config::TopicConfig;
+use crate::codec::{Malformed, Reader, put_blob, put_optional_text, put_varint};
+use crate::record::{EntryBuilder, EntryRecords, Record};
+
+const KIND_APPEND: u8 = 1;
+const KIND_PUT_TOPIC: u8 = 2;
+const KIND_DELETE_TOPIC: u8 = 3;
+const KIND_OPEN_SESSION: u8 = 4;
+
+const ENVELOPE_BYTES: usize = 32;
+
+/// Which attempt of whom a command is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Envelope {
+    /// Raft id of the member whose session it is.
+    pub node_id: u64,
+    /// The session, chosen at random by the member.
+    pub session: u64,
+    /// Number of the command in its session; attempts of one command share it.
+    pub number: u64,
+    /// Every number below this one has its outcome and will not be sent again.
+    pub done_below: u64,
+}
+
+impl Envelope {
+    fn encode(&self, out: &mut BytesMut) {
+        for value in [self.node_id, self.session, self.number, self.done_below] {
+            out.put_u64_le(value);
+        }
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes, "envelope");
+        Ok(Envelope {
+            node_id: reader.u64()?,
+            session: reader.u64()?,
+            number: reader.u64()?,
+            done_below: reader.u64()?,
+        })
+    }
+}
+
+/// What a write does when its topic is absent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Create {
+    /// It is refused with `topic_not_found`.
+    Never,
+    /// The topic is made with this configuration.
+    With(TopicConfig),
+}
+
+/// Append of the entry's records to one topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Append<'a> {
+    pub topic: &'a str,
+    pub create: Create,
+    pub expect_head_seq: Option<u64>,
+    pub idempotency_key: Option<&'a str>,
+}
+
+/// Everything that changes replicated state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command<'a> {
+    Append(Append<'a>),
+    PutTopic {
+        topic: &'a str,
+        config: TopicConfig,
+    },
+    DeleteTopic {
+        topic: &'a str,
+        if_empty: bool,
+    },
+    /// Opens the session that the envelope names, in place of the member's earlier one.
+    OpenSession,
+}
+
+/// An encoded command that still lacks its envelope: what a handler hands to the engine.
+pub struct Draft {
+    bytes: BytesMut,
+}
+
+impl Draft {
+    /// An append of `records`.
+    pub fn append<'a>(
+        append: &Append<'_>,
+        records: impl ExactSizeIterator<Item = Record<'a>>,
+        size_hint_bytes: usize,
+    ) -> Self {
+        let mut builder = EntryBuilder::new(KIND_APPEND, records.len(), size_hint_bytes + 128);
+        records.for_each(|record| builder.push(&record));
+        let mut bytes = builder.finish();
+        put_blob(&mut bytes, append.topic.as_bytes());
+        match &append.create {
+            Create::Never => bytes.put_u8(0),
+            // By far the most common configuration is the default one; it costs one byte.
+            Create::With(config) if *config == TopicConfig::default() => bytes.put_u8(1),
+            Create::With(config) => {
+                bytes.put_u8(2);
+                config.encode(&mut bytes);
+            }
+        }
+        put_optional_number(&mut bytes, append.expect_head_seq);
+        put_optional_text(&mut bytes, append.idempotency_key);
+        Draft { bytes }
+    }
+
+    pub fn put_topic(topic: &str, config: &TopicConfig) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_PUT_TOPIC, 0, 128).finish();
+        put_blob(&mut bytes, topic.as_bytes());
+        config.encode(&mut bytes);
+        Draft { bytes }
+    }
+
+    pub fn delete_topic(topic: &str, if_empty: bool) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_DELETE_TOPIC, 0, 128).finish();
+        put_blob(&mut bytes, topic.as_bytes());
+        bytes.put_u8(if_empty as u8);
+        Draft { bytes }
+    }
+
+    pub fn open_session() -> Self {
+        Draft { bytes: EntryBuilder::new(KIND_OPEN_SESSION, 0, 64).finish() }
+    }
+
+    /// The finished command.
+    pub fn seal(mut self, envelope: Envelope) -> Bytes {
+        envelope.encode(&mut self.bytes);
+        self.bytes.freeze()
+    }
+}
+
+/// A command and its records, as `apply` takes them. The command borrows from the entry's bytes.
+pub struct Decoded {
+    pub envelope: Envelope,
+    pub records: EntryRecords,
+}
+
+impl Decoded {
+    /// Reads the parts that every command has.
+    pub fn parse(entry: Bytes) -> Result<Self, Malformed> {
+        let records = EntryRecords::parse(entry)?;
+        let body = records.body();
+        let at = body.len().checked_sub(ENVELOPE_BYTES).ok_or(Malformed("command"))?;
+        let envelope = Envelope::decode(&body[at..])?;
+        Ok(Decoded { envelope, records })
+    }
+
+    /// Reads the command itself.
+    pub fn command(&self) -> Result<Command<'_>, Malformed> {
+        let body = self.records.body();
+        let mut reader = Reader::new(&body[..body.len() - ENVELOPE_BYTES], "command");
+        let command = match self.records.kind() {
+            KIND_APPEND => Command::Append(Append {
+                topic: reader.text()?,
+                create: match reader.u8()? {
+                    0 => Create::Never,
+                    1 => Create::With(TopicConfig::default()),
+                    2 => Create::With(TopicConfig::decode(&mut reader)?),
+                    _ => return Err(reader.malformed()),
+                },
+                expect_head_seq: optional_number(&mut reader)?,
+                idempotency_key: reader.optional_text()?,
+            }),
+            KIND_PUT_TOPIC => {
+                Command::PutTopic { topic: reader.text()?, config: TopicConfig::decode(&mut reader)? }
+            }
+            KIND_DELETE_TOPIC => Command::DeleteTopic { topic: reader.text()?, if_empty: reader.bool()? },
+            KIND_OPEN_SESSION => Command::OpenSession,
+            _ => return Err(Malformed("command: of a kind that this version does not know")),
+        };
+        reader.finish()?;
+        Ok(command)
+    }
+}
+
+fn put_optional_number(out: &mut BytesMut, number: Option<u64>) {
+    match number {
+        None => out.put_u8(0),
+        Some(number) => {
+            out.put_u8(1);
+            put_varint(out, number);
+        }
+    }
+}
+
+fn optional_number(reader: &mut Reader<'_>) -> Result<Option<u64>, Malformed> {
+    Ok(if reader.bool()? { Some(reader.varint()?) } else { None })
+}

@@ -1,0 +1,393 @@
+//! Layer 2: the replicated state.
+//!
+//! `State::apply` takes one log entry after another and changes the state; it is the only way to change
+//! it. Every member applies the same entries, so it must reach the same state from them: no clock, disk,
+//! network, randomness, settings, map order or library message may have a say in it. What needs such a
+//! thing has it decided by the leader and written into the command. Members compare [`State::digest`].
+//!
+//! The state is held in memory where it is hot, and saved by checkpoints: [`State::take_changes`] gives
+//! what changed since the last one, as keys and values that belong to one exact point between two
+//! entries.
+
+mod catalog;
+mod checkpoint_form;
+mod command;
+mod dedupe;
+mod outcome;
+mod run;
+mod session;
+mod topic;
+mod topic_config;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+pub use catalog::{Catalog, SharedTopic};
+pub use checkpoint_form::Key;
+pub use command::{Append, Command, Create, Decoded, Draft, Envelope};
+pub use outcome::{Appended, Outcome, Refusal};
+pub use run::{Run, SealedBlock};
+pub use topic::{Located, Topic, TopicKey};
+pub use topic_config::{Compaction, Discard, Durability, TopicConfig, TopicType};
+
+use crate::codec::{Malformed, Reader, put_blob, put_varint};
+use crate::digest::Digest;
+use crate::record::{EntryRecords, counted_bytes};
+use crate::storage::EntryId;
+use session::{Admission, Session};
+
+/// The membership that the log has told last, in the bytes of the room that knows what they mean.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StoredMembership {
+    /// The entry that set it; `None` before the first.
+    pub entry: Option<EntryId>,
+    pub bytes: Bytes,
+}
+
+/// What applying an entry did.
+#[derive(Debug)]
+pub struct Applied {
+    pub outcome: Outcome,
+    /// The topic whose head moved or that went away, for whoever waits for it.
+    pub touched: Option<Arc<SharedTopic>>,
+}
+
+/// One change of the checkpoint: `None` deletes the key.
+pub type Change = (Vec<u8>, Option<Vec<u8>>);
+
+/// The replicated state of one member.
+pub struct State {
+    catalog: Arc<Catalog>,
+    applied: Option<EntryId>,
+    membership: StoredMembership,
+    time_ms: u64,
+    next_epoch: u64,
+    sessions: BTreeMap<u64, Session>,
+    /// Values that the last checkpoint holds per session.
+    session_parts: BTreeMap<u64, u64>,
+    dirty_sessions: BTreeSet<u64>,
+    dirty_topics: BTreeMap<u64, Arc<SharedTopic>>,
+    deleted_keys: Vec<Key>,
+    sizes_bytes: Vec<u32>,
+}
+
+const MACHINE_VERSION: u8 = 1;
+
+impl Default for State {
+    fn default() -> Self {
+        State {
+            catalog: Arc::default(),
+            applied: None,
+            membership: StoredMembership::default(),
+            time_ms: 0,
+            next_epoch: 1,
+            sessions: BTreeMap::new(),
+            session_parts: BTreeMap::new(),
+            dirty_sessions: BTreeSet::new(),
+            dirty_topics: BTreeMap::new(),
+            deleted_keys: Vec::new(),
+            sizes_bytes: Vec::new(),
+        }
+    }
+}
+
+impl State {
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// The last entry applied.
+    pub fn applied(&self) -> Option<EntryId> {
+        self.applied
+    }
+
+    pub fn membership(&self) -> &StoredMembership {
+        &self.membership
+    }
+
+    /// Cluster time: the greatest time that a leader has stamped an applied command with.
+    pub fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
+    /// Applies an entry that carries no command.
+    pub fn apply_blank(&mut self, entry: EntryId) {
+        self.advance(entry);
+    }
+
+    /// Applies a membership. Sessions of members that it does not name end.
+    pub fn apply_membership(&mut self, entry: EntryId, bytes: Bytes, node_ids: &BTreeSet<u64>) {
+        self.advance(entry);
+        self.membership = StoredMembership { entry: Some(entry), bytes };
+        let gone: Vec<u64> = self.sessions.keys().filter(|id| !node_ids.contains(id)).copied().collect();
+        for node_id in gone {
+            self.sessions.remove(&node_id);
+            self.dirty_sessions.insert(node_id);
+        }
+    }
+
+    /// Applies a command that the leader ordered at `stamp_ms`. Fails only on bytes that this version
+    /// cannot read; then nothing has changed and the member must stop.
+    pub fn apply_command(
+        &mut self,
+        entry: EntryId,
+        stamp_ms: u64,
+        payload: &Bytes,
+    ) -> Result<Applied, Malformed> {
+        let decoded = Decoded::parse(payload.clone())?;
+        let command = decoded.command()?;
+        self.measure(&decoded.records)?;
+        self.advance(entry);
+        self.time_ms = self.time_ms.max(stamp_ms);
+
+        let Envelope { node_id, session, number, .. } = decoded.envelope;
+        if command == Command::OpenSession {
+            self.sessions.insert(node_id, Session::new(session));
+            self.dirty_sessions.insert(node_id);
+            return Ok(Applied { outcome: Outcome::SessionOpened, touched: None });
+        }
+        let admission = match self.sessions.get_mut(&node_id) {
+            Some(session) => session.admit(&decoded.envelope),
+            None => Admission::Unknown,
+        };
+        let applied = match admission {
+            Admission::Unknown => {
+                return Ok(Applied { outcome: Outcome::Refused(Refusal::SessionUnknown), touched: None });
+            }
+            Admission::Repeat(outcome) => Applied { outcome, touched: None },
+            Admission::New => {
+                let applied = self.execute(entry, &command);
+                if let Some(session) = self.sessions.get_mut(&node_id) {
+                    session.remember(number, applied.outcome.clone());
+                }
+                applied
+            }
+        };
+        self.dirty_sessions.insert(node_id);
+        Ok(applied)
+    }
+
+    /// Reads what each record of an entry counts for, before anything is changed.
+    fn measure(&mut self, records: &EntryRecords) -> Result<(), Malformed> {
+        self.sizes_bytes.clear();
+        for position in 0..records.count() {
+            let record = records.record(position).ok_or(Malformed("entry"))?;
+            self.sizes_bytes.push(counted_bytes(record)? as u32);
+        }
+        Ok(())
+    }
+
+    fn advance(&mut self, entry: EntryId) {
+        debug_assert!(self.applied.is_none_or(|applied| applied.index + 1 == entry.index));
+        self.applied = Some(entry);
+    }
+
+    fn execute(&mut self, entry: EntryId, command: &Command<'_>) -> Applied {
+        match command {
+            Command::Append(append) => self.append(entry, append),
+            Command::PutTopic { topic, config } => self.put_topic(topic, config),
+            Command::DeleteTopic { topic, if_empty } => self.delete_topic(topic, *if_empty),
+            Command::OpenSession => unreachable!("handled before the session is looked at"),
+        }
+    }
+
+    /// Order of checks: contract C-WRITE-15.
+    fn append(&mut self, entry: EntryId, append: &Append<'_>) -> Applied {
+        let refused = |refusal| Applied { outcome: Outcome::Refused(refusal), touched: None };
+        let existing = self.catalog.get(append.topic);
+        if let Some(shared) = &existing
+            && let Some(key) = append.idempotency_key
+            && let Some(known) = shared.write().remembered(key, self.time_ms)
+        {
+            self.dirty_topics.insert(shared.epoch, shared.clone());
+            let appended = Appended {
+                first_seq: known.first_seq,
+                count: known.count,
+                head_seq: known.head_seq,
+                created: false,
+                deduped: true,
+            };
+            return Applied { outcome: Outcome::Appended(appended), touched: None };
+        }
+        let head_seq = existing.as_ref().map_or(0, |shared| shared.read().head_seq);
+        if existing.is_none() && append.create == Create::Never {
+            return refused(Refusal::TopicNotFound);
+        }
+        if append.expect_head_seq.is_some_and(|expected| expected != head_seq) {
+            return refused(Refusal::HeadMismatch { head_seq });
+        }
+        let (shared, created) = match (existing, &append.create) {
+            (Some(shared), _) => (shared, false),
+            (None, Create::With(config)) => (self.create(append.topic, config.clone()), true),
+            (None, Create::Never) => return refused(Refusal::TopicNotFound),
+        };
+        let appended =
+            shared.write().append(entry, 0, self.time_ms, &self.sizes_bytes, append.idempotency_key);
+        self.dirty_topics.insert(shared.epoch, shared.clone());
+        Applied { outcome: Outcome::Appended(Appended { created, ..appended }), touched: Some(shared) }
+    }
+
+    fn create(&mut self, name: &str, config: TopicConfig) -> Arc<SharedTopic> {
+        let epoch = self.next_epoch;
+        self.next_epoch += 1;
+        let shared = self.catalog.insert(Topic::new(name.into(), epoch, config));
+        self.dirty_topics.insert(epoch, shared.clone());
+        shared
+    }
+
+    fn put_topic(&mut self, name: &str, config: &TopicConfig) -> Applied {
+        let outcome = |outcome| Applied { outcome, touched: None };
+        let Some(shared) = self.catalog.get(name) else {
+            self.create(name, config.clone());
+            return outcome(Outcome::TopicPut { created: true, config: config.clone() });
+        };
+        let mut topic = shared.write();
+        let existing = topic.config.topic_type;
+        if existing != config.topic_type {
+            return outcome(Outcome::Refused(Refusal::TypeDiffers {
+                existing,
+                requested: config.topic_type,
+            }));
+        }
+        if topic.reconfigure(config.clone()) {
+            self.dirty_topics.insert(shared.epoch, shared.clone());
+        }
+        outcome(Outcome::TopicPut { created: false, config: config.clone() })
+    }
+
+    fn delete_topic(&mut self, name: &str, if_empty: bool) -> Applied {
+        let Some(shared) = self.catalog.get(name) else {
+            return Applied { outcome: Outcome::TopicDeleted { deleted: false }, touched: None };
+        };
+        let count = shared.read().count;
+        if if_empty && count > 0 {
+            return Applied { outcome: Outcome::Refused(Refusal::NotEmpty { count }), touched: None };
+        }
+        self.catalog.remove(name);
+        self.dirty_topics.remove(&shared.epoch);
+        self.deleted_keys.extend(shared.read().stored_keys().map(|key| Key::Topic(shared.epoch, key)));
+        Applied { outcome: Outcome::TopicDeleted { deleted: true }, touched: Some(shared) }
+    }
+
+    /// Digest of the whole state: equal on all members that have applied the same entries.
+    pub fn digest(&self) -> Digest {
+        let mut digest = Digest::default();
+        for value in [self.time_ms, self.next_epoch, self.applied.map_or(0, |applied| applied.index)] {
+            digest.add(value);
+        }
+        for (node_id, session) in &self.sessions {
+            digest.add(*node_id);
+            session.digest(&mut digest);
+        }
+        self.catalog.for_each(|topic| topic.read().digest(&mut digest));
+        digest
+    }
+
+    /// Everything that changed since the last call, as the difference between two checkpoints, and the
+    /// topics whose sealed blocks will be on disk with it (up to the seq named).
+    pub fn take_changes(&mut self) -> (Vec<Change>, Vec<(Arc<SharedTopic>, u64)>) {
+        let mut changes: Vec<Change> = Vec::new();
+        for key in self.deleted_keys.drain(..) {
+            changes.push((key.encode(), None));
+        }
+        for node_id in std::mem::take(&mut self.dirty_sessions) {
+            let parts = self.sessions.get(&node_id).map_or(Vec::new(), Session::encode);
+            let stored = self.session_parts.insert(node_id, parts.len() as u64).unwrap_or(0);
+            for stale in parts.len() as u64..stored {
+                changes.push((Key::Session(node_id, stale).encode(), None));
+            }
+            for (ordinal, part) in parts.into_iter().enumerate() {
+                changes.push((Key::Session(node_id, ordinal as u64).encode(), Some(part)));
+            }
+        }
+        let mut saved = Vec::new();
+        for (epoch, shared) in std::mem::take(&mut self.dirty_topics) {
+            let mut topic = shared.write();
+            topic.take_changes(&mut |key, value| changes.push((Key::Topic(epoch, key).encode(), value)));
+            saved.push((shared.clone(), topic.head_seq));
+        }
+        changes.push((Key::Machine.encode(), Some(self.encode_machine())));
+        (changes, saved)
+    }
+
+    fn encode_machine(&self) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        out.put_u8(MACHINE_VERSION);
+        put_varint(&mut out, self.time_ms);
+        put_varint(&mut out, self.next_epoch);
+        put_entry_id(&mut out, self.applied);
+        put_entry_id(&mut out, self.membership.entry);
+        put_blob(&mut out, &self.membership.bytes);
+        out.to_vec()
+    }
+
+    /// Takes in one value of a checkpoint. Values come in key order.
+    pub fn restore(&mut self, key: &[u8], value: &[u8]) -> Result<(), Malformed> {
+        match Key::decode(key)? {
+            Key::Machine => {
+                let mut reader = Reader::new(value, "checkpoint head");
+                if reader.u8()? != MACHINE_VERSION {
+                    return Err(Malformed("checkpoint head: written by a newer version"));
+                }
+                self.time_ms = reader.varint()?;
+                self.next_epoch = reader.varint()?;
+                self.applied = read_entry_id(&mut reader)?;
+                self.membership.entry = read_entry_id(&mut reader)?;
+                self.membership.bytes = Bytes::copy_from_slice(reader.blob()?);
+                reader.finish()
+            }
+            Key::Session(node_id, ordinal) => {
+                self.session_parts.insert(node_id, ordinal + 1);
+                self.sessions.entry(node_id).or_default().restore_chunk(ordinal, value)
+            }
+            Key::Topic(epoch, TopicKey::Head) => {
+                let topic = Topic::restore_head(epoch, value)?;
+                let shared = self.catalog.insert(topic);
+                self.dirty_topics.insert(epoch, shared);
+                Ok(())
+            }
+            Key::Topic(epoch, part) => {
+                // While a checkpoint is read, `dirty_topics` is the index by epoch.
+                let shared =
+                    self.dirty_topics.get(&epoch).ok_or(Malformed("checkpoint: block without topic"))?;
+                match part {
+                    TopicKey::Runs(first_seq) => shared.write().restore_runs(first_seq, value),
+                    TopicKey::Keys(first) => shared.write().restore_keys(first, value),
+                    TopicKey::Head => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Ends a restore.
+    pub fn restored(&mut self) {
+        self.dirty_topics.clear();
+    }
+
+    /// Forgets everything: the start of a rebuild.
+    pub fn reset(&mut self) {
+        self.catalog.clear();
+        let catalog = self.catalog.clone();
+        *self = State { catalog, ..State::default() };
+    }
+}
+
+fn put_entry_id(out: &mut BytesMut, id: Option<EntryId>) {
+    match id {
+        None => out.put_u8(0),
+        Some(id) => {
+            out.put_u8(1);
+            put_varint(out, id.term);
+            put_varint(out, id.index);
+        }
+    }
+}
+
+fn read_entry_id(reader: &mut Reader<'_>) -> Result<Option<EntryId>, Malformed> {
+    if !reader.bool()? {
+        return Ok(None);
+    }
+    Ok(Some(EntryId { term: reader.varint()?, index: reader.varint()? }))
+}

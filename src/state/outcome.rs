@@ -1,0 +1,199 @@
+//! Outcomes: what `apply` answers.
+//!
+//! A refusal is an outcome like any other, never an `Err`: every member reaches the same one, it is
+//! remembered for repeats like the others, and it travels back to the member that asked.
+
+use bytes::{BufMut, BytesMut};
+use serde_json::json;
+
+use super::topic_config::{TopicConfig, TopicType};
+use crate::codec::{Malformed, Reader, put_varint};
+use crate::error::{Code, Error};
+
+/// Where an append landed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Appended {
+    pub first_seq: u64,
+    /// Records of the request; their seqs are `first_seq .. first_seq + count`.
+    pub count: u64,
+    /// The head right after this append.
+    pub head_seq: u64,
+    /// The topic was made by this request.
+    pub created: bool,
+    /// The request repeats one that is remembered; nothing was appended.
+    pub deduped: bool,
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    TopicNotFound,
+    TypeDiffers { existing: TopicType, requested: TopicType },
+    NotEmpty { count: u64 },
+    HeadMismatch { head_seq: u64 },
+    SessionUnknown,
+}
+
+/// The result of one command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Appended(Appended),
+    TopicPut {
+        created: bool,
+        config: TopicConfig,
+    },
+    TopicDeleted {
+        deleted: bool,
+    },
+    SessionOpened,
+    Refused(Refusal),
+    /// For entries without a command.
+    Nothing,
+}
+
+impl Outcome {
+    pub fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Outcome::Nothing => out.put_u8(0),
+            Outcome::Appended(appended) => {
+                out.put_u8(1);
+                put_varint(out, appended.first_seq);
+                put_varint(out, appended.count);
+                put_varint(out, appended.head_seq);
+                out.put_u8(appended.created as u8);
+                out.put_u8(appended.deduped as u8);
+            }
+            Outcome::TopicPut { created, config } => {
+                out.put_u8(2);
+                out.put_u8(*created as u8);
+                config.encode(out);
+            }
+            Outcome::TopicDeleted { deleted } => {
+                out.put_u8(3);
+                out.put_u8(*deleted as u8);
+            }
+            Outcome::SessionOpened => out.put_u8(4),
+            Outcome::Refused(refusal) => {
+                out.put_u8(5);
+                match refusal {
+                    Refusal::TopicNotFound => out.put_u8(0),
+                    Refusal::TypeDiffers { existing, requested } => {
+                        out.put_u8(1);
+                        out.put_u8(*existing as u8);
+                        out.put_u8(*requested as u8);
+                    }
+                    Refusal::NotEmpty { count } => {
+                        out.put_u8(2);
+                        put_varint(out, *count);
+                    }
+                    Refusal::HeadMismatch { head_seq } => {
+                        out.put_u8(3);
+                        put_varint(out, *head_seq);
+                    }
+                    Refusal::SessionUnknown => out.put_u8(4),
+                }
+            }
+        }
+    }
+
+    pub fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(match reader.u8()? {
+            0 => Outcome::Nothing,
+            1 => Outcome::Appended(Appended {
+                first_seq: reader.varint()?,
+                count: reader.varint()?,
+                head_seq: reader.varint()?,
+                created: reader.bool()?,
+                deduped: reader.bool()?,
+            }),
+            2 => Outcome::TopicPut { created: reader.bool()?, config: TopicConfig::decode(reader)? },
+            3 => Outcome::TopicDeleted { deleted: reader.bool()? },
+            4 => Outcome::SessionOpened,
+            5 => Outcome::Refused(match reader.u8()? {
+                0 => Refusal::TopicNotFound,
+                1 => Refusal::TypeDiffers { existing: topic_type(reader)?, requested: topic_type(reader)? },
+                2 => Refusal::NotEmpty { count: reader.varint()? },
+                3 => Refusal::HeadMismatch { head_seq: reader.varint()? },
+                4 => Refusal::SessionUnknown,
+                _ => return Err(reader.malformed()),
+            }),
+            _ => return Err(reader.malformed()),
+        })
+    }
+}
+
+fn topic_type(reader: &mut Reader<'_>) -> Result<TopicType, Malformed> {
+    match reader.u8()? {
+        0 => Ok(TopicType::Log),
+        1 => Ok(TopicType::Queue),
+        _ => Err(reader.malformed()),
+    }
+}
+
+impl TopicType {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            TopicType::Log => "log",
+            TopicType::Queue => "queue",
+        }
+    }
+}
+
+impl Refusal {
+    /// The error that a client sees, for a command on `topic`.
+    pub fn into_error(self, topic: &str) -> Error {
+        match self {
+            Refusal::TopicNotFound => Error::topic_not_found(topic),
+            Refusal::TypeDiffers { existing, requested } => Error::new(
+                Code::TopicExistsIncompatible,
+                format!("topic {topic:?} is a {} and cannot become a {}", existing.name(), requested.name()),
+            )
+            .with_detail(json!({
+                "topic": topic, "existing_type": existing.name(), "requested_type": requested.name()
+            })),
+            Refusal::NotEmpty { count } => {
+                Error::new(Code::TopicNotEmpty, format!("topic {topic:?} still holds {count} records"))
+                    .with_detail(json!({ "topic": topic, "count": count }))
+            }
+            Refusal::HeadMismatch { head_seq } => {
+                Error::new(Code::HeadMismatch, format!("the head of topic {topic:?} is {head_seq}"))
+                    .with_detail(json!({ "topic": topic, "head_seq": head_seq }))
+            }
+            Refusal::SessionUnknown => Error::new(
+                Code::CommitUnknown,
+                "the cluster no longer remembers this member's session; the write may or may not have taken \
+                 effect",
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_comes_back() {
+        let appended = Appended { first_seq: 9, count: 3, head_seq: 11, created: true, deduped: false };
+        let differs = Refusal::TypeDiffers { existing: TopicType::Log, requested: TopicType::Queue };
+        for outcome in [
+            Outcome::Nothing,
+            Outcome::Appended(appended),
+            Outcome::TopicPut { created: true, config: TopicConfig::default() },
+            Outcome::TopicDeleted { deleted: false },
+            Outcome::SessionOpened,
+            Outcome::Refused(Refusal::TopicNotFound),
+            Outcome::Refused(differs),
+            Outcome::Refused(Refusal::NotEmpty { count: 5 }),
+            Outcome::Refused(Refusal::HeadMismatch { head_seq: 7 }),
+            Outcome::Refused(Refusal::SessionUnknown),
+        ] {
+            let mut bytes = BytesMut::new();
+            outcome.encode(&mut bytes);
+            let mut reader = Reader::new(&bytes, "outcome");
+            assert_eq!(Outcome::decode(&mut reader), Ok(outcome));
+            assert!(reader.finish().is_ok());
+        }
+    }
+}
