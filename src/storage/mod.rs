@@ -1,8 +1,48 @@
 //! Layer 1: everything that touches files.
+//!
+//! The room is one log of frames in segment files, and the door through which it reaches a disk. It knows
+//! nothing of consensus: `raft/log` turns openraft's calls into the few verbs of [`Log`].
+//!
+//! | File | Noun |
+//! |---|---|
+//! | `disk` | The only door to files, and the real disk behind it. |
+//! | `sim_disk`, `sim_file` | A disk in memory that forgets what was not synced. |
+//! | `entry` | What the log holds: ids, entries, votes. |
+//! | `frame` | The bytes of one item of the log. |
+//! | `segment` | One file: its name, its header, its birth. |
+//! | `table` | Where the entries of a segment lie. |
+//! | `runs` | Which entry lies in which segment. |
+//! | `view` | What the log is at this moment, in memory. |
+//! | `reader` | Entries that are no longer in memory. |
+//! | `queue` | What waits for the writer; its bounds. |
+//! | `log` | The handle that everybody holds. |
+//! | `log_writer` | The one writer. |
+//! | `recovery` | Opening: torn tail or corruption. |
+//! | `open_error`, `stats` | Reasons not to open; figures. |
+pub mod disk;
+mod entry;
+pub mod frame;
+mod log;
+mod log_writer;
+mod open_error;
+mod queue;
+mod reader;
+mod recovery;
+mod runs;
+mod segment;
+pub mod sim_disk;
+mod sim_file;
+mod stats;
+mod table;
+mod view;
 
-/// stub until the log lands
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct EntryId {
-    pub term: u64,
-    pub index: u64,
-}
+pub use disk::{Disk, DiskFile, OpenMode, RealDisk, create_dir_durably, write_file_atomically};
+pub use entry::{EntryId, EntryKind, LogEntry, Vote};
+pub use log::{Log, LogOptions};
+pub use log_writer::LogWriter;
+pub use open_error::OpenError;
+pub use queue::{Done, Op};
+pub use reader::is_damage;
+pub use segment::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
+pub use sim_disk::SimDisk;
+pub use stats::{LogStats, SYNC_BUCKETS_US};

@@ -1,0 +1,335 @@
+//! The handle of the log that everybody holds.
+//!
+//! One sequence of frames holds everything that Raft asks to be durable: entries, votes, truncations and
+//! purges. Separate files for each (a log, a vote file, a purge mark) would be simpler to write and harder to
+//! trust: what a crash leaves would depend on the order in which several files were synced. With one
+//! sequence, order and durability are one question, and so is the answer.
+//!
+//! Truncations and purges are logical. They change what the log shows at once, and nothing is erased; space
+//! is freed elsewhere, by whole segments.
+//!
+//! ```text
+//!   append, save_vote, truncate_after, purge        entries, payload, cached
+//!        | (view changes at once)                        |
+//!      queue  -> writer: encode, write, sync ->  view  <-+-> reader (cold segments)
+//! ```
+//!
+//! Calls that change the log wait for room in the queue and nothing else, so the order of calls is the order
+//! on disk. Only `save_vote` waits for the disk. A truncation or purge that a crash forgets does no harm: all
+//! that came after it is forgotten too, and what it would have hidden was never in anybody's way.
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use parking_lot::RwLock;
+use tokio::sync::{Notify, oneshot};
+
+use super::disk::Disk;
+use super::entry::{EntryId, LogEntry, Vote};
+use super::frame::MAX_PAYLOAD_BYTES;
+use super::log_writer::LogWriter;
+use super::open_error::OpenError;
+use super::queue::{Done, Failure, OpBody, Queue};
+use super::reader::Reader;
+use super::recovery;
+use super::segment::SEGMENT_HEADER_BYTES;
+use super::stats::{Counters, LogStats};
+use super::view::{Plan, View};
+
+/// Sizes of the log. The defaults are for production; tests make everything small.
+#[derive(Clone, Debug)]
+pub struct LogOptions {
+    /// Length of a segment file; a larger frame gets a segment of its own.
+    pub segment_bytes: u64,
+    /// Recent entries that are kept in memory. Entries that are not yet written are kept in any case.
+    pub cache_bytes: usize,
+    /// Operations that wait for the writer or are being written.
+    pub queue_bytes: u32,
+    /// Most that is encoded before it is handed to the disk, but for a single larger frame.
+    pub write_bytes: usize,
+    /// Groups below this size are written over zeroes that were written before: a synced write of 4 KiB
+    /// takes 90 us there, and 134 us over space that is only reserved.
+    pub zero_below_bytes: usize,
+    /// How much is zeroed at a time.
+    pub zero_step_bytes: u64,
+    /// Offset tables of sealed segments that are kept for cold reads.
+    pub table_cache_bytes: usize,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            cache_bytes: 64 << 20,
+            queue_bytes: 64 << 20,
+            write_bytes: 8 << 20,
+            zero_below_bytes: 64 << 10,
+            zero_step_bytes: 1 << 20,
+            table_cache_bytes: 16 << 20,
+        }
+    }
+}
+
+impl LogOptions {
+    fn check(&self) -> Result<(), OpenError> {
+        let what =
+            if self.segment_bytes < 2 * SEGMENT_HEADER_BYTES || self.segment_bytes > u64::from(u32::MAX) {
+                "segment_bytes must be between 8 KiB and 4 GiB"
+            } else if self.queue_bytes < 64 << 10 {
+                "queue_bytes must be at least 64 KiB"
+            } else if self.write_bytes == 0 || self.zero_step_bytes == 0 {
+                "write_bytes and zero_step_bytes must not be 0"
+            } else {
+                return Ok(());
+            };
+        Err(OpenError::Options { what })
+    }
+}
+
+/// The log. Clones are cheap and equal; when the last one is dropped, the log is closed.
+#[derive(Clone)]
+pub struct Log {
+    shared: Arc<Shared>,
+    _close: Arc<CloseOnDrop>,
+}
+
+/// What handle and writer have in common.
+pub(super) struct Shared {
+    pub view: RwLock<View>,
+    pub queue: Queue,
+    pub reader: Reader,
+    pub counters: Counters,
+    /// Woken whenever the writer has published a group, or has ended.
+    pub synced: Notify,
+    /// Set when nothing will be synced any more.
+    pub ended: OnceLock<Failure>,
+}
+
+struct CloseOnDrop(Arc<Shared>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.queue.refuse(Failure::closed());
+    }
+}
+
+impl Log {
+    /// Opens the log in `dir`, or starts one there. Reads the tables of all sealed segments and scans the
+    /// last one; blocks for as long as that takes. All that it shows afterwards is durable.
+    ///
+    /// Nothing is confirmed until somebody runs the [`LogWriter`].
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: LogOptions,
+    ) -> Result<(Self, LogWriter), OpenError> {
+        options.check()?;
+        let recovered = recovery::recover(disk.as_ref(), dir, &options)?;
+        let view = View::new(
+            recovered.runs,
+            recovered.position.open_segment(),
+            recovered.position.vote,
+            recovered.position.last,
+            recovered.position.purged,
+            options.cache_bytes,
+        );
+        let shared = Arc::new(Shared {
+            view: RwLock::new(view),
+            queue: Queue::new(options.queue_bytes),
+            reader: Reader::new(disk.clone(), dir.to_path_buf(), options.table_cache_bytes),
+            counters: Counters::default(),
+            synced: Notify::new(),
+            ended: OnceLock::new(),
+        });
+        let writer = LogWriter::new(disk, dir.to_path_buf(), options, shared.clone(), recovered.position);
+        let close = Arc::new(CloseOnDrop(shared.clone()));
+        Ok((Self { shared, _close: close }, writer))
+    }
+
+    /// The last vote that is durable.
+    pub fn vote(&self) -> Option<Vote> {
+        self.shared.view.read().vote()
+    }
+
+    /// The last entry, written or not; the purge point if there is none above it.
+    pub fn last_id(&self) -> Option<EntryId> {
+        self.shared.view.read().last()
+    }
+
+    /// The last entry that was given up; the log begins after it.
+    pub fn purged(&self) -> Option<EntryId> {
+        self.shared.view.read().purged()
+    }
+
+    /// The purge point that a crash cannot take back. Space may be freed up to here, not up to `purged`.
+    pub fn synced_purged(&self) -> Option<EntryId> {
+        self.shared.view.read().synced_purged()
+    }
+
+    /// The last entry of the log that is durable, with all before it.
+    pub fn synced_id(&self) -> Option<EntryId> {
+        self.shared.view.read().synced()
+    }
+
+    /// Waits until the entry at `index` is durable, whichever it is by then. It may not have been appended
+    /// yet. An error says that it never will be.
+    pub async fn wait_synced(&self, index: u64) -> io::Result<()> {
+        loop {
+            let mut published = std::pin::pin!(self.shared.synced.notified());
+            // Listening first, looking second: what happens in between is not missed.
+            published.as_mut().enable();
+            if self.synced_id().is_some_and(|synced| synced.index >= index) {
+                return Ok(());
+            }
+            if let Some(failure) = self.shared.ended.get() {
+                return Err(failure.to_error());
+            }
+            published.await;
+        }
+    }
+
+    /// Takes in `entries`, which must follow the log and each other, and returns when they are readable.
+    /// `done` is called, in log order, when they are durable, or with the error that also ends the log. If
+    /// this returns an error, nothing was taken in, and `done` has been called with it.
+    ///
+    /// Waits while the queue is full; dropping the future then takes nothing in.
+    pub async fn append(&self, entries: Vec<LogEntry>, done: Done) -> io::Result<()> {
+        match self.enqueue_append(entries, done).await {
+            Ok(()) => Ok(()),
+            Err((error, done)) => {
+                done(Err(io::Error::new(error.kind(), error.to_string())));
+                Err(error)
+            }
+        }
+    }
+
+    async fn enqueue_append(&self, entries: Vec<LogEntry>, done: Done) -> Result<(), (io::Error, Done)> {
+        if entries.iter().any(|entry| entry.payload.len() > MAX_PAYLOAD_BYTES) {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "payload too large for a frame");
+            return Err((error, done));
+        }
+        let queue = &self.shared.queue;
+        let room = match queue.reserve(&entries).await {
+            Ok(room) => room,
+            Err(error) => return Err((error, done)),
+        };
+        let mut view = self.shared.view.write();
+        let waiting = match queue.lock_open() {
+            Ok(waiting) => waiting,
+            Err(error) => return Err((error, done)),
+        };
+        match view.append(&entries) {
+            Ok(ticket) => {
+                queue.push(waiting, room, ticket, OpBody::Append { entries, done });
+                Ok(())
+            }
+            Err(error) => Err((error, done)),
+        }
+    }
+
+    /// Durable on return, with everything that was called before it.
+    pub async fn save_vote(&self, vote: Vote) -> io::Result<()> {
+        let (sender, receiver) = oneshot::channel();
+        let done: Done = Box::new(move |outcome| {
+            // Nobody listens any more if the caller was dropped; the vote is saved all the same.
+            let _ = sender.send(outcome);
+        });
+        let body = OpBody::Vote { vote, done };
+        self.enqueue(|view| Ok(Some((view.take_ticket(), body)))).await?;
+        receiver.await.unwrap_or_else(|_dropped| Err(Failure::closed().to_error()))
+    }
+
+    /// Removes every entry above `last_kept_index` (all of them if `None`), in order with all other calls.
+    /// Not below the purge point. Durable at the latest with whatever is next confirmed.
+    pub async fn truncate_after(&self, last_kept_index: Option<u64>) -> io::Result<()> {
+        let first_removed = last_kept_index.map(|index| index.saturating_add(1));
+        self.enqueue(|view| {
+            let truncated = view.truncate(first_removed)?;
+            Ok(truncated.map(|cut| {
+                (cut.ticket, OpBody::Truncate { first_removed: cut.first_removed, last: cut.last })
+            }))
+        })
+        .await
+    }
+
+    /// Gives up every entry up to and including `upto`. If that lies above the last entry, the log is empty
+    /// afterwards and goes on behind it. Durable at the latest with whatever is next confirmed.
+    pub async fn purge(&self, upto: EntryId) -> io::Result<()> {
+        self.enqueue(|view| Ok(view.purge(upto)?.map(|ticket| (ticket, OpBody::Purge { upto })))).await
+    }
+
+    async fn enqueue(
+        &self,
+        change: impl FnOnce(&mut View) -> io::Result<Option<(u64, OpBody)>>,
+    ) -> io::Result<()> {
+        let queue = &self.shared.queue;
+        let room = queue.reserve(&[]).await?;
+        let mut view = self.shared.view.write();
+        let waiting = queue.lock_open()?;
+        if let Some((ticket, body)) = change(&mut view)? {
+            queue.push(waiting, room, ticket, body);
+        }
+        Ok(())
+    }
+
+    /// Entries of `range` in order, as many as fit into `max_bytes` of payload, but at least one if the log
+    /// has any there. A part of the range that the log does not have is left out at either end. Blocks on
+    /// the disk where entries have left the cache.
+    pub fn entries(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+        let plan = self.shared.view.read().plan(range, max_bytes);
+        self.carry_out(plan, max_bytes)
+    }
+
+    /// An entry that is in memory; never blocks.
+    pub fn cached(&self, id: EntryId) -> Option<LogEntry> {
+        self.shared.view.read().cached(id).cloned()
+    }
+
+    /// The payload of an entry, from memory or from disk, also below the purge point for as long as its
+    /// segment is there. `NotFound` if the log does not have it; see [`super::is_damage`] for damage.
+    pub fn payload(&self, id: EntryId) -> io::Result<Bytes> {
+        let plan = self.shared.view.read().plan_one(id);
+        match self.carry_out(plan, usize::MAX)?.pop() {
+            Some(entry) => Ok(entry.payload),
+            None => Err(io::Error::new(io::ErrorKind::NotFound, format!("the log has no entry {id}"))),
+        }
+    }
+
+    fn carry_out(&self, plan: Plan, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+        if plan.cold.is_empty() {
+            return Ok(plan.hot);
+        }
+        let mut entries = Vec::new();
+        let mut room_bytes = max_bytes;
+        for piece in &plan.cold {
+            Counters::add(&self.shared.counters.cold_reads, 1);
+            let is_whole = self.shared.reader.read(piece, &mut room_bytes, &mut entries)?;
+            if !is_whole || room_bytes == 0 {
+                return Ok(entries);
+            }
+        }
+        // What was read from disk used up part of the budget that the plan gave to the hot entries.
+        for entry in plan.hot {
+            if entry.payload.len() > room_bytes {
+                break;
+            }
+            room_bytes -= entry.payload.len();
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    pub fn stats(&self) -> LogStats {
+        let (queue_depth, queue_depth_peak, queue_bytes) = self.shared.queue.size();
+        let (cached_entries, cached_bytes) = self.shared.view.read().cache_size();
+        let counters = self.shared.counters.read();
+        LogStats { queue_depth, queue_depth_peak, queue_bytes, cached_entries, cached_bytes, ..counters }
+    }
+
+    /// Takes no more operations. The writer finishes what is queued, syncs it and ends; reads go on.
+    pub fn close(&self) {
+        self.shared.queue.refuse(Failure::closed());
+    }
+}

@@ -1,0 +1,56 @@
+//! Why a log cannot be opened.
+//!
+//! Each reason needs something else from the operator, so each is a variant of its own, and each prints as
+//! one line that names the file and what to do: it may be the only line that is left in a terminal.
+use std::io;
+use std::path::PathBuf;
+
+#[derive(Debug)]
+pub enum OpenError {
+    /// The file system refused.
+    Io { file: PathBuf, source: io::Error },
+    /// Data that was confirmed is damaged or missing. Nothing was changed on the disk.
+    Corrupt { file: PathBuf, offset_bytes: u64, what: String },
+    /// Written by a newer version of this program.
+    NewerFormat { file: PathBuf, version: u32, known: u32 },
+    /// Carries the name of a segment and is none.
+    Foreign { file: PathBuf },
+    /// The options contradict each other or their bounds.
+    Options { what: &'static str },
+}
+
+impl std::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Io { file, source } => write!(f, "cannot open the log: {}: {source}", file.display()),
+            Self::Corrupt { file, offset_bytes, what } => write!(
+                f,
+                "log segment {} is damaged at byte {offset_bytes} ({what}): move the data directory aside \
+                 and let the member rejoin, or restore a backup",
+                file.display()
+            ),
+            Self::NewerFormat { file, version, known } => write!(
+                f,
+                "log segment {} has format version {version}, and this program knows up to {known}: \
+                 start the newer program again",
+                file.display()
+            ),
+            Self::Foreign { file } => write!(
+                f,
+                "{} is not a log segment of this program: move it out of the directory, or name another \
+                 data directory",
+                file.display()
+            ),
+            Self::Options { what } => write!(f, "log options: {what}"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

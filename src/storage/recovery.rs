@@ -1,0 +1,396 @@
+//! Opening a log: what is there, and is it all?
+//!
+//! A log that was not closed ends somewhere in the middle of a write. That is normal, and what nobody was
+//! told about may go: a *torn tail* is cut. A log that lost something that was confirmed is damaged, and
+//! must not start as if nothing had happened: a member that forgets what it told its leader can cost the
+//! cluster acknowledged data. The two look alike at the first bad frame. What tells them apart is what lies
+//! *behind* it: every frame names the highest lsn that was synced when it was written, so a single later
+//! frame that speaks of the bad one as synced is a witness that it was confirmed. The search for a witness
+//! tries every position to the end of the file and does not rely on lengths, which may be what is damaged.
+//!
+//! Only the last segment can have a torn tail. Those before it are sealed, and end in a table which is
+//! checked, and whose checksum and lsn the next header has to continue; their frames are checked when they
+//! are read. The writer's order of steps (see `log_writer`) leaves one more state: a rotation that was
+//! interrupted, with a last segment that has no frame yet behind one that is not sealed. It is undone.
+//!
+//! After a cut the rest of the segment is zeroed and synced before anything else is written, so a stale frame
+//! can never be taken for a new one. Every step here may be interrupted and repeated. Nothing is changed when
+//! the answer is [`OpenError::Corrupt`].
+//!
+//! What this cannot see: damage to the very last group of frames, of which no later frame speaks, looks like
+//! a torn tail. That is the price of one sync per group.
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::disk::{Disk, DiskFile, OpenMode, create_dir_durably};
+use super::entry::{EntryId, Vote};
+use super::frame::{self, Frame, FrameKind, NoFrame};
+use super::log::LogOptions;
+use super::log_writer::Position;
+use super::open_error::OpenError;
+use super::runs::Runs;
+use super::segment::{self, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::table::OffsetTable;
+
+pub(super) struct Recovered {
+    pub runs: Runs,
+    pub position: Position,
+}
+
+/// One segment file with a good header.
+struct Found {
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+    header: SegmentHeader,
+}
+
+const DOES_NOT_CONTINUE: &str = "the next segment does not continue it";
+
+/// How a scan of an unsealed segment ended.
+enum End {
+    /// With the table: sealed but for its length.
+    Sealed { lsn: u64 },
+    /// With no further frame. Everything behind the position may be cut.
+    Open,
+}
+
+pub(super) fn recover(disk: &dyn Disk, dir: &Path, options: &LogOptions) -> Result<Recovered, OpenError> {
+    let at_dir = |source| OpenError::Io { file: dir.to_path_buf(), source };
+    create_dir_durably(disk, dir).map_err(at_dir)?;
+    let names = disk.list(dir).map_err(at_dir)?;
+    let mut ids: Vec<u64> = names.iter().filter_map(|name| segment::parse_file_name(name)).collect();
+    ids.sort_unstable();
+    if let Some(expected) = first_gap(&ids) {
+        return Err(corrupt(&dir.join(segment::file_name(expected)), 0, "the file is missing"));
+    }
+    let recovered = match ids.first() {
+        Some(first) => Recovery::new(disk, dir, *first)?.read(&ids)?,
+        None => Recovered { runs: Runs::default(), position: first_segment(disk, dir, options)? },
+    };
+    for name in names.iter().filter(|name| segment::is_unborn(name)) {
+        // The crash came before the rename; nothing was ever confirmed in it. The writer may need the name.
+        let path = dir.join(name);
+        if disk.exists(&path).map_err(at_dir)? {
+            disk.remove(&path).map_err(at_dir)?;
+        }
+    }
+    // A file may have been visible without its name being durable.
+    disk.sync_dir(dir).map_err(at_dir)?;
+    Ok(recovered)
+}
+
+fn open_segment(disk: &dyn Disk, dir: &Path, id: u64) -> Result<Found, OpenError> {
+    let path = dir.join(segment::file_name(id));
+    let at_file = |source| OpenError::Io { file: path.clone(), source };
+    let file = disk.open(&path, OpenMode::Write).map_err(at_file)?;
+    match SegmentHeader::read(file.as_ref()).map_err(at_file)? {
+        Ok(header) if header.segment_id == id => Ok(Found { path, file, header }),
+        Ok(header) => {
+            let what = format!("the header is that of segment {:x}", header.segment_id);
+            Err(corrupt(&path, 0, &what))
+        }
+        Err(HeaderError::Damaged) => Err(corrupt(&path, 0, "bad segment header")),
+        Err(HeaderError::Foreign) => Err(OpenError::Foreign { file: path }),
+        Err(HeaderError::Newer(version)) => {
+            Err(OpenError::NewerFormat { file: path, version, known: segment::FORMAT_VERSION })
+        }
+    }
+}
+
+fn first_segment(disk: &dyn Disk, dir: &Path, options: &LogOptions) -> Result<Position, OpenError> {
+    let header = SegmentHeader {
+        segment_id: 1,
+        capacity_bytes: options.segment_bytes.next_multiple_of(4096),
+        // 1, so that "synced up to 0" can mean that nothing is.
+        first_lsn: 1,
+        chain: 0,
+        vote: None,
+        purged: None,
+        last: None,
+        synced_lsn: 0,
+    };
+    let path = dir.join(segment::file_name(1));
+    let staged = dir.join(format!("{}.new", segment::file_name(1)));
+    let made = disk
+        .exists(&staged)
+        .and_then(|is_there| if is_there { disk.remove(&staged) } else { Ok(()) })
+        .and_then(|()| segment::create(disk, dir, &header));
+    let file = made.map_err(|source| OpenError::Io { file: path.clone(), source })?;
+    Ok(start_of(&Found { path, file, header }))
+}
+
+/// The position before the first frame of a segment.
+fn start_of(segment: &Found) -> Position {
+    let header = &segment.header;
+    Position {
+        file: segment.file.clone(),
+        segment_id: header.segment_id,
+        capacity_bytes: header.capacity_bytes,
+        end_bytes: SEGMENT_HEADER_BYTES,
+        next_lsn: header.first_lsn,
+        synced_lsn: header.first_lsn.saturating_sub(1),
+        chain: header.chain,
+        table: OffsetTable::default(),
+        vote: header.vote,
+        last: header.last,
+        purged: header.purged,
+    }
+}
+
+/// The first id that is missing between the ends of a sorted list.
+fn first_gap(ids: &[u64]) -> Option<u64> {
+    ids.windows(2).find(|pair| pair[0] + 1 != pair[1]).map(|pair| pair[0] + 1)
+}
+
+struct Recovery<'a> {
+    disk: &'a dyn Disk,
+    dir: &'a Path,
+    /// Where the first segment that is still there begins.
+    start: SegmentHeader,
+    runs: Runs,
+}
+
+impl<'a> Recovery<'a> {
+    fn new(disk: &'a dyn Disk, dir: &'a Path, first: u64) -> Result<Self, OpenError> {
+        let start = open_segment(disk, dir, first)?.header;
+        Ok(Self { disk, dir, start, runs: Runs::default() })
+    }
+
+    /// Goes through the segments in order, with two files open at a time.
+    fn read(mut self, ids: &[u64]) -> Result<Recovered, OpenError> {
+        let (Some(first), Some(last)) = (ids.first(), ids.last()) else {
+            return Err(OpenError::Options { what: "no segment to read" });
+        };
+        let mut segment = open_segment(self.disk, self.dir, *first)?;
+        for id in &ids[1..] {
+            let next = open_segment(self.disk, self.dir, *id)?;
+            if id == last && !has_frames(&next)? {
+                let undone = self.read_interrupted(&segment, &next)?;
+                if let Some(position) = undone {
+                    return Ok(Recovered { runs: self.runs, position });
+                }
+            } else {
+                self.read_sealed(&segment, &next.header)?;
+            }
+            segment = next;
+        }
+        let position = self.read_last(&segment)?;
+        Ok(Recovered { runs: self.runs, position })
+    }
+
+    /// Takes a sealed segment by its table.
+    fn read_sealed(&mut self, segment: &Found, next: &SegmentHeader) -> Result<(), OpenError> {
+        let loaded = OffsetTable::load_sealed(segment.file.as_ref());
+        let Some(sealed) = loaded.map_err(|source| io_error(segment, source))? else {
+            let what = "no good offset table, and there are frames behind it";
+            return Err(corrupt(&segment.path, segment_len(segment)?, what));
+        };
+        if next.chain != sealed.crc || next.first_lsn != sealed.lsn + 1 {
+            return Err(corrupt(&segment.path, sealed.frame_offset_bytes, DOES_NOT_CONTINUE));
+        }
+        self.begin_segment(&segment.header);
+        self.runs.push_spans(segment.header.segment_id, sealed.table.spans());
+        Ok(())
+    }
+
+    /// A segment begins: truncations at the end of the one before show in its header.
+    fn begin_segment(&mut self, header: &SegmentHeader) {
+        self.runs.truncate_from(header.last.map_or(0, |last| last.index + 1));
+    }
+
+    /// The last segment has no frame yet, so the one before it may not be synced, whatever it looks like: its
+    /// table can be on the disk without the frames before it. Read it through, and finish the rotation
+    /// (`None`: go on with the last) or undo it (the end of `segment` is the end of the log).
+    fn read_interrupted(&mut self, segment: &Found, last: &Found) -> Result<Option<Position>, OpenError> {
+        let (position, end, body) = self.scan(segment)?;
+        match end {
+            End::Sealed { lsn }
+                if last.header.chain == position.chain && last.header.first_lsn == lsn + 1 =>
+            {
+                let finished =
+                    segment.file.set_len(position.end_bytes).and_then(|()| segment.file.sync_data());
+                finished.map_err(|source| io_error(segment, source))?;
+                Ok(None)
+            }
+            End::Sealed { .. } => Err(corrupt(&segment.path, position.end_bytes, DOES_NOT_CONTINUE)),
+            End::Open if position.next_lsn <= last.header.synced_lsn => Err(corrupt(
+                &segment.path,
+                position.end_bytes,
+                "the next segment knows of synced frames here",
+            )),
+            End::Open => {
+                // The old end first: while the empty segment is there, this can be done again.
+                self.cut(segment, &position, &body)?;
+                let removed = self.disk.remove(&last.path).and_then(|()| self.disk.sync_dir(self.dir));
+                removed.map_err(|source| io_error(last, source))?;
+                Ok(Some(position))
+            }
+        }
+    }
+
+    fn read_last(&mut self, last: &Found) -> Result<Position, OpenError> {
+        let len_bytes = segment_len(last)?;
+        let (position, end, body) = self.scan(last)?;
+        match end {
+            // Its successor was durable before the table was written.
+            End::Sealed { .. } => Err(corrupt(
+                &self.dir.join(segment::file_name(last.header.segment_id + 1)),
+                0,
+                "the file is missing: the segment before it is sealed",
+            )),
+            End::Open if len_bytes < last.header.capacity_bytes => {
+                Err(corrupt(&last.path, len_bytes, "the file was cut short"))
+            }
+            End::Open => {
+                self.cut(last, &position, &body)?;
+                Ok(position)
+            }
+        }
+    }
+
+    /// Reads frame by frame. Gives the position behind the last good frame, and the bytes of all frames.
+    /// The whole segment is in memory meanwhile: 64 MiB, once, at start.
+    fn scan(&mut self, segment: &Found) -> Result<(Position, End, Vec<u8>), OpenError> {
+        let body = read_body(segment)?;
+        self.begin_segment(&segment.header);
+        let mut position = start_of(segment);
+        loop {
+            let in_body = (position.end_bytes - SEGMENT_HEADER_BYTES) as usize;
+            let rest = body.get(in_body..).unwrap_or_default();
+            let bad = match frame::decode(rest) {
+                Ok(frame) if frame.head.lsn != position.next_lsn => "a frame of another place",
+                Ok(frame) if frame.head.prev_crc != position.chain => "the chain of checksums is broken",
+                Ok(frame) => {
+                    if !self.take_frame(&mut position, &frame) {
+                        return Err(corrupt(
+                            &segment.path,
+                            position.end_bytes,
+                            "an entry does not follow the log",
+                        ));
+                    }
+                    if frame.head.kind == FrameKind::Table {
+                        return Ok((position, End::Sealed { lsn: frame.head.lsn }, body));
+                    }
+                    continue;
+                }
+                Err(NoFrame::End) => "zeroes",
+                Err(NoFrame::Short) => "a frame that is cut short",
+                Err(NoFrame::Implausible) => "an implausible frame header",
+                Err(NoFrame::Checksum) => "a wrong checksum",
+            };
+            return match frame::find_witness(rest, position.next_lsn) {
+                None => Ok((position, End::Open, body)),
+                Some(behind) => {
+                    let witness = position.end_bytes + behind as u64;
+                    let what = format!("{bad}; a later frame, at byte {witness}, says that it was synced");
+                    Err(corrupt(&segment.path, position.end_bytes, &what))
+                }
+            };
+        }
+    }
+
+    /// Moves the position behind a frame. `false` if it holds an entry that cannot stand here.
+    fn take_frame(&mut self, at: &mut Position, frame: &Frame<'_>) -> bool {
+        let (id, head) = (frame.id(), &frame.head);
+        match head.kind {
+            FrameKind::Blank | FrameKind::Command | FrameKind::Membership => {
+                let Ok(offset_bytes) = u32::try_from(at.end_bytes) else { return false };
+                if at.last.is_some_and(|last| last.index.checked_add(1) != Some(id.index)) {
+                    return false;
+                }
+                self.runs.push(at.segment_id, at.table.entry_count(), id);
+                at.table.push(id, offset_bytes);
+                at.last = Some(id);
+            }
+            FrameKind::Vote => {
+                at.vote = Some(Vote { term: head.term, node_id: head.index, committed: head.stamp_ms == 1 });
+            }
+            FrameKind::Truncate => {
+                self.runs.truncate_from(head.index);
+                let left = head.index.checked_sub(1).filter(|_| head.stamp_ms == 1);
+                at.truncate(left.map(|index| EntryId { term: head.term, index }));
+            }
+            FrameKind::Purge => at.purge(id),
+            FrameKind::Table => {}
+        }
+        at.chain = frame.crc;
+        at.next_lsn = head.lsn + 1;
+        at.end_bytes += frame.total_bytes() as u64;
+        // Synced before the log is handed out.
+        at.synced_lsn = head.lsn;
+        true
+    }
+
+    /// Makes the rest of the segment zero again, in length and content.
+    fn cut(&self, segment: &Found, position: &Position, body: &[u8]) -> Result<(), OpenError> {
+        self.check_start(position)?;
+        const BLOCK_BYTES: usize = 4096;
+        let at_file = |source| io_error(segment, source);
+        let start = (position.end_bytes - SEGMENT_HEADER_BYTES) as usize;
+        let rest = body.get(start..).unwrap_or_default();
+        let mut cut_bytes = 0;
+        for (number, block) in rest.chunks(BLOCK_BYTES).enumerate() {
+            if !frame::is_zero(block) {
+                let at = position.end_bytes + (number * BLOCK_BYTES) as u64;
+                segment.file.write_all_at(&vec![0; block.len()], at).map_err(at_file)?;
+                cut_bytes += block.len();
+            }
+        }
+        if segment_len(segment)? < segment.header.capacity_bytes {
+            segment.file.allocate(segment.header.capacity_bytes).map_err(at_file)?;
+        }
+        segment.file.sync_data().map_err(at_file)?;
+        if cut_bytes > 0 {
+            let (file, at_bytes, next_lsn) = (segment.path.display(), position.end_bytes, position.next_lsn);
+            tracing::info!(%file, at_bytes, next_lsn, cut_bytes, "cut the torn tail of the log: it was never confirmed");
+        }
+        Ok(())
+    }
+
+    /// The segments before the first one were removed, or lost. They may be missing only below the purge
+    /// point.
+    fn check_start(&self, end: &Position) -> Result<(), OpenError> {
+        let is_covered = match (self.start.last, end.purged) {
+            (None, _) => true,
+            (Some(last), Some(purged)) => last.index <= purged.index,
+            (Some(_), None) => false,
+        };
+        if self.start.first_lsn == 1 || is_covered {
+            return Ok(());
+        }
+        let lost = self.dir.join(segment::file_name(self.start.segment_id.saturating_sub(1)));
+        Err(corrupt(&lost, 0, "the file is missing, and its entries are not purged"))
+    }
+}
+
+/// Whether a segment has a frame, a damaged first one included.
+fn has_frames(segment: &Found) -> Result<bool, OpenError> {
+    let body = read_body(segment)?;
+    let before = segment.header.first_lsn.saturating_sub(1);
+    Ok(frame::decode(&body).is_ok() || frame::find_witness(&body, before).is_some())
+}
+
+/// Everything behind the header of a segment.
+fn read_body(segment: &Found) -> Result<Vec<u8>, OpenError> {
+    let body_bytes = segment_len(segment)?.saturating_sub(SEGMENT_HEADER_BYTES);
+    let too_large = || io_error(segment, io::Error::from(io::ErrorKind::FileTooLarge));
+    let mut body = vec![0; usize::try_from(body_bytes).map_err(|_| too_large())?];
+    segment
+        .file
+        .read_exact_at(&mut body, SEGMENT_HEADER_BYTES)
+        .map_err(|source| io_error(segment, source))?;
+    Ok(body)
+}
+
+fn segment_len(segment: &Found) -> Result<u64, OpenError> {
+    segment.file.len_bytes().map_err(|source| io_error(segment, source))
+}
+
+fn io_error(segment: &Found, source: io::Error) -> OpenError {
+    OpenError::Io { file: segment.path.clone(), source }
+}
+
+fn corrupt(file: &Path, offset_bytes: u64, what: &str) -> OpenError {
+    OpenError::Corrupt { file: file.to_path_buf(), offset_bytes, what: what.to_string() }
+}

@@ -1,0 +1,390 @@
+//! What the log is at this moment, in memory.
+//!
+//! Two views of the log are true at the same time. The *logical* one is what callers see: an append or a
+//! truncation shows in it at once, before a byte is written. The *written* one ([`Runs`], the table of the
+//! open segment, what is synced) follows when the writer has synced, in the order of the queue. Keeping them
+//! apart, instead of letting readers wait for the disk, is what makes an append readable immediately.
+//!
+//! They meet in one rule: **an entry that is not in the cache is written, and the runs are right about it.**
+//! The cache is a contiguous tail of the logical log and gives up an entry only when the writer has passed
+//! its *ticket* (a number that rises with every operation; indexes cannot serve, they come back after a
+//! truncation). And an index whose truncation is still queued is either gone from the logical log, or has
+//! been appended anew and is in the cache.
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::disk::DiskFile;
+use super::entry::{EntryId, LogEntry, Vote};
+use super::frame::FRAME_HEADER_BYTES;
+use super::runs::Runs;
+use super::table::OffsetTable;
+
+/// What an entry costs in the cache beside its payload.
+const CACHED_OVERHEAD_BYTES: usize = 128;
+
+struct Cached {
+    entry: LogEntry,
+    ticket: u64,
+}
+
+impl Cached {
+    fn cost_bytes(&self) -> usize {
+        self.entry.payload.len() + CACHED_OVERHEAD_BYTES
+    }
+}
+
+/// The segment that is being written, as far as it is synced.
+pub(super) struct OpenSegment {
+    pub segment_id: u64,
+    pub file: Arc<dyn DiskFile>,
+    pub table: OffsetTable,
+    /// Behind the last frame.
+    pub end_bytes: u64,
+}
+
+/// What the writer has done, in order; told to the view once per group.
+pub(super) enum Change {
+    Entry { id: EntryId, offset_bytes: u32 },
+    Truncated { first_removed: u64, last: Option<EntryId> },
+    Purged { upto: EntryId },
+    Voted { vote: Vote },
+    Rotated { segment: OpenSegment },
+}
+
+/// Entries of one segment that have to be read from it.
+pub(super) struct ColdPiece {
+    pub segment_id: u64,
+    pub first: EntryId,
+    pub first_ordinal: u32,
+    pub count: u64,
+    /// Where they are in the open segment, which has no table on disk.
+    pub open: Option<OpenPiece>,
+}
+
+pub(super) struct OpenPiece {
+    pub file: Arc<dyn DiskFile>,
+    /// Offset and bound of each entry.
+    pub extents: Vec<(u64, u64)>,
+}
+
+/// How to answer a read: first the cold pieces, then the entries that were in memory.
+#[derive(Default)]
+pub(super) struct Plan {
+    pub cold: Vec<ColdPiece>,
+    pub hot: Vec<LogEntry>,
+}
+
+/// A truncation that was taken into the view and has to be queued.
+pub(super) struct Cut {
+    pub ticket: u64,
+    pub first_removed: u64,
+    /// The last entry that is left.
+    pub last: Option<EntryId>,
+}
+
+pub(super) struct View {
+    cache: VecDeque<Cached>,
+    cache_bytes: usize,
+    cache_limit_bytes: usize,
+    runs: Runs,
+    open: OpenSegment,
+    vote: Option<Vote>,
+    /// The index at which the logical log begins, once it has had an entry or a purge.
+    first_index: Option<u64>,
+    last: Option<EntryId>,
+    purged: Option<EntryId>,
+    next_ticket: u64,
+    written_ticket: u64,
+    /// The end of the written log.
+    written_last: Option<EntryId>,
+    written_purged: Option<EntryId>,
+    /// Truncations on their way to the writer: ticket and first removed index. Bounded by the queue.
+    queued_truncations: VecDeque<(u64, u64)>,
+}
+
+impl View {
+    pub(super) fn new(
+        runs: Runs,
+        open: OpenSegment,
+        vote: Option<Vote>,
+        last: Option<EntryId>,
+        purged: Option<EntryId>,
+        cache_limit_bytes: usize,
+    ) -> Self {
+        Self {
+            cache: VecDeque::new(),
+            cache_bytes: 0,
+            cache_limit_bytes,
+            first_index: purged.map(|purged| purged.index + 1).or(runs.first_index()),
+            runs,
+            open,
+            vote,
+            last,
+            purged,
+            next_ticket: 1,
+            written_ticket: 0,
+            written_last: last,
+            written_purged: purged,
+            queued_truncations: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn vote(&self) -> Option<Vote> {
+        self.vote
+    }
+
+    pub(super) fn last(&self) -> Option<EntryId> {
+        self.last
+    }
+
+    pub(super) fn purged(&self) -> Option<EntryId> {
+        self.purged
+    }
+
+    pub(super) fn synced_purged(&self) -> Option<EntryId> {
+        self.written_purged
+    }
+
+    pub(super) fn cache_size(&self) -> (u64, u64) {
+        (self.cache.len() as u64, self.cache_bytes as u64)
+    }
+
+    /// The last entry of the logical log that is synced. What a queued truncation removes does not count.
+    pub(super) fn synced(&self) -> Option<EntryId> {
+        let written = self.written_last?;
+        match self.queued_truncations.iter().map(|(_, first_removed)| *first_removed).min() {
+            Some(first_removed) if first_removed <= written.index => self.id_before(first_removed),
+            _ => Some(written),
+        }
+    }
+
+    /// The index that the next entry must have; `None` if any will do (a log without a past).
+    pub(super) fn next_index(&self) -> Option<u64> {
+        self.last.map(|last| last.index + 1)
+    }
+
+    /// The id of the logical entry at `index`, or of the purge point if that is its index.
+    fn id_at(&self, index: u64) -> Option<EntryId> {
+        if let Some(purged) = self.purged.filter(|purged| index <= purged.index) {
+            return (index == purged.index).then_some(purged);
+        }
+        self.last.filter(|last| index <= last.index)?;
+        self.first_index.filter(|first| *first <= index)?;
+        match self.cached_at(index) {
+            Some(entry) => Some(entry.id),
+            None => self.runs.find(index).map(|run| EntryId { term: run.term, index }),
+        }
+    }
+
+    fn id_before(&self, index: u64) -> Option<EntryId> {
+        index.checked_sub(1).and_then(|before| self.id_at(before))
+    }
+
+    fn cached_at(&self, index: u64) -> Option<&LogEntry> {
+        let position = index.checked_sub(self.cache.front()?.entry.id.index)?;
+        self.cache.get(usize::try_from(position).ok()?).map(|cached| &cached.entry)
+    }
+
+    pub(super) fn cached(&self, id: EntryId) -> Option<&LogEntry> {
+        self.cached_at(id.index).filter(|entry| entry.id == id)
+    }
+
+    /// A new ticket, for an operation that is about to be queued under the same lock.
+    pub(super) fn take_ticket(&mut self) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        ticket
+    }
+
+    /// Checks that `entries` follow the log and each other, and takes them in.
+    pub(super) fn append(&mut self, entries: &[LogEntry]) -> io::Result<u64> {
+        let mut before = self.last;
+        for entry in entries {
+            let follows = before
+                .is_none_or(|before| entry.id.index == before.index + 1 && entry.id.term >= before.term);
+            // One below the end of the numbers, so that an exclusive bound can always be written down.
+            if !follows || entry.id.index == u64::MAX {
+                let before = before.map_or("nothing".to_string(), |before| before.to_string());
+                return Err(invalid(format!("entry {} does not follow {before}", entry.id)));
+            }
+            before = Some(entry.id);
+        }
+        let ticket = self.take_ticket();
+        for entry in entries {
+            let cached = Cached { entry: entry.clone(), ticket };
+            self.cache_bytes += cached.cost_bytes();
+            self.cache.push_back(cached);
+        }
+        if self.last.is_none() {
+            self.first_index = entries.first().map(|entry| entry.id.index);
+        }
+        self.last = before;
+        self.evict();
+        Ok(ticket)
+    }
+
+    /// Removes `first_removed` and all above it. `None` if nothing is there.
+    pub(super) fn truncate(&mut self, first_removed: Option<u64>) -> io::Result<Option<Cut>> {
+        let floor = self.purged.map_or(0, |purged| purged.index + 1);
+        let first_removed = first_removed.unwrap_or(floor);
+        if first_removed < floor {
+            return Err(invalid(format!("cannot truncate from {first_removed}: purged below {floor}")));
+        }
+        if self.last.is_none_or(|last| last.index < first_removed) {
+            return Ok(None);
+        }
+        // With nothing below, only the purge point is left, or no past at all.
+        self.last = self.id_before(first_removed).or(self.purged);
+        while self.cache.back().is_some_and(|cached| cached.entry.id.index >= first_removed) {
+            let removed = self.cache.pop_back();
+            self.cache_bytes -= removed.map_or(0, |cached| cached.cost_bytes());
+        }
+        let ticket = self.take_ticket();
+        self.queued_truncations.push_back((ticket, first_removed));
+        Ok(Some(Cut { ticket, first_removed, last: self.last }))
+    }
+
+    /// Gives up everything up to `upto`. `None` if that is so already.
+    pub(super) fn purge(&mut self, upto: EntryId) -> io::Result<Option<u64>> {
+        if self.purged.is_some_and(|purged| upto.index <= purged.index) {
+            return Ok(None);
+        }
+        if upto.index >= u64::MAX - 1 {
+            return Err(invalid("purge point out of range".to_string()));
+        }
+        if self.last.is_none_or(|last| last.index < upto.index) {
+            // The log goes on above a snapshot; what is cached would leave a hole.
+            self.last = Some(upto);
+            self.cache.clear();
+            self.cache_bytes = 0;
+        }
+        self.first_index = Some(upto.index + 1);
+        self.purged = Some(upto);
+        Ok(Some(self.take_ticket()))
+    }
+
+    /// Takes over what the writer has synced, up to and including the operation `ticket`.
+    pub(super) fn publish(&mut self, changes: Vec<Change>, end_bytes: u64, ticket: u64) {
+        for change in changes {
+            match change {
+                Change::Entry { id, offset_bytes } => {
+                    self.runs.push(self.open.segment_id, self.open.table.entry_count(), id);
+                    self.open.table.push(id, offset_bytes);
+                    self.written_last = Some(id);
+                }
+                Change::Truncated { first_removed, last } => {
+                    self.runs.truncate_from(first_removed);
+                    self.written_last = last;
+                }
+                Change::Purged { upto } => {
+                    self.written_purged = Some(upto);
+                    if self.written_last.is_none_or(|last| last.index < upto.index) {
+                        self.written_last = Some(upto);
+                    }
+                }
+                Change::Voted { vote } => self.vote = Some(vote),
+                Change::Rotated { segment } => self.open = segment,
+            }
+        }
+        self.open.end_bytes = end_bytes;
+        self.written_ticket = ticket;
+        while self.queued_truncations.front().is_some_and(|(queued, _)| *queued <= ticket) {
+            self.queued_truncations.pop_front();
+        }
+        self.evict();
+    }
+
+    fn evict(&mut self) {
+        let is_written = |cached: &Cached| cached.ticket <= self.written_ticket;
+        while self.cache_bytes > self.cache_limit_bytes && self.cache.front().is_some_and(is_written) {
+            let evicted = self.cache.pop_front();
+            self.cache_bytes -= evicted.map_or(0, |cached| cached.cost_bytes());
+        }
+    }
+
+    /// Where the entries of `range` are. Goes on until `max_bytes` of payload are reached as far as that is
+    /// known without reading a table, and holds at least one entry if the log has one in `range`.
+    pub(super) fn plan(&self, range: Range<u64>, max_bytes: usize) -> Plan {
+        let mut plan = Plan::default();
+        let (Some(first), Some(next)) = (self.first_index, self.next_index()) else { return plan };
+        let (start, end) = (range.start.max(first), range.end.min(next));
+        if start >= end {
+            return plan;
+        }
+        let hot_start = self.cache.front().map_or(next, |cached| cached.entry.id.index).max(start);
+        let mut room_bytes = max_bytes;
+        for run in self.runs.overlapping(start, end.min(hot_start)) {
+            let piece_start = run.first_index.max(start);
+            let count = run.end_index().min(end.min(hot_start)) - piece_start;
+            plan.cold.push(self.cold_piece(
+                run.segment_id,
+                run.term,
+                piece_start,
+                run.ordinal_of(piece_start),
+                count,
+                &mut room_bytes,
+            ));
+            if room_bytes == 0 {
+                return plan;
+            }
+        }
+        for index in hot_start..end {
+            let Some(entry) = self.cached_at(index) else { break };
+            if entry.payload.len() > room_bytes && !(plan.hot.is_empty() && plan.cold.is_empty()) {
+                break;
+            }
+            room_bytes = room_bytes.saturating_sub(entry.payload.len());
+            plan.hot.push(entry.clone());
+        }
+        plan
+    }
+
+    /// Where the entry `id` is, purged or not, as long as its segment is there.
+    pub(super) fn plan_one(&self, id: EntryId) -> Plan {
+        if let Some(entry) = self.cached(id) {
+            return Plan { hot: vec![entry.clone()], ..Plan::default() };
+        }
+        match self.runs.find(id.index).filter(|run| run.term == id.term) {
+            Some(run) => {
+                let ordinal = run.ordinal_of(id.index);
+                let piece = self.cold_piece(run.segment_id, id.term, id.index, ordinal, 1, &mut 0);
+                Plan { cold: vec![piece], ..Plan::default() }
+            }
+            None => Plan::default(),
+        }
+    }
+
+    fn cold_piece(
+        &self,
+        segment_id: u64,
+        term: u64,
+        index: u64,
+        first_ordinal: u32,
+        count: u64,
+        room_bytes: &mut usize,
+    ) -> ColdPiece {
+        let first = EntryId { term, index };
+        let mut piece = ColdPiece { segment_id, first, first_ordinal, count, open: None };
+        if segment_id == self.open.segment_id {
+            let mut extents = Vec::new();
+            for ordinal in (first_ordinal..).take(count as usize) {
+                let Some(extent) = self.open.table.extent(ordinal, self.open.end_bytes) else { break };
+                extents.push(extent);
+                *room_bytes =
+                    room_bytes.saturating_sub((extent.1 as usize).saturating_sub(FRAME_HEADER_BYTES));
+                if *room_bytes == 0 {
+                    break;
+                }
+            }
+            piece.count = extents.len() as u64;
+            piece.open = Some(OpenPiece { file: self.open.file.clone(), extents });
+        }
+        piece
+    }
+}
+
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, what)
+}
