@@ -4,11 +4,19 @@
 //! of lower layers (`tests/layers` fails on an upward import); `ARCHITECTURE.md` draws the map.
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod auth;
+pub mod cli;
 pub mod clock;
 pub mod codec;
+pub mod config;
 pub mod digest;
+pub mod engine;
 pub mod error;
 pub mod limits;
+pub mod raft;
 pub mod record;
+pub mod server;
 pub mod state;
 pub mod storage;
+pub mod telemetry;

@@ -35,7 +35,7 @@ pub use topic_config::{Compaction, Discard, Durability, TopicConfig, TopicType};
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
 use crate::record::{EntryRecords, counted_bytes};
-use crate::storage::EntryId;
+use crate::storage::{Change, EntryId};
 use session::{Admission, Session};
 
 /// The membership that the log has told last, in the bytes of the room that knows what they mean.
@@ -53,9 +53,6 @@ pub struct Applied {
     /// The topic whose head moved or that went away, for whoever waits for it.
     pub touched: Option<Arc<SharedTopic>>,
 }
-
-/// One change of the checkpoint: `None` deletes the key.
-pub type Change = (Vec<u8>, Option<Vec<u8>>);
 
 /// The replicated state of one member.
 pub struct State {
@@ -180,7 +177,7 @@ impl State {
     }
 
     fn advance(&mut self, entry: EntryId) {
-        debug_assert!(self.applied.is_none_or(|applied| applied.index + 1 == entry.index));
+        debug_assert!(self.applied.is_none_or(|applied| applied < entry));
         self.applied = Some(entry);
     }
 

@@ -18,7 +18,9 @@
 //! | `log` | The handle that everybody holds. |
 //! | `log_writer` | The one writer. |
 //! | `recovery` | Opening: torn tail or corruption. |
+//! | `checkpoint` | The state as of one point, in sled. |
 //! | `open_error`, `stats` | Reasons not to open; figures. |
+mod checkpoint;
 pub mod disk;
 mod entry;
 pub mod frame;
@@ -36,6 +38,7 @@ mod stats;
 mod table;
 mod view;
 
+pub use checkpoint::{Change, Checkpoint, MemoryCheckpoint, SledCheckpoint};
 pub use disk::{Disk, DiskFile, OpenMode, RealDisk, create_dir_durably, write_file_atomically};
 pub use entry::{EntryId, EntryKind, LogEntry, Vote};
 pub use log::{Log, LogOptions};

@@ -1,0 +1,159 @@
+//! Layer 4: the verbs, without HTTP.
+//!
+//! Everything that the API offers is a method of [`Engine`] here: carrying a command out through the
+//! leader, waiting until a read may be answered, reading a page, waiting for what comes next. The engine
+//! knows neither requests nor responses; the edge turns one into the other.
+
+mod cluster_view;
+mod forward;
+mod page;
+mod propose;
+mod read_index;
+mod readiness;
+mod recency;
+mod watch;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+pub use cluster_view::{ClusterView, MemberView};
+pub use page::{Page, PageQuery, PageRecord, Tombstone};
+pub use propose::Timings;
+pub use readiness::Readiness;
+pub use watch::Hub;
+
+use crate::clock::Random;
+use crate::error::{Code, Error};
+use crate::raft::{Leader, Node};
+use crate::state::Catalog;
+use crate::storage::Log;
+
+/// How fresh a read must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Consistency {
+    /// It sees everything that was acked anywhere before it started.
+    #[default]
+    Strong,
+    /// It sees what this member has applied.
+    Eventual,
+}
+
+/// What the engine is told from outside.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// How long a request may look for a leader or wait for its outcome.
+    pub request_timeout: Duration,
+    /// How long a leader counts as connected to a quorum after the last answer of one.
+    pub quorum_loss_after: Duration,
+}
+
+/// The verbs of one member. Clones are cheap and share everything.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: Arc<Node>,
+    log: Log,
+    hub: Arc<Hub>,
+    random: Arc<dyn Random>,
+    options: EngineOptions,
+    started: Instant,
+    sessions: propose::SessionKeeper,
+    forwarder: forward::Forwarder,
+    read_index: read_index::ReadIndex,
+    recency: recency::Recency,
+    has_caught_up: AtomicBool,
+    is_draining: AtomicBool,
+}
+
+impl Engine {
+    pub fn new(
+        node: Arc<Node>,
+        log: Log,
+        hub: Arc<Hub>,
+        random: Arc<dyn Random>,
+        options: EngineOptions,
+    ) -> Engine {
+        let inner = Arc::new(Inner {
+            forwarder: forward::Forwarder::new(node.clone()),
+            read_index: read_index::ReadIndex::new(node.clone()),
+            sessions: propose::SessionKeeper::default(),
+            recency: recency::Recency::default(),
+            started: Instant::now(),
+            has_caught_up: AtomicBool::new(false),
+            is_draining: AtomicBool::new(false),
+            node,
+            log,
+            hub,
+            random,
+            options,
+        });
+        let engine = Engine { inner };
+        tokio::spawn(engine.clone().follow_recovery());
+        engine
+    }
+
+    /// The operator's name for this member.
+    pub fn member(&self) -> &str {
+        &self.inner.node.peers().me().member.name
+    }
+
+    /// Every topic, as applied here.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        self.inner.node.applied().catalog()
+    }
+
+    pub fn uptime_ms(&self) -> u64 {
+        self.inner.started.elapsed().as_millis() as u64
+    }
+
+    /// From now on new requests are refused; those under way go on.
+    pub fn drain(&self) {
+        self.inner.is_draining.store(true, Ordering::Release);
+        self.inner.hub.wake_all();
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.inner.is_draining.load(Ordering::Acquire)
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.inner.options.request_timeout
+    }
+
+    /// Name of the leader, if it is known here.
+    pub fn leader_name(&self) -> Option<String> {
+        match self.inner.node.leadership().borrow().leader.as_ref()? {
+            Leader::Here => Some(self.member().to_owned()),
+            Leader::At(peer) => Some(peer.member.name.clone()),
+        }
+    }
+
+    /// 503 with what `no_leader` and `commit_unknown` tell beside it.
+    fn unavailable(&self, code: Code, message: &str) -> Error {
+        let mut detail = serde_json::json!({ "member": self.member() });
+        if let Some(leader) = self.leader_name() {
+            detail["leader"] = leader.into();
+        }
+        Error::new(code, message).with_detail(detail)
+    }
+
+    fn no_leader(&self) -> Error {
+        self.unavailable(
+            Code::NoLeader,
+            "no leader with a quorum could be reached in time; the request had and will have no effect",
+        )
+    }
+
+    fn commit_unknown(&self) -> Error {
+        self.unavailable(
+            Code::CommitUnknown,
+            "the leader was lost before the outcome was known; the request may or may not have taken effect",
+        )
+    }
+}

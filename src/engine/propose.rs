@@ -1,0 +1,221 @@
+//! Carrying a command out: through whichever member leads, exactly once.
+//!
+//! A command is sealed with a session and a number (see `state/session.rs`) before it first leaves, so
+//! that the same bytes can be sent again and again, here or to another leader, and take effect once.
+//! What became of an attempt decides how the request may end:
+//!
+//! | attempt | then |
+//! |---|---|
+//! | never put into a log | try the next leader; in the end `no_leader` |
+//! | perhaps put into a log | send again under the same number; in the end `commit_unknown` |
+//! | outcome | done |
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+use super::{Engine, Inner};
+use crate::error::Error;
+use crate::limits::SESSION_WINDOW;
+use crate::raft::{CallError, Leader, Leadership, NodeId, Proposal};
+use crate::state::{Draft, Envelope, Outcome, Refusal};
+
+/// Pause before a command is tried again where nobody led.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Where the time of a write went.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Timings {
+    /// Time until a quorum had the command and its outcome was known, in milliseconds.
+    pub replicate_ms: f64,
+    /// The part of it spent at another member that leads, if one did.
+    pub forward_ms: Option<f64>,
+}
+
+/// This member's session: numbers that are under way, and the place for more.
+pub(super) struct SessionKeeper {
+    window: Semaphore,
+    current: Mutex<Option<OpenSession>>,
+    opening: tokio::sync::Mutex<()>,
+}
+
+impl Default for SessionKeeper {
+    fn default() -> Self {
+        SessionKeeper {
+            window: Semaphore::new(SESSION_WINDOW as usize),
+            current: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+        }
+    }
+}
+
+struct OpenSession {
+    id: u64,
+    next_number: u64,
+    under_way: BTreeSet<u64>,
+}
+
+/// A number of the session in use; it is done when this is dropped.
+struct Numbered {
+    inner: Arc<Inner>,
+    envelope: Envelope,
+}
+
+impl Drop for Numbered {
+    fn drop(&mut self) {
+        if let Some(session) = self.inner.sessions.current.lock().as_mut()
+            && session.id == self.envelope.session
+        {
+            session.under_way.remove(&self.envelope.number);
+        }
+    }
+}
+
+/// What is known of a command whose time is over.
+enum Unfinished {
+    /// No attempt can have reached a log.
+    NeverHandedOver,
+    /// One may have.
+    Unknown,
+}
+
+/// Waits for an attempt at `leader`, but not longer than until another one has taken its place: a leader
+/// that was cut off does not answer, and the next one can tell what became of the command.
+async fn unless_replaced(
+    attempt: impl Future<Output = Result<Proposal, CallError>>,
+    leader: &Option<Leader>,
+    mut leadership: watch::Receiver<Leadership>,
+) -> Result<Proposal, CallError> {
+    tokio::select! {
+        biased;
+        result = attempt => result,
+        _ = leadership.wait_for(|now| now.leader.is_some() && !is_same(&now.leader, leader)) => {
+            Err(CallError::Lost("another leader took over".into()))
+        }
+    }
+}
+
+fn is_same(one: &Option<Leader>, other: &Option<Leader>) -> bool {
+    match (one, other) {
+        (Some(Leader::Here), Some(Leader::Here)) | (None, None) => true,
+        (Some(Leader::At(one)), Some(Leader::At(other))) => one.node_id == other.node_id,
+        _ => false,
+    }
+}
+
+impl Engine {
+    /// Carries `draft` out and returns its outcome, also if that is a refusal. Errors: `no_leader`,
+    /// `commit_unknown`.
+    pub async fn propose(&self, draft: Draft) -> Result<(Outcome, Timings), Error> {
+        let deadline = self.deadline();
+        let waiting = self.inner.sessions.window.acquire();
+        let place = tokio::time::timeout_at(deadline, waiting).await;
+        let _place = place.map_err(|_| self.no_leader())?.map_err(|_| self.no_leader())?;
+        let numbered = self.take_number(deadline).await.map_err(|_| self.no_leader())?;
+        let command = draft.seal(numbered.envelope);
+        match self.carry_out(&command, deadline).await {
+            Ok((Outcome::Refused(Refusal::SessionUnknown), _)) => {
+                self.forget_session(numbered.envelope.session);
+                Err(self.commit_unknown())
+            }
+            Ok(done) => Ok(done),
+            Err(Unfinished::NeverHandedOver) => Err(self.no_leader()),
+            Err(Unfinished::Unknown) => Err(self.commit_unknown()),
+        }
+    }
+
+    async fn carry_out(&self, command: &Bytes, deadline: Instant) -> Result<(Outcome, Timings), Unfinished> {
+        let started = Instant::now();
+        let mut leadership = self.inner.node.leadership();
+        let mut unfinished = Unfinished::NeverHandedOver;
+        loop {
+            let leader = leadership.borrow_and_update().leader.clone();
+            let attempt_started = Instant::now();
+            let attempt = async {
+                match &leader {
+                    None => Ok(Proposal::NotLeader),
+                    Some(Leader::Here) => Ok(self.inner.node.propose_here(command.clone()).await),
+                    Some(Leader::At(peer)) => {
+                        self.inner.forwarder.forward(peer, command.clone(), deadline).await
+                    }
+                }
+            };
+            let attempt = unless_replaced(attempt, &leader, self.inner.node.leadership());
+            match tokio::time::timeout_at(deadline, attempt).await {
+                Ok(Ok(Proposal::Done(outcome))) => {
+                    let forward_ms = matches!(leader, Some(Leader::At(_)))
+                        .then(|| attempt_started.elapsed().as_secs_f64() * 1e3);
+                    let replicate_ms = started.elapsed().as_secs_f64() * 1e3;
+                    return Ok((outcome, Timings { replicate_ms, forward_ms }));
+                }
+                Ok(Ok(Proposal::NotLeader)) | Ok(Err(CallError::Unreachable(_))) => {}
+                Ok(Ok(Proposal::Unknown)) | Ok(Err(CallError::Lost(_) | CallError::Failed(_))) => {
+                    unfinished = Unfinished::Unknown;
+                }
+                Err(_) if leader.is_some() => return Err(Unfinished::Unknown),
+                Err(_) => return Err(unfinished),
+            }
+            // A new leader is worth an attempt at once; otherwise look again after a pause.
+            let pause = if leader.is_none() { Duration::from_millis(200) } else { RETRY_PAUSE };
+            let until = deadline.min(Instant::now() + pause);
+            let _ = tokio::time::timeout_at(until, leadership.changed()).await;
+            if Instant::now() >= deadline {
+                return Err(unfinished);
+            }
+        }
+    }
+
+    /// The next number of this member's session, which is opened if need be.
+    async fn take_number(&self, deadline: Instant) -> Result<Numbered, Unfinished> {
+        loop {
+            if let Some(numbered) = self.next_number() {
+                return Ok(numbered);
+            }
+            let opening = tokio::time::timeout_at(deadline, self.inner.sessions.opening.lock()).await;
+            let Ok(_opening) = opening else { return Err(Unfinished::NeverHandedOver) };
+            if self.inner.sessions.current.lock().is_some() {
+                continue;
+            }
+            // An attempt to open a session that may have taken effect is harmless: it names no command,
+            // and the next session takes its place.
+            let id = self.inner.random.next_u64();
+            let envelope = Envelope { node_id: self.node_id(), session: id, ..Envelope::default() };
+            let opened = self.carry_out(&Draft::open_session().seal(envelope), deadline).await;
+            match opened {
+                Ok((Outcome::SessionOpened, _)) => {
+                    let session = OpenSession { id, next_number: 0, under_way: BTreeSet::new() };
+                    *self.inner.sessions.current.lock() = Some(session);
+                }
+                _ => return Err(Unfinished::NeverHandedOver),
+            }
+        }
+    }
+
+    fn next_number(&self) -> Option<Numbered> {
+        let mut current = self.inner.sessions.current.lock();
+        let session = current.as_mut()?;
+        let number = session.next_number;
+        session.next_number += 1;
+        session.under_way.insert(number);
+        let done_below = session.under_way.first().copied().unwrap_or(number);
+        let envelope = Envelope { node_id: self.node_id(), session: session.id, number, done_below };
+        Some(Numbered { inner: self.inner.clone(), envelope })
+    }
+
+    fn forget_session(&self, id: u64) {
+        let mut current = self.inner.sessions.current.lock();
+        if current.as_ref().is_some_and(|session| session.id == id) {
+            *current = None;
+        }
+    }
+
+    fn node_id(&self) -> NodeId {
+        self.inner.node.node_id()
+    }
+}

@@ -1,0 +1,125 @@
+//! Confirming strong reads.
+//!
+//! A strong read may be answered once this member has applied everything that any member had acked before
+//! the read began. The leader knows that point, and a quorum must confirm that it still leads; a lease
+//! would save the round, and would trust clocks. One round serves every read that was waiting when it
+//! began. A read never joins a round that began before it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::{Consistency, Engine};
+use crate::error::Error;
+use crate::raft::{Leader, Node};
+
+/// Rounds that may be under way at once.
+const ROUNDS_UNDER_WAY: usize = 2;
+/// Reads that wait for their round to begin.
+const MAX_WAITING: usize = 4096;
+/// Pause before another attempt of a round that found no leader.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+struct Waiting {
+    deadline: Instant,
+    answer: oneshot::Sender<Option<u64>>,
+}
+
+/// Gathers strong reads into rounds.
+pub(super) struct ReadIndex {
+    waiting: mpsc::Sender<Waiting>,
+}
+
+impl ReadIndex {
+    pub fn new(node: Arc<Node>) -> Self {
+        let (waiting, queue) = mpsc::channel(MAX_WAITING);
+        tokio::spawn(run(node, queue));
+        ReadIndex { waiting }
+    }
+
+    /// The index that must be applied here before a read that starts now is answered; `None` if no leader
+    /// with a quorum was found in time.
+    async fn confirm(&self, deadline: Instant) -> Option<u64> {
+        let (answer, index) = oneshot::channel();
+        self.waiting.send(Waiting { deadline, answer }).await.ok()?;
+        index.await.ok()?
+    }
+}
+
+async fn run(node: Arc<Node>, mut queue: mpsc::Receiver<Waiting>) {
+    let rounds = Arc::new(Semaphore::new(ROUNDS_UNDER_WAY));
+    while let Some(first) = queue.recv().await {
+        let Ok(place) = rounds.clone().acquire_owned().await else { return };
+        let mut served = vec![first];
+        while let Ok(waiting) = queue.try_recv() {
+            served.push(waiting);
+        }
+        let node = node.clone();
+        tokio::spawn(async move {
+            let deadline = served.iter().map(|waiting| waiting.deadline).max();
+            let index = match deadline {
+                Some(deadline) => round(&node, deadline).await,
+                None => None,
+            };
+            for waiting in served {
+                let _ = waiting.answer.send(index);
+            }
+            drop(place);
+        });
+    }
+}
+
+/// One confirmation, repeated until a leader gives it or the time is over.
+async fn round(node: &Node, deadline: Instant) -> Option<u64> {
+    let mut leadership = node.leadership();
+    loop {
+        let leader = leadership.borrow_and_update().leader.clone();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let confirming = async {
+            match &leader {
+                None => None,
+                Some(Leader::Here) => node.read_index_here().await,
+                Some(Leader::At(peer)) => node.read_index_at(peer, left).await.ok().flatten(),
+            }
+        };
+        // A round that fails leaves nothing behind, so it may be dropped as soon as the leader changes.
+        let index = tokio::select! {
+            biased;
+            index = confirming => index,
+            _ = leadership.changed(), if leader.is_some() => None,
+            _ = tokio::time::sleep_until(deadline) => return None,
+        };
+        if index.is_some() {
+            return index;
+        }
+        if Instant::now() >= deadline {
+            return None;
+        }
+        let pause = tokio::time::timeout_at(deadline.min(Instant::now() + RETRY_PAUSE), leadership.changed());
+        let _ = pause.await;
+    }
+}
+
+impl Engine {
+    /// Returns once this member may answer a read of this consistency. Errors: `no_leader`.
+    pub async fn fence(&self, consistency: Consistency) -> Result<(), Error> {
+        if consistency == Consistency::Eventual {
+            return Ok(());
+        }
+        let deadline = self.deadline();
+        let index = self.inner.read_index.confirm(deadline).await.ok_or_else(|| self.no_leader())?;
+        if self.wait_applied(index, deadline).await { Ok(()) } else { Err(self.no_leader()) }
+    }
+
+    /// Waits until the entry at `index` is applied here; `false` if that took too long.
+    pub(super) async fn wait_applied(&self, index: u64, deadline: Instant) -> bool {
+        let mut applied = self.inner.node.applied().watch_index();
+        if *applied.borrow() >= index {
+            return true;
+        }
+        let reached = applied.wait_for(|applied| *applied >= index);
+        matches!(tokio::time::timeout_at(deadline, reached).await, Ok(Ok(_)))
+    }
+}

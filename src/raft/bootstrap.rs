@@ -1,0 +1,154 @@
+//! How a cluster comes to be.
+//!
+//! Every founding member is started with the same static list. The first in the list founds the cluster:
+//! it waits until it reaches all others and all of them are blank, mints the cluster's id, and makes
+//! everybody a voter. The others learn the id from whoever first calls them by their own Raft id. A
+//! member that is blank while others are not has lost its disk: it never founds anything.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::handshake::{Call, HandshakeError};
+use super::identity::{ClusterId, Identity};
+use super::node::Node;
+use super::peer_service::CallerCheck;
+use super::peers::Me;
+use super::types::Member;
+use crate::clock::Random;
+use crate::storage::Disk;
+
+/// One entry of the static list: a member's name and its peer address.
+pub type ListedMember = (String, String);
+
+const ASK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Keeps the identity file in step with what the member learns.
+pub struct IdentityKeeper {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    identity: Mutex<Identity>,
+    me: Arc<Me>,
+}
+
+impl IdentityKeeper {
+    pub fn new(disk: Arc<dyn Disk>, dir: PathBuf, identity: Identity, me: Arc<Me>) -> Arc<Self> {
+        Arc::new(IdentityKeeper { disk, dir, identity: Mutex::new(identity), me })
+    }
+
+    /// Makes this directory part of the cluster with this id, for good.
+    fn adopt(&self, cluster_id: ClusterId) -> Result<(), String> {
+        let mut identity = self.identity.lock();
+        if identity.cluster_id == Some(cluster_id) {
+            return Ok(());
+        }
+        let adopted = Identity { cluster_id: Some(cluster_id), ..identity.clone() };
+        adopted.write(&*self.disk, &self.dir).map_err(|error| {
+            format!("cannot write the identity file in {}: {error}", self.dir.display())
+        })?;
+        *identity = adopted;
+        self.me.set_cluster_id(cluster_id);
+        tracing::info!("this member belongs to cluster {} with id {cluster_id}", self.me.cluster);
+        Ok(())
+    }
+}
+
+impl CallerCheck for IdentityKeeper {
+    fn check(&self, call: &Call) -> Result<(), String> {
+        let is_called_by_id = call.expected_node_id == self.me.node_id;
+        if let (None, Some(theirs), true) = (self.me.cluster_id(), call.hello.cluster_id, is_called_by_id) {
+            self.adopt(theirs)?;
+        }
+        Ok(())
+    }
+}
+
+/// Founds a cluster of this member alone, unless it is part of one.
+pub async fn found_alone(node: &Node, keeper: &IdentityKeeper, random: &dyn Random) -> Result<(), String> {
+    let me = node.peers().me();
+    if me.is_initialized() {
+        return Ok(());
+    }
+    found(node, keeper, random, [(me.node_id, me.member.clone())].into()).await
+}
+
+/// Founds the cluster of the static list if this member is the first of it and nobody has done so.
+/// Returns once that is settled.
+pub async fn found_listed(
+    node: &Node,
+    keeper: &IdentityKeeper,
+    random: &dyn Random,
+    list: &[ListedMember],
+) -> Result<(), String> {
+    let me = node.peers().me();
+    if list.first().is_none_or(|(name, _)| *name != me.member.name) {
+        return Ok(());
+    }
+    let mut last_problem = None;
+    while !me.is_initialized() {
+        match ask_all(node, list).await {
+            Ok(members) => return found(node, keeper, random, members).await,
+            Err(Waiting::For(problem)) => {
+                if last_problem.as_ref() != Some(&problem) {
+                    tracing::warn!("the cluster is not founded yet: {problem}");
+                    last_problem = Some(problem);
+                }
+            }
+            Err(Waiting::InVain(reason)) => {
+                tracing::error!("{reason}");
+                return Ok(());
+            }
+        }
+        tokio::time::sleep(ASK_INTERVAL).await;
+    }
+    Ok(())
+}
+
+enum Waiting {
+    For(String),
+    InVain(String),
+}
+
+async fn ask_all(node: &Node, list: &[ListedMember]) -> Result<BTreeMap<u64, Member>, Waiting> {
+    let me = node.peers().me();
+    let mut members = BTreeMap::from([(me.node_id, me.member.clone())]);
+    for (name, address) in list.iter().filter(|(name, _)| *name != me.member.name) {
+        let hello = node.peers().ask(address).await.map_err(|error| {
+            Waiting::For(match error {
+                HandshakeError::Io(error) => format!("member {name} at {address} cannot be reached ({error})"),
+                HandshakeError::Refused(reason) => format!("member {name} at {address}: {reason}"),
+            })
+        })?;
+        if hello.member.name != *name {
+            return Err(Waiting::For(format!(
+                "the member at {address} is called {:?}, but the list says {name:?}",
+                hello.member.name
+            )));
+        }
+        if hello.is_initialized {
+            return Err(Waiting::InVain(format!(
+                "this member's data directory is blank, but member {name} is part of a running cluster: it \
+                 will not found another one; restore this member's data directory or replace the member"
+            )));
+        }
+        members.insert(hello.node_id, hello.member);
+    }
+    Ok(members)
+}
+
+async fn found(
+    node: &Node,
+    keeper: &IdentityKeeper,
+    random: &dyn Random,
+    members: BTreeMap<u64, Member>,
+) -> Result<(), String> {
+    let cluster_id = match node.peers().me().cluster_id() {
+        Some(minted_before) => minted_before,
+        None => ClusterId(((random.next_u64() as u128) << 64 | random.next_u64() as u128).max(1)),
+    };
+    keeper.adopt(cluster_id)?;
+    node.found(members).await.map_err(|error| format!("cannot found the cluster: {error}"))
+}

@@ -1,0 +1,103 @@
+//! The adapter between openraft's log traits and the segmented log.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use openraft::OptionalSend;
+
+use super::types::{
+    RaftEntry, RaftLogId, RaftVoteOf, Types, entry_id, raft_entry, raft_log_id, raft_vote, stored_entry,
+    stored_vote,
+};
+use crate::limits::MAX_APPEND_BYTES;
+use crate::storage::Log;
+
+/// The log as openraft writes it.
+pub struct LogStore(pub Log);
+
+/// The log as openraft reads it. Readers share the log and do not disturb its writer.
+#[derive(Clone)]
+pub struct LogReader(Log);
+
+impl LogReader {
+    /// Entries that are still in memory are handed out at once; others are read on a thread that may
+    /// wait for the disk.
+    async fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let stored = match self.0.cached_entries(start..end, max_bytes) {
+            Some(entries) => entries,
+            None => {
+                let log = self.0.clone();
+                let read = tokio::task::spawn_blocking(move || log.entries(start..end, max_bytes)).await;
+                read.map_err(io::Error::other)??
+            }
+        };
+        stored.into_iter().map(|entry| Ok(raft_entry(entry)?)).collect()
+    }
+}
+
+impl RaftLogReader<Types> for LogReader {
+    async fn try_get_log_entries<R: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: R,
+    ) -> Result<Vec<RaftEntry>, io::Error> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(before) => before + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(last) => last + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(start, end, usize::MAX).await
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<RaftVoteOf>, io::Error> {
+        Ok(self.0.vote().map(raft_vote))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<RaftEntry>, io::Error> {
+        self.read(start, end, MAX_APPEND_BYTES).await
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = LogReader;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
+        let last_purged_log_id = self.0.purged().map(raft_log_id);
+        let last_log_id = self.0.last_id().map(raft_log_id).or(last_purged_log_id);
+        Ok(LogState { last_purged_log_id, last_log_id })
+    }
+
+    async fn get_log_reader(&mut self) -> Self::LogReader {
+        LogReader(self.0.clone())
+    }
+
+    async fn save_vote(&mut self, vote: &RaftVoteOf) -> Result<(), io::Error> {
+        self.0.save_vote(stored_vote(vote)).await
+    }
+
+    async fn append<I>(&mut self, entries: I, flushed: IOFlushed<Types>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = RaftEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries = entries.into_iter().map(stored_entry).collect();
+        self.0.append(entries, Box::new(move |result| flushed.io_completed(result))).await
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<RaftLogId>) -> Result<(), io::Error> {
+        self.0.truncate_after(last_log_id.map(|id| id.index())).await
+    }
+
+    async fn purge(&mut self, log_id: RaftLogId) -> Result<(), io::Error> {
+        self.0.purge(entry_id(&log_id)).await
+    }
+}

@@ -1,0 +1,300 @@
+//! The adapter between openraft and the replicated state.
+//!
+//! openraft hands over committed entries in order; the machine applies each to the state, answers
+//! whoever proposed it at this member, and tells the engine what changed. It also saves the state: from
+//! time to time it takes what changed at one exact point between two entries, waits until the own log is
+//! synced up to there (a checkpoint ahead of its log would claim entries that a crash may still take),
+//! and writes that as one batch. Applying never waits for a checkpoint.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt};
+use openraft::entry::EntryPayload;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{OptionalSend, Snapshot, SnapshotMeta};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::types::{
+    CommittedLeader, Member, RaftLogId, RaftMembership, RaftStoredMembership, Types, decode_membership, encode_membership, entry_id,
+    raft_log_id,
+};
+use crate::state::{Catalog, Outcome, SealedBlock, SharedTopic, State, TopicKey};
+use crate::storage::{Checkpoint, EntryId, Log};
+
+/// Learns what applied entries changed.
+pub trait ApplyObserver: Send + Sync + 'static {
+    /// These topics got records, or were deleted, by entries that are now applied.
+    fn topics_changed(&self, topics: &[Arc<SharedTopic>]);
+}
+
+/// What the machine shares with those who read the state.
+pub struct Applied {
+    state: Mutex<State>,
+    catalog: Arc<Catalog>,
+    checkpoint: Arc<dyn Checkpoint>,
+    log: Log,
+    applied_index: watch::Sender<u64>,
+    saved: Mutex<Option<EntryId>>,
+    is_saving: AtomicBool,
+}
+
+impl Applied {
+    /// Loads the state from its checkpoint.
+    pub fn load(log: Log, checkpoint: Arc<dyn Checkpoint>) -> io::Result<Arc<Self>> {
+        let mut state = State::default();
+        checkpoint.load(&mut |key, value| Ok(state.restore(key, value)?))?;
+        state.restored();
+        let applied = state.applied();
+        Ok(Arc::new(Applied {
+            catalog: state.catalog().clone(),
+            state: Mutex::new(state),
+            checkpoint,
+            log,
+            applied_index: watch::Sender::new(applied.map_or(0, |id| id.index)),
+            saved: Mutex::new(applied),
+            is_saving: AtomicBool::new(false),
+        }))
+    }
+
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// Follows the index of the last applied entry.
+    pub fn watch_index(&self) -> watch::Receiver<u64> {
+        self.applied_index.subscribe()
+    }
+
+    pub fn index(&self) -> u64 {
+        *self.applied_index.borrow()
+    }
+
+    /// Cluster time as of the last applied command, in Unix milliseconds.
+    pub fn time_ms(&self) -> u64 {
+        self.state.lock().time_ms()
+    }
+
+    /// Index of the last applied entry and the digest of the state there.
+    pub fn digest(&self) -> (u64, u64) {
+        let state = self.state.lock();
+        (state.applied().map_or(0, |id| id.index), state.digest().value())
+    }
+
+    /// A sealed block of runs from the checkpoint. May block on the disk.
+    pub fn sealed_block(&self, epoch: u64, first_seq: u64) -> io::Result<Option<SealedBlock>> {
+        let key = crate::state::Key::Topic(epoch, TopicKey::Runs(first_seq)).encode();
+        let value = self.checkpoint.get(&key)?;
+        Ok(value.map(|bytes| SealedBlock { first_seq, bytes: Bytes::from(bytes) }))
+    }
+
+    /// Saves the state as it is now, if it changed since the last time and no other save is under way.
+    pub async fn save(self: &Arc<Self>) -> io::Result<()> {
+        if self.is_saving.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let result = self.save_now().await;
+        self.is_saving.store(false, Ordering::Release);
+        result
+    }
+
+    async fn save_now(self: &Arc<Self>) -> io::Result<()> {
+        let (applied, changes, saved_topics) = {
+            let mut state = self.state.lock();
+            let applied = state.applied();
+            if applied == *self.saved.lock() {
+                return Ok(());
+            }
+            let (changes, saved_topics) = state.take_changes();
+            (applied, changes, saved_topics)
+        };
+        if let Some(id) = applied {
+            self.log.wait_synced(id.index).await?;
+        }
+        let this = self.clone();
+        let written = tokio::task::spawn_blocking(move || this.checkpoint.write(changes)).await;
+        written.map_err(io::Error::other)??;
+        for (topic, last_seq) in saved_topics {
+            topic.saved_up_to(last_seq);
+        }
+        *self.saved.lock() = applied;
+        Ok(())
+    }
+
+    /// Saves the state every `interval`, as long as the member runs.
+    pub async fn save_periodically(self: Arc<Self>, interval: Duration) -> io::Result<()> {
+        loop {
+            tokio::time::sleep(interval).await;
+            self.save().await?;
+        }
+    }
+
+    fn applied_state(&self) -> io::Result<(Option<RaftLogId>, RaftStoredMembership)> {
+        let state = self.state.lock();
+        let stored = state.membership();
+        let membership = match stored.entry {
+            None => RaftStoredMembership::default(),
+            Some(entry) => {
+                RaftStoredMembership::new(Some(raft_log_id(entry)), decode_membership(&stored.bytes)?)
+            }
+        };
+        Ok((state.applied().map(raft_log_id), membership))
+    }
+}
+
+/// Entries applied under one hold of the state: readers of the whole state (digests, checkpoints) get
+/// their turn in between.
+const APPLY_BATCH: usize = 128;
+
+/// The state machine that openraft drives.
+pub struct Machine {
+    applied: Arc<Applied>,
+    observer: Arc<dyn ApplyObserver>,
+    snapshot: Option<SnapshotMeta<CommittedLeader, u64, Member>>,
+}
+
+impl Machine {
+    pub fn new(applied: Arc<Applied>, observer: Arc<dyn ApplyObserver>) -> Self {
+        Machine { applied, observer, snapshot: None }
+    }
+
+    fn apply_batch(&mut self, batch: &mut Vec<EntryResponder<Types>>) -> io::Result<()> {
+        let mut touched: Vec<Arc<SharedTopic>> = Vec::new();
+        let mut last_index = None;
+        let mut state = self.applied.state.lock();
+        for (entry, responder) in batch.drain(..) {
+            let id = entry_id(&entry.log_id);
+            let outcome = match &entry.payload {
+                EntryPayload::Blank => {
+                    state.apply_blank(id);
+                    Outcome::Nothing
+                }
+                EntryPayload::Membership(membership) => {
+                    apply_membership(&mut state, id, membership);
+                    Outcome::Nothing
+                }
+                EntryPayload::Normal(command) => {
+                    let applied = state.apply_command(id, command.stamp_ms, &command.bytes)?;
+                    if let Some(topic) = applied.touched
+                        && touched.last().is_none_or(|last| !Arc::ptr_eq(last, &topic))
+                    {
+                        touched.push(topic);
+                    }
+                    applied.outcome
+                }
+            };
+            last_index = Some(id.index);
+            if let Some(responder) = responder {
+                responder.send(outcome);
+            }
+        }
+        drop(state);
+        if let Some(index) = last_index {
+            self.applied.applied_index.send_replace(index);
+        }
+        if !touched.is_empty() {
+            self.observer.topics_changed(&touched);
+        }
+        Ok(())
+    }
+}
+
+fn apply_membership(state: &mut State, id: EntryId, membership: &RaftMembership) {
+    let node_ids: BTreeSet<u64> = membership.nodes().map(|(node_id, _)| *node_id).collect();
+    state.apply_membership(id, encode_membership(membership), &node_ids);
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotData = StateImage;
+    type SnapshotBuilder = ImageBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<RaftLogId>, RaftStoredMembership), io::Error> {
+        self.applied.applied_state()
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut batch = Vec::new();
+        while let Some(entry) = entries.try_next().await? {
+            batch.push(entry);
+            if batch.len() == APPLY_BATCH {
+                self.apply_batch(&mut batch)?;
+            }
+        }
+        self.apply_batch(&mut batch)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
+        let meta = self.meta();
+        self.snapshot = meta.as_ref().ok().cloned();
+        ImageBuilder { meta }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta<CommittedLeader, u64, Member>,
+        _image: StateImage,
+    ) -> Result<(), io::Error> {
+        // The log is never purged in this version, so a follower never needs more than the log; and an
+        // image without topics is all that can be installed.
+        if !self.applied.catalog.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "snapshots of topics are not built yet"));
+        }
+        let mut state = self.applied.state.lock();
+        state.reset();
+        if let Some(entry) = meta.last_membership.log_id() {
+            apply_membership(&mut state, entry_id(entry), meta.last_membership.membership());
+        }
+        if let Some(last) = &meta.last_log_id {
+            state.apply_blank(entry_id(last));
+            self.applied.applied_index.send_replace(last.index());
+        }
+        drop(state);
+        self.snapshot = Some(meta.clone());
+        Ok(())
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> Result<Option<Snapshot<CommittedLeader, u64, Member, StateImage>>, io::Error>
+    {
+        Ok(self.snapshot.clone().map(|meta| Snapshot { meta, snapshot: StateImage }))
+    }
+}
+
+impl Machine {
+    fn meta(&self) -> io::Result<SnapshotMeta<CommittedLeader, u64, Member>> {
+        let (last_log_id, last_membership) = self.applied.applied_state()?;
+        Ok(SnapshotMeta { last_log_id, last_membership })
+    }
+}
+
+/// What openraft passes around as a snapshot. It names a point; how the state as of that point reaches
+/// another member is not openraft's business.
+#[derive(Debug, Clone)]
+pub struct StateImage;
+
+/// Names the point at which it was asked for.
+pub struct ImageBuilder {
+    meta: io::Result<SnapshotMeta<CommittedLeader, u64, Member>>,
+}
+
+impl RaftSnapshotBuilder<Types> for ImageBuilder {
+    type SnapshotData = StateImage;
+
+    async fn build_snapshot(
+        &mut self,
+    ) -> Result<Snapshot<CommittedLeader, u64, Member, StateImage>, io::Error> {
+        match &self.meta {
+            Ok(meta) => Ok(Snapshot { meta: meta.clone(), snapshot: StateImage }),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        }
+    }
+}

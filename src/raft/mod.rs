@@ -1,0 +1,35 @@
+//! Layer 3: consensus.
+//!
+//! openraft and everything that knows it: the types it is used with, the adapters to the log and to the
+//! state, the protocol between members, and the way a cluster comes to be. Other rooms see a [`Node`]: it
+//! puts commands into the log, says who leads, and confirms reads.
+
+mod bootstrap;
+mod cluster_time;
+mod connection;
+mod handshake;
+mod identity;
+mod log;
+mod machine;
+mod network;
+mod node;
+mod peer_service;
+mod peers;
+mod rpc;
+mod runtime;
+mod transport;
+mod types;
+
+pub use bootstrap::{IdentityKeeper, ListedMember, found_alone, found_listed};
+pub use cluster_time::ClusterTime;
+pub use connection::CallError;
+pub use identity::Identity;
+pub use log::{LogReader, LogStore};
+pub use machine::{Applied, ApplyObserver, Machine};
+pub use node::{Leader, Leadership, MemberStatus, Node, Timers};
+pub use peer_service::accept_peers;
+pub use peers::{Me, Peer, Peers};
+pub use rpc::Proposal;
+pub use runtime::{Runtime, seed_thread};
+pub use transport::{PeerListener, PeerStream, PeerTransport, TcpTransport};
+pub use types::{Member, NodeId, Types};

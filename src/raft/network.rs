@@ -1,0 +1,225 @@
+//! openraft's way to its peers.
+//!
+//! Votes and heartbeats go over the control lane as single requests. Entries go over the bulk lane as a
+//! stream: the next AppendEntries is sent while the one before it is still being synced by the follower,
+//! so that replication overlaps with the follower's disk.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::Stream;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2, stream_append_sequential};
+use openraft::raft::{SnapshotResponse, StreamAppendResult, TransferLeaderResponse};
+use openraft::{OptionalSend, Snapshot};
+use tokio::time::{Instant, Sleep};
+
+use super::connection::{CallError, CallStream};
+use super::handshake::Lane;
+use super::machine::StateImage;
+use super::peers::{Peer, Peers};
+use super::rpc::{self, Body, Kind};
+use super::types::{
+    AppendRequest, AppendResponse, CommittedLeader, Member, NodeId, RaftVoteOf, TransferRequest, Types,
+    VoteRequest, VoteResponse,
+};
+use crate::codec::Malformed;
+use crate::limits::APPEND_PIPELINE_DEPTH;
+
+/// Makes openraft's network clients.
+pub struct Network(pub Arc<Peers>);
+
+impl Network {
+    fn client(&self, target: NodeId, member: &Member, lane: Lane) -> PeerClient {
+        PeerClient { peer: self.0.peer(target, member), lane, from: self.0.me().node_id }
+    }
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = PeerClient;
+
+    async fn new_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
+        self.client(target, member, Lane::Bulk)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, member: &Member) -> PeerClient {
+        self.client(target, member, Lane::Control)
+    }
+}
+
+/// openraft's client of one peer.
+pub struct PeerClient {
+    peer: Arc<Peer>,
+    lane: Lane,
+    from: NodeId,
+}
+
+type Failure = RPCError<Types>;
+
+impl PeerClient {
+    fn failure(&self, error: CallError) -> Failure {
+        match error {
+            CallError::Unreachable(_) => RPCError::Unreachable(Unreachable::new(&error)),
+            CallError::Lost(_) | CallError::Failed(_) => RPCError::Network(NetworkError::new(&error)),
+        }
+    }
+
+    async fn control<T>(
+        &self,
+        kind: Kind,
+        body: Body,
+        option: RPCOption,
+        decode: impl FnOnce(&[u8]) -> Result<T, Malformed>,
+    ) -> Result<T, Failure> {
+        let reply = self.peer.call(Lane::Control, kind, body, option.soft_ttl()).await;
+        let reply = reply.map_err(|error| self.failure(error))?;
+        decode(&reply).map_err(malformed)
+    }
+}
+
+fn malformed(error: Malformed) -> Failure {
+    RPCError::Network(NetworkError::new(&error))
+}
+
+/// How long a stream waits for its follower's sync before it takes the follower for dead. Heartbeats
+/// notice a dead one sooner; this only frees the stream.
+fn stream_idle_timeout(option: &RPCOption) -> Duration {
+    option.hard_ttl() * 10
+}
+
+impl RaftNetworkV2<Types> for PeerClient {
+    type SnapshotData = StateImage;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendRequest,
+        option: RPCOption,
+    ) -> Result<AppendResponse, Failure> {
+        self.control(Kind::Append, rpc::encode_append(request), option, rpc::decode_append_response).await
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> openraft::base::BoxFuture<'s, Result<AppendResults<'s>, Failure>>
+    where
+        S: Stream<Item = AppendRequest> + OptionalSend + Unpin + 'static,
+    {
+        if self.lane == Lane::Control {
+            return stream_append_sequential(self, input, option);
+        }
+        Box::pin(async move {
+            let connection = self.peer.connection(Lane::Bulk).await.map_err(|error| self.failure(error))?;
+            let calls = connection.open_stream(APPEND_PIPELINE_DEPTH).map_err(|error| self.failure(error))?;
+            let idle_timeout = stream_idle_timeout(&option);
+            let results: AppendResults<'s> = Box::pin(AppendStream {
+                client: self,
+                input: Some(input),
+                calls,
+                under_way: VecDeque::with_capacity(APPEND_PIPELINE_DEPTH),
+                idle_timeout,
+                idle: Box::pin(tokio::time::sleep(idle_timeout)),
+            });
+            Ok(results)
+        })
+    }
+
+    async fn vote(&mut self, request: VoteRequest, option: RPCOption) -> Result<VoteResponse, Failure> {
+        self.control(Kind::Vote, rpc::encode_vote_request(&request), option, rpc::decode_vote_response).await
+    }
+
+    async fn pre_vote(&mut self, request: VoteRequest, option: RPCOption) -> Result<VoteResponse, Failure> {
+        self.control(Kind::PreVote, rpc::encode_vote_request(&request), option, rpc::decode_vote_response)
+            .await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        _vote: RaftVoteOf,
+        _snapshot: Snapshot<CommittedLeader, NodeId, Member, StateImage>,
+        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        // The log is never purged in this version, so a follower is always brought up from it.
+        let why = CallError::Failed("snapshots are not sent in this version".into());
+        Err(StreamingError::Unreachable(Unreachable::new(&why)))
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferRequest,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, Failure> {
+        let body = rpc::encode_transfer(&request);
+        self.control(Kind::TransferLeader, body, option, rpc::decode_transfer_response).await
+    }
+}
+
+type AppendResults<'s> = openraft::base::BoxStream<'s, Result<StreamAppendResult<Types>, Failure>>;
+
+/// Sends AppendEntries while fewer than the allowed number are under way, and yields their results.
+struct AppendStream<'s, S> {
+    client: &'s PeerClient,
+    /// `None` once it has ended.
+    input: Option<S>,
+    calls: CallStream,
+    /// When each unanswered request was sent.
+    under_way: VecDeque<Instant>,
+    idle_timeout: Duration,
+    idle: Pin<Box<Sleep>>,
+}
+
+impl<S: Stream<Item = AppendRequest> + Unpin> Stream for AppendStream<'_, S> {
+    type Item = Result<StreamAppendResult<Types>, Failure>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        match this.calls.replies.poll_recv(cx) {
+            Poll::Ready(Some(reply)) => {
+                this.under_way.pop_front();
+                return Poll::Ready(Some(rpc::decode_stream_result(&reply).map_err(malformed)));
+            }
+            Poll::Ready(None) => {
+                let lost = CallError::Unreachable("the connection broke".into());
+                return Poll::Ready(Some(Err(this.client.failure(lost))));
+            }
+            Poll::Pending => {}
+        }
+        while this.under_way.len() < APPEND_PIPELINE_DEPTH
+            && let Some(input) = this.input.as_mut()
+        {
+            match Pin::new(input).poll_next(cx) {
+                Poll::Ready(Some(request)) => {
+                    if let Err(error) = this.calls.send(rpc::encode_append(request)) {
+                        return Poll::Ready(Some(Err(this.client.failure(error))));
+                    }
+                    this.under_way.push_back(Instant::now());
+                }
+                Poll::Ready(None) => this.input = None,
+                Poll::Pending => break,
+            }
+        }
+        let Some(sent_at) = this.under_way.front() else {
+            return if this.input.is_none() { Poll::Ready(None) } else { Poll::Pending };
+        };
+        // The timer is moved only when it fires: while replies flow it costs nothing.
+        let deadline = *sent_at + this.idle_timeout;
+        while this.idle.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(Some(Err(RPCError::Timeout(Timeout {
+                    action: RPCTypes::AppendEntries,
+                    id: this.client.from,
+                    target: this.client.peer.node_id,
+                    timeout: this.idle_timeout,
+                }))));
+            }
+            this.idle.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}

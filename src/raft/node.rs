@@ -1,0 +1,394 @@
+//! This member's part in the cluster: openraft, its peers, and what they tell each other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, RaftError};
+use openraft::impls::OneshotResponder;
+use openraft::{Config, Instant as _, RaftMetrics, ReadPolicy, SnapshotPolicy};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::cluster_time::ClusterTime;
+use super::connection::CallError;
+use super::handshake::Lane;
+use super::log::LogStore;
+use super::machine::{Applied, ApplyObserver, Machine};
+use super::network::Network;
+use super::peers::{Peer, Peers};
+use super::rpc::{self, Body, Kind, Proposal, Status};
+use super::types::{Member, NodeId, Raft, StampedCommand, Types};
+use crate::storage::Log;
+
+/// How often members tell each other their clocks and progress.
+const STATUS_INTERVAL: Duration = Duration::from_millis(500);
+/// A member that was not heard for longer is down.
+pub const DOWN_AFTER: Duration = Duration::from_secs(3);
+
+/// The timers of Raft.
+#[derive(Debug, Clone, Copy)]
+pub struct Timers {
+    pub heartbeat_ms: u64,
+    pub election_timeout_min_ms: u64,
+    pub election_timeout_max_ms: u64,
+}
+
+/// Who leads, as this member knows it.
+#[derive(Clone, Default)]
+pub struct Leadership {
+    pub term: u64,
+    pub leader: Option<Leader>,
+}
+
+#[derive(Clone)]
+pub enum Leader {
+    Here,
+    At(Arc<Peer>),
+}
+
+/// A member as the cluster view shows it.
+#[derive(Debug, Clone)]
+pub struct MemberStatus {
+    pub node_id: NodeId,
+    pub member: Member,
+    pub is_voter: bool,
+    /// `None` if the member has not been heard lately.
+    pub status: Option<Status>,
+}
+
+/// One member of a cluster.
+pub struct Node {
+    raft: Raft,
+    peers: Arc<Peers>,
+    applied: Arc<Applied>,
+    time: ClusterTime,
+    leadership: watch::Sender<Leadership>,
+    statuses: Mutex<HashMap<NodeId, (Status, Instant)>>,
+}
+
+/// The settings of openraft.
+fn raft_config(cluster: &str, timers: Timers) -> Result<Config, String> {
+    let config = Config {
+        cluster_name: cluster.to_owned(),
+        heartbeat_interval: timers.heartbeat_ms,
+        election_timeout_min: timers.election_timeout_min_ms,
+        election_timeout_max: timers.election_timeout_max_ms,
+        // Payloads are bounded by bytes where entries are read, not by number.
+        max_payload_entries: 16_384,
+        max_append_entries: Some(16_384),
+        replication_lag_threshold: 500_000,
+        // The log is not purged in this version, so no snapshot is ever needed.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        purge_batch_size: 1024,
+        // A leader without a quorum falls silent for a while, so that others can elect another.
+        quorum_loss_probe_interval: Some((2 * timers.election_timeout_max_ms).max(2000)),
+        enable_pre_vote: Some(true),
+        // A leader that restarts must be elected again: it may have lost an unsynced tail.
+        enable_leader_restore: Some(false),
+        allow_log_reversion: Some(false),
+        backoff: "50ms 100ms 200ms ...500ms".to_owned(),
+        ..Config::default()
+    };
+    config.validate().map_err(|error| format!("the timers do not fit together: {error}"))
+}
+
+impl Node {
+    /// Starts openraft over the log and the state. Nothing happens on the network before peers call or
+    /// the cluster is founded.
+    pub async fn start(
+        peers: Arc<Peers>,
+        log: Log,
+        applied: Arc<Applied>,
+        observer: Arc<dyn ApplyObserver>,
+        time: ClusterTime,
+        timers: Timers,
+    ) -> Result<Arc<Node>, String> {
+        let me = peers.me().clone();
+        let config = Arc::new(raft_config(&me.cluster, timers)?);
+        let machine = Machine::new(applied.clone(), observer);
+        let raft = Raft::new(me.node_id, config, Network(peers.clone()), LogStore(log), machine)
+            .await
+            .map_err(|error| format!("cannot start from the stored log and state: {error}"))?;
+        if raft.is_initialized().await.map_err(|error| error.to_string())? {
+            me.set_initialized();
+        }
+        let node = Arc::new(Node {
+            raft,
+            peers,
+            applied,
+            time,
+            leadership: watch::Sender::new(Leadership::default()),
+            statuses: Mutex::default(),
+        });
+        tokio::spawn(node.clone().follow_leadership());
+        tokio::spawn(node.clone().follow_statuses());
+        Ok(node)
+    }
+
+    pub fn raft(&self) -> &Raft {
+        &self.raft
+    }
+
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+
+    pub fn applied(&self) -> &Arc<Applied> {
+        &self.applied
+    }
+
+    pub fn node_id(&self) -> NodeId {
+        self.peers.me().node_id
+    }
+
+    pub fn time(&self) -> &ClusterTime {
+        &self.time
+    }
+
+    /// Looks at openraft's metrics; the guard must not live across an await.
+    fn metrics<T>(&self, look: impl FnOnce(&RaftMetrics<Types>) -> T) -> T {
+        look(&self.raft.metrics().borrow_watched())
+    }
+
+    /// Follows who leads.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.leadership.subscribe()
+    }
+
+    async fn follow_leadership(self: Arc<Self>) {
+        let mut metrics = self.raft.metrics();
+        let mut last = (0, None);
+        loop {
+            let (term, leader, member) = {
+                let metrics = metrics.borrow_and_update();
+                let leader = metrics.current_leader;
+                let member = leader.and_then(|id| metrics.membership_config.get_node(&id).cloned());
+                (metrics.current_term, leader, member)
+            };
+            if (term, leader) != last {
+                last = (term, leader);
+                let leader = match (leader, member) {
+                    (Some(id), _) if id == self.node_id() => {
+                        self.time.take_office(self.applied.time_ms());
+                        Some(Leader::Here)
+                    }
+                    (Some(id), Some(member)) => Some(Leader::At(self.peers.peer(id, &member))),
+                    // The leader is known before the membership that names it has arrived: look again.
+                    (Some(_), None) => {
+                        last = (0, None);
+                        None
+                    }
+                    (None, _) => None,
+                };
+                self.leadership.send_replace(Leadership { term, leader });
+            }
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until openraft has stopped for good, and says why.
+    pub async fn stopped(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        loop {
+            if let Err(fatal) = &metrics.borrow_and_update().running_state {
+                return fatal.to_string();
+            }
+            if metrics.changed().await.is_err() {
+                return "it was stopped".to_owned();
+            }
+        }
+    }
+
+    /// Puts a command into the log, if this member leads, and waits for its outcome.
+    pub async fn propose_here(&self, command: Bytes) -> Proposal {
+        let command = StampedCommand { stamp_ms: self.time.stamp_ms(), bytes: command };
+        let (responder, outcome) = OneshotResponder::new_pair();
+        if self.raft.client_write_ff(command, Some(responder)).await.is_err() {
+            return Proposal::Unknown;
+        }
+        match outcome.await {
+            Ok(Ok(response)) => Proposal::Done(response.data),
+            Ok(Err(ClientWriteError::ForwardToLeader(_))) => Proposal::NotLeader,
+            Ok(Err(_)) | Err(_) => Proposal::Unknown,
+        }
+    }
+
+    /// The same for many commands at once, in their order.
+    pub async fn propose_many_here(&self, commands: Vec<Bytes>) -> Vec<Proposal> {
+        let count = commands.len();
+        let stamp_ms = self.time.stamp_ms();
+        let stamped = commands.into_iter().map(|bytes| StampedCommand { stamp_ms, bytes });
+        let mut proposals = Vec::with_capacity(count);
+        if let Ok(mut results) = self.raft.client_write_many(stamped).await {
+            while let Some(Ok(result)) = results.next().await {
+                proposals.push(match result {
+                    Ok(response) => Proposal::Done(response.response),
+                    Err(ClientWriteError::ForwardToLeader(_)) => Proposal::NotLeader,
+                    Err(_) => Proposal::Unknown,
+                });
+            }
+        }
+        proposals.resize(count, Proposal::Unknown);
+        proposals
+    }
+
+    /// Hands commands to the leader at `peer`.
+    pub async fn propose_at(
+        &self,
+        peer: &Peer,
+        commands: &[Bytes],
+        timeout: Duration,
+    ) -> Result<Vec<Proposal>, CallError> {
+        let body = rpc::encode_forward(commands);
+        let reply = peer.call(Lane::Bulk, Kind::Forward, body, timeout).await?;
+        let proposals = rpc::decode_proposals(&reply).map_err(|error| CallError::Lost(error.to_string()))?;
+        if proposals.len() != commands.len() {
+            return Err(CallError::Lost("the leader answered another number of commands".into()));
+        }
+        Ok(proposals)
+    }
+
+    /// The index that a strong read must wait for, confirmed by a quorum now; `None` if this member does
+    /// not lead.
+    pub async fn read_index_here(&self) -> Option<u64> {
+        let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
+        linearizer.ok().map(|linearizer| linearizer.read_log_id().index())
+    }
+
+    /// The same, asked of the leader at `peer`.
+    pub async fn read_index_at(&self, peer: &Peer, timeout: Duration) -> Result<Option<u64>, CallError> {
+        let reply = peer.call(Lane::Control, Kind::ReadIndex, Body::default(), timeout).await?;
+        rpc::decode_read_index(&reply).map_err(|error| CallError::Lost(error.to_string()))
+    }
+
+    /// What this member says of itself.
+    pub fn status(&self) -> Status {
+        Status {
+            wall_ms: self.time.clock().wall_ms(),
+            applied_index: self.applied.index(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    async fn follow_statuses(self: Arc<Self>) {
+        loop {
+            for (node_id, member, _) in self.membership() {
+                if node_id != self.node_id() {
+                    tokio::spawn(self.clone().ask_status(self.peers.peer(node_id, &member)));
+                }
+            }
+            tokio::time::sleep(STATUS_INTERVAL).await;
+        }
+    }
+
+    async fn ask_status(self: Arc<Self>, peer: Arc<Peer>) {
+        let asked = Instant::now();
+        let reply = peer.call(Lane::Control, Kind::Status, Body::default(), STATUS_INTERVAL).await;
+        let Ok(status) = reply.map(|reply| Status::decode(&reply)) else { return };
+        let Ok(status) = status else { return };
+        self.time.heard(peer.node_id, status.wall_ms, asked.elapsed());
+        self.statuses.lock().insert(peer.node_id, (status, Instant::now()));
+    }
+
+    /// The members: Raft id, addresses, whether they vote.
+    pub fn membership(&self) -> Vec<(NodeId, Member, bool)> {
+        self.metrics(|metrics| {
+            let membership = metrics.membership_config.membership();
+            let voters: Vec<NodeId> = membership.voter_ids().collect();
+            membership
+                .nodes()
+                .map(|(node_id, member)| (*node_id, member.clone(), voters.contains(node_id)))
+                .collect()
+        })
+    }
+
+    /// The members and what is known of them here.
+    pub fn member_statuses(&self) -> Vec<MemberStatus> {
+        let statuses = self.statuses.lock();
+        let status_of = |node_id: NodeId| {
+            if node_id == self.node_id() {
+                return Some(self.status());
+            }
+            let (status, heard) = statuses.get(&node_id)?;
+            (heard.elapsed() < DOWN_AFTER).then(|| status.clone())
+        };
+        self.membership()
+            .into_iter()
+            .map(|(node_id, member, is_voter)| MemberStatus {
+                node_id,
+                member,
+                is_voter,
+                status: status_of(node_id),
+            })
+            .collect()
+    }
+
+    /// Whether a member was heard lately.
+    pub fn was_heard(&self, node_id: NodeId) -> bool {
+        self.statuses.lock().get(&node_id).is_some_and(|(_, heard)| heard.elapsed() < DOWN_AFTER)
+    }
+
+    /// Raft's term and the highest index that this member knows to be committed.
+    pub fn term_and_commit(&self) -> (u64, u64) {
+        self.metrics(|metrics| {
+            let committed = metrics.cluster_committed.max(metrics.local_committed);
+            (metrics.current_term, committed.map_or(0, |id| id.index()))
+        })
+    }
+
+    /// Whether a quorum has answered this leader within `within`.
+    pub fn has_quorum(&self, within: Duration) -> bool {
+        self.metrics(|metrics| match &metrics.last_quorum_acked {
+            Some(acked) => acked.elapsed() < within,
+            None => false,
+        })
+    }
+
+    /// Makes a cluster of these members, whose logs must all be empty. Repeating it is harmless.
+    pub async fn found(&self, members: BTreeMap<NodeId, Member>) -> io::Result<()> {
+        match self.raft.initialize(members).await {
+            Ok(()) | Err(RaftError::APIError(_)) => {
+                self.peers.me().set_initialized();
+                Ok(())
+            }
+            Err(fatal) => Err(io::Error::other(fatal.to_string())),
+        }
+    }
+
+    /// Hands leadership to the voter that has applied most, if this member leads, and waits until another
+    /// leads, at most `timeout`.
+    pub async fn hand_over(&self, timeout: Duration) {
+        let mut leadership = self.leadership();
+        if !matches!(leadership.borrow_and_update().leader, Some(Leader::Here)) {
+            return;
+        }
+        let heirs = self.member_statuses().into_iter().filter(|other| other.node_id != self.node_id());
+        let heir = heirs
+            .filter(|other| other.is_voter)
+            .filter_map(|other| Some((other.status?.applied_index, other.node_id)))
+            .max();
+        let Some((_, heir)) = heir else { return };
+        if self.raft.trigger().transfer_leader(heir).await.is_err() {
+            return;
+        }
+        let handed_over = leadership.wait_for(|now| matches!(now.leader, Some(Leader::At(_))));
+        match tokio::time::timeout(timeout, handed_over).await {
+            Ok(_) => tracing::info!("handed leadership over"),
+            Err(_) => tracing::warn!("nobody took leadership over in time; the others will elect a leader"),
+        }
+    }
+
+    /// Stops taking part. What was appended is synced by the log's own end.
+    pub async fn shut_down(&self) {
+        let _ = self.raft.shutdown().await;
+    }
+}

@@ -1,0 +1,188 @@
+//! What this member does for its peers: the accepting side of every connection.
+
+use std::collections::HashMap;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use tokio::sync::mpsc;
+
+use super::connection::{Frame, FrameReader, FrameSender, Outgoing, write_frames};
+use super::handshake::{self, Call, HANDSHAKE_TIMEOUT, HandshakeError};
+use super::node::Node;
+use super::peers::check_same_cluster;
+use super::rpc::{self, Body, Kind};
+use super::transport::{PeerListener, PeerStream};
+use super::types::{AppendRequest, NodeId};
+use crate::limits::{APPEND_PIPELINE_DEPTH, PEER_QUEUE_FRAMES};
+
+/// Learns that a member of the cluster has called this one by its Raft id.
+pub trait CallerCheck: Send + Sync + 'static {
+    /// Whether the caller is welcome; an error is a sentence for the operators of both.
+    fn check(&self, call: &Call) -> Result<(), String>;
+}
+
+/// Accepts connections until the listener fails.
+pub async fn accept_peers(
+    mut listener: Box<dyn PeerListener>,
+    node: Arc<Node>,
+    check: Arc<dyn CallerCheck>,
+) -> io::Result<()> {
+    loop {
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file handles, say: the next attempt may succeed, and must not spin.
+                tracing::warn!("cannot accept a connection of a peer: {error}");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (node, check) = (node.clone(), check.clone());
+        tokio::spawn(async move {
+            match greet(stream, &node, &*check).await {
+                Ok((stream, caller)) => serve(stream, node, caller).await,
+                Err(HandshakeError::Refused(reason)) => {
+                    tracing::warn!("refused a connection from {from}: {reason}");
+                }
+                Err(HandshakeError::Io(error)) => tracing::debug!("no handshake with {from}: {error}"),
+            }
+        });
+    }
+}
+
+async fn greet(
+    mut stream: Box<dyn PeerStream>,
+    node: &Node,
+    check: &dyn CallerCheck,
+) -> Result<(Box<dyn PeerStream>, NodeId), HandshakeError> {
+    let me = node.peers().me();
+    let (hello, nonce) = (me.hello(), node.peers().nonce());
+    let check = |call: &Call| {
+        check_same_cluster(me, &call.hello)?;
+        if call.expected_node_id != 0 && call.expected_node_id != me.node_id {
+            return Err(format!(
+                "member {} was called by an id that it does not have: its data directory is not the one \
+                 that the cluster knows",
+                me.member.name
+            ));
+        }
+        check.check(call)
+    };
+    let accepting = handshake::accept(&mut *stream, me.secret(), &hello, nonce, check);
+    let call = tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting)
+        .await
+        .unwrap_or_else(|_| Err(HandshakeError::Io(io::ErrorKind::TimedOut.into())))?;
+    Ok((stream, call.hello.node_id))
+}
+
+async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: NodeId) {
+    let (read, write) = tokio::io::split(stream);
+    let (replies, frames) = mpsc::channel(PEER_QUEUE_FRAMES);
+    let writing = tokio::spawn(write_frames(write, frames));
+    let mut reader = FrameReader::new(read);
+    let mut streams: HashMap<u64, mpsc::Sender<AppendRequest>> = HashMap::new();
+    while let Ok(frame) = reader.next().await {
+        match frame.kind {
+            Kind::StreamOpen => {
+                // Streams whose follower has ended them are forgotten when the next one opens.
+                streams.retain(|_, requests| !requests.is_closed());
+                let (requests, received) = mpsc::channel(APPEND_PIPELINE_DEPTH + 1);
+                tokio::spawn(run_stream(node.clone(), frame.id, received, replies.clone()));
+                streams.insert(frame.id, requests);
+                push(&streams, &frame).await;
+            }
+            Kind::StreamAppend => push(&streams, &frame).await,
+            Kind::StreamClose => {
+                streams.remove(&frame.id);
+            }
+            _ => {
+                tokio::spawn(answer(node.clone(), frame, replies.clone()));
+            }
+        }
+    }
+    tracing::debug!("the connection of {caller} ended");
+    drop(replies);
+    writing.abort();
+}
+
+async fn push(streams: &HashMap<u64, mpsc::Sender<AppendRequest>>, frame: &Frame) {
+    // A request that was sent before the sender learned that its stream had ended is dropped here.
+    let Some(requests) = streams.get(&frame.id) else { return };
+    match rpc::decode_append(&frame.body) {
+        Ok(request) => {
+            let _ = requests.send(request).await;
+        }
+        Err(error) => tracing::error!("a peer sent entries that cannot be read: {error}"),
+    }
+}
+
+/// Feeds one stream of AppendEntries to openraft and sends the results back, in order.
+async fn run_stream(
+    node: Arc<Node>,
+    id: u64,
+    received: mpsc::Receiver<AppendRequest>,
+    replies: FrameSender,
+) {
+    let requests = stream::unfold(received, |mut received| async move {
+        let request = received.recv().await?;
+        Some((request, received))
+    });
+    let mut results = pin!(node.raft().stream_append(requests));
+    while let Some(Ok(result)) = results.next().await {
+        let body = rpc::encode_stream_result(&result);
+        if replies.send(Outgoing { kind: Kind::StreamReply, id, body }).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn answer(node: Arc<Node>, frame: Frame, replies: FrameSender) {
+    let id = frame.id;
+    let outgoing = match respond(&node, frame).await {
+        Ok(body) => Outgoing { kind: Kind::Reply, id, body },
+        Err(reason) => Outgoing {
+            kind: Kind::Failure,
+            id,
+            body: Body::of(|out| out.extend_from_slice(reason.as_bytes())),
+        },
+    };
+    // If the connection is gone, so is whoever asked.
+    let _ = replies.send(outgoing).await;
+}
+
+async fn respond(node: &Node, frame: Frame) -> Result<Body, String> {
+    let body = &frame.body;
+    let said = |error: &dyn std::fmt::Display| error.to_string();
+    let raft = node.raft();
+    match frame.kind {
+        Kind::Append => {
+            let request = rpc::decode_append(body).map_err(|error| said(&error))?;
+            let response = raft.append_entries(request).await.map_err(|error| said(&error))?;
+            Ok(rpc::encode_append_response(&response))
+        }
+        Kind::Vote => {
+            let request = rpc::decode_vote_request(body).map_err(|error| said(&error))?;
+            let response = raft.vote(request).await.map_err(|error| said(&error))?;
+            Ok(rpc::encode_vote_response(&response))
+        }
+        Kind::PreVote => {
+            let request = rpc::decode_vote_request(body).map_err(|error| said(&error))?;
+            let response = raft.pre_vote(request).await.map_err(|error| said(&error))?;
+            Ok(rpc::encode_vote_response(&response))
+        }
+        Kind::TransferLeader => {
+            let request = rpc::decode_transfer(body).map_err(|error| said(&error))?;
+            let response = raft.handle_transfer_leader(request).await.map_err(|error| said(&error))?;
+            Ok(rpc::encode_transfer_response(&response))
+        }
+        Kind::ReadIndex => Ok(rpc::encode_read_index(node.read_index_here().await)),
+        Kind::Forward => {
+            let commands = rpc::decode_forward(body).map_err(|error| said(&error))?;
+            Ok(rpc::encode_proposals(&node.propose_many_here(commands).await))
+        }
+        Kind::Status => Ok(node.status().encode()),
+        kind => Err(format!("{kind:?} is not a request")),
+    }
+}

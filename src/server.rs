@@ -1,0 +1,297 @@
+//! One member, from start to end.
+//!
+//! The only place that knows every room: it opens the data directory, starts the log's writer, the state,
+//! Raft, the peers and the API in that order, hands each what it needs, and takes them down in the
+//! opposite order. What comes from the machine (clocks, random numbers, disk, network) is chosen here and
+//! handed in.
+
+use std::fs::File;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use axum::serve::ListenerExt;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::api::{self, Api, ApiLimits};
+use crate::auth::Keys;
+use crate::clock::{Random, SystemClock, SystemRandom};
+use crate::config::Settings;
+use crate::engine::{Engine, EngineOptions, Hub};
+use crate::raft::{
+    Applied, ClusterTime, Identity, IdentityKeeper, ListedMember, Me, Member, Node, PeerListener, PeerTransport,
+    Peers, TcpTransport, Timers, accept_peers, found_alone, found_listed,
+};
+use crate::storage::{Checkpoint, Disk, Log, LogOptions, RealDisk, SledCheckpoint};
+
+/// How often the state is saved.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
+/// How long a stopping member waits for another one to lead.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long it waits for requests that are under way.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Runs one member until it is told to stop (SIGTERM, Ctrl-C) or cannot go on.
+pub async fn run(settings: Settings) -> anyhow::Result<()> {
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let random = SystemRandom::shared();
+    let keys = match &settings.api_keys {
+        Some(secret) => Keys::parse(secret.expose()).map_err(|error| anyhow!("{error}"))?,
+        None => Keys::default(),
+    };
+
+    // Ports first: a taken one is the commonest mistake, and nothing has been touched yet.
+    let client_listener = TcpListener::bind(settings.listen())
+        .await
+        .with_context(|| format!("cannot listen for clients on {} (--host, --port)", settings.listen()))?;
+    let transport = TcpTransport::shared();
+    let peer_listener = listen_for_peers(&settings, &*transport).await?;
+
+    let _lock = lock_directory(&settings.data_dir)?;
+    let identity =
+        Identity::open(&*disk, &settings.data_dir, &settings.cluster, &settings.member, &*random)
+            .map_err(|line| anyhow!(line))?;
+    let storage = Storage::open(&settings, disk.clone())?;
+
+    let member = Member {
+        name: settings.member.clone(),
+        peer_address: settings.peer_advertise.clone(),
+        client_url: settings.advertise_url.clone(),
+    };
+    let secret = settings.cluster_secret.as_ref().map_or(Vec::new(), |secret| secret.expose().into());
+    let me = Me::new(&identity, member, secret, false);
+    let keeper = IdentityKeeper::new(disk, settings.data_dir.clone(), identity, me.clone());
+    let peers = Peers::new(me, transport, random.clone());
+    let hub = Arc::new(Hub::default());
+    let node = Node::start(
+        peers,
+        storage.log.clone(),
+        storage.applied.clone(),
+        hub.clone(),
+        ClusterTime::new(SystemClock::shared()),
+        timers(&settings),
+    )
+    .await
+    .map_err(|line| anyhow!(line))?;
+
+    let mut services = Services::default();
+    if let Some(listener) = peer_listener {
+        services.spawn("peers", accept_peers(listener, node.clone(), keeper.clone()));
+    }
+    services.spawn("checkpoint", storage.applied.clone().save_periodically(CHECKPOINT_INTERVAL));
+    let founding = found(settings.clone(), node.clone(), keeper, random.clone());
+    services.spawn("founding", async { founding.await.map_err(std::io::Error::other) });
+
+    let options = EngineOptions {
+        request_timeout: Duration::from_millis(settings.request_timeout_ms),
+        quorum_loss_after: Duration::from_millis(2 * settings.election_timeout_max_ms + 1000),
+    };
+    let engine = Engine::new(node.clone(), storage.log.clone(), hub, random, options);
+    let limits = ApiLimits { max_body_bytes: settings.max_body_bytes, probe_auth: settings.probe_auth };
+    let api = Api { engine: engine.clone(), keys: Arc::new(keys), limits };
+    let (stop_clients, mut clients_stopping) = watch::channel(false);
+    // Answers are small and somebody waits for each: they leave at once.
+    let client_listener = client_listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
+    let serving = axum::serve(client_listener, api::router(api)).with_graceful_shutdown(async move {
+        let _ = clients_stopping.wait_for(|is_stopping| *is_stopping).await;
+    });
+    let mut serving = tokio::spawn(serving.into_future());
+    tracing::info!(
+        "member {} of cluster {} serves clients on {}",
+        settings.member,
+        settings.cluster,
+        settings.advertise_url
+    );
+
+    let outcome = tokio::select! {
+        biased;
+        signal = told_to_stop() => {
+            tracing::info!("{}: stopping", signal?);
+            Ok(())
+        }
+        reason = node.stopped() => Err(anyhow!("this member cannot go on: {reason}")),
+        failed = services.failed() => Err(failed),
+        served = &mut serving => Err(anyhow!("the client listener ended: {served:?}")),
+    };
+    if outcome.is_ok() {
+        engine.drain();
+        node.hand_over(HAND_OVER_TIMEOUT).await;
+        let _ = stop_clients.send(true);
+        if tokio::time::timeout(DRAIN_TIMEOUT, &mut serving).await.is_err() {
+            tracing::warn!("some requests did not end in time; their clients must ask again");
+        }
+    }
+    node.shut_down().await;
+    if outcome.is_ok() {
+        storage.save().await?;
+    }
+    storage.close();
+    outcome
+}
+
+fn timers(settings: &Settings) -> Timers {
+    Timers {
+        heartbeat_ms: settings.heartbeat_ms,
+        election_timeout_min_ms: settings.election_timeout_min_ms,
+        election_timeout_max_ms: settings.election_timeout_max_ms,
+    }
+}
+
+/// A member without a secret has no peers and opens no port for them.
+async fn listen_for_peers(
+    settings: &Settings,
+    transport: &dyn PeerTransport,
+) -> anyhow::Result<Option<Box<dyn PeerListener>>> {
+    if settings.cluster_secret.is_none() {
+        return Ok(None);
+    }
+    let listener = transport.listen(&settings.peer_listen).await;
+    Ok(Some(listener.with_context(|| {
+        format!("cannot listen for other members on {} (--peer-listen)", settings.peer_listen)
+    })?))
+}
+
+async fn found(
+    settings: Settings,
+    node: Arc<Node>,
+    keeper: Arc<IdentityKeeper>,
+    random: Arc<dyn Random>,
+) -> Result<(), String> {
+    let list: Vec<ListedMember> =
+        settings.members.iter().map(|peer| (peer.name.clone(), peer.address.clone())).collect();
+    if !settings.join.is_empty() {
+        return Ok(());
+    }
+    if list.is_empty() {
+        found_alone(&node, &keeper, &*random).await
+    } else {
+        found_listed(&node, &keeper, &*random, &list).await
+    }
+}
+
+/// Holds the data directory for this process.
+fn lock_directory(dir: &Path) -> anyhow::Result<File> {
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("cannot make the data directory {}", dir.display()))?;
+    let path = dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot write to {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => bail!(
+            "the data directory {} is in use by another process: stop that one, or name another --data-dir",
+            dir.display()
+        ),
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+/// What lies in the data directory: the log and the state.
+struct Storage {
+    log: Log,
+    applied: Arc<Applied>,
+    writer: std::thread::JoinHandle<()>,
+}
+
+impl Storage {
+    fn open(settings: &Settings, disk: Arc<dyn Disk>) -> anyhow::Result<Storage> {
+        let options = LogOptions {
+            segment_bytes: settings.segment_bytes,
+            cache_bytes: settings.cache_bytes,
+            ..LogOptions::default()
+        };
+        let (log, writer) = Log::open(disk, &settings.data_dir.join("log"), options)?;
+        let dir = settings.data_dir.join("checkpoint");
+        let applied = match load_state(&dir, &log) {
+            Ok(applied) => applied,
+            Err(error) if log.purged().is_none() => rebuild_state(&dir, &log, &error)?,
+            Err(error) => {
+                return Err(error.context(
+                    "the checkpoint cannot be used and the log alone is not enough to rebuild it: move the \
+                     data directory aside and let the member start blank",
+                ));
+            }
+        };
+        let writer = writer.run_on_thread().context("cannot start the log's writer")?;
+        Ok(Storage { log, applied, writer })
+    }
+
+    async fn save(&self) -> anyhow::Result<()> {
+        self.applied.save().await.context("the state could not be saved; it will be rebuilt from the log")
+    }
+
+    fn close(self) {
+        self.log.close();
+        if self.writer.join().is_err() {
+            tracing::error!("the log's writer ended by a panic");
+        }
+    }
+}
+
+fn load_state(dir: &PathBuf, log: &Log) -> anyhow::Result<Arc<Applied>> {
+    let checkpoint: Arc<dyn Checkpoint> = Arc::new(SledCheckpoint::open(dir)?);
+    let applied = Applied::load(log.clone(), checkpoint)?;
+    let last_index = log.last_id().map_or(0, |id| id.index);
+    if applied.index() > last_index {
+        bail!("it is at entry {}, but the log ends at {last_index}", applied.index());
+    }
+    Ok(applied)
+}
+
+/// The whole log is still there, so the state can be made again by applying all of it.
+fn rebuild_state(dir: &PathBuf, log: &Log, error: &anyhow::Error) -> anyhow::Result<Arc<Applied>> {
+    tracing::warn!("the checkpoint in {} is not used ({error:#}): rebuilding it from the log", dir.display());
+    let aside = dir.with_extension("damaged");
+    if aside.exists() {
+        std::fs::remove_dir_all(&aside)
+            .with_context(|| format!("cannot remove {}", aside.display()))?;
+    }
+    if dir.exists() {
+        std::fs::rename(dir, &aside).with_context(|| format!("cannot move {} aside", dir.display()))?;
+    }
+    load_state(dir, log)
+}
+
+/// Tasks that must go on for the member to go on.
+#[derive(Default)]
+struct Services {
+    tasks: tokio::task::JoinSet<(&'static str, std::io::Result<()>)>,
+}
+
+impl Services {
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = std::io::Result<()>> + Send + 'static,
+    ) {
+        self.tasks.spawn(async move { (name, task.await) });
+    }
+
+    /// Waits until one of them fails. One that ends well has done its work.
+    async fn failed(&mut self) -> anyhow::Error {
+        loop {
+            match self.tasks.join_next().await {
+                Some(Ok((_, Ok(())))) => {}
+                Some(Ok((name, Err(error)))) => return anyhow!("{name}: {error}"),
+                Some(Err(error)) => return anyhow!("a service ended: {error}"),
+                None => std::future::pending::<()>().await,
+            }
+        }
+    }
+}
+
+async fn told_to_stop() -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}
