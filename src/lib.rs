@@ -4,11 +4,15 @@
 //! of lower layers (`tests/layers` fails on an upward import); `ARCHITECTURE.md` draws the map.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod clock;
 pub mod codec;
+pub mod config;
 pub mod digest;
 pub mod error;
 pub mod limits;
 pub mod record;
+pub mod server;
 pub mod state;
 pub mod storage;
+pub mod telemetry;
