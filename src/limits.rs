@@ -20,6 +20,10 @@ pub const MAX_IDEMPOTENCY_KEY_CHARS: usize = 256;
 pub const MAX_TOPIC_NAME_CHARS: usize = 255;
 /// Most characters of a cluster or member name.
 pub const MAX_MEMBER_NAME_CHARS: usize = 64;
+/// Most members of one cluster.
+pub const MAX_MEMBERS: usize = 7;
+/// Fewest characters of the secret that members share.
+pub const MIN_CLUSTER_SECRET_CHARS: usize = 16;
 
 /// Records in a page when the request names no limit.
 pub const DEFAULT_PAGE_RECORDS: usize = 256;
@@ -55,6 +59,8 @@ pub const RUN_BLOCK_BYTES: usize = 4 << 10;
 
 /// Largest frame between members: the largest body, its records' headers and tables.
 pub const MAX_PEER_FRAME_BYTES: usize = 256 << 20;
+/// Largest request body that `max_body_bytes` can allow: the rest of a frame is for headers and tables.
+pub const MAX_BODY_BYTES: usize = MAX_PEER_FRAME_BYTES - (16 << 20);
 /// Bytes of entries that one AppendEntries message carries at most (one entry always fits).
 pub const MAX_APPEND_BYTES: usize = 2 << 20;
 /// AppendEntries messages of one stream that may be under way to a follower.

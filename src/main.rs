@@ -1,4 +1,6 @@
 //! The `antiphon` binary.
 #![forbid(unsafe_code)]
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    antiphon::cli::run()
+}

@@ -1,0 +1,184 @@
+//! The table of settings: name, default and meaning of each, in one place.
+//!
+//! The command line is built from this table and the environment is read by it, so a setting has its
+//! flag, its variable and its line of help by standing here, and none of the three can be forgotten. A
+//! derived struct of flags would say the same three times: in the struct, in the values, in the checks.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::Secret;
+
+/// What a setting's flag looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `--x value`.
+    Value,
+    /// `--x` alone stands for `--x 1`.
+    Switch,
+    /// `--x value`, never shown.
+    Secret,
+}
+
+/// One setting `x_y`: flag `--x-y`, variable `ANTIPHON_X_Y`.
+#[derive(Debug)]
+pub struct Setting {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// `None`: absent unless given.
+    pub default: Option<&'static str>,
+    pub help: &'static str,
+}
+
+const fn value(name: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { name, kind: Kind::Value, default: Some(default), help }
+}
+
+const fn optional(name: &'static str, help: &'static str) -> Setting {
+    Setting { name, kind: Kind::Value, default: None, help }
+}
+
+const fn switch(name: &'static str, help: &'static str) -> Setting {
+    Setting { name, kind: Kind::Switch, default: Some("0"), help }
+}
+
+const fn secret(name: &'static str, help: &'static str) -> Setting {
+    Setting { name, kind: Kind::Secret, default: None, help }
+}
+
+/// Every setting, in the order in which help shows them.
+pub const SETTINGS: &[Setting] = &[
+    value("cluster", "default", "Name of the cluster, the same at all members"),
+    value("member", "m1", "Name of this member"),
+    value("data_dir", "./antiphon-data", "Directory that holds all of this member's data"),
+    value("host", "127.0.0.1", "Address to serve clients on; host:port overrides --port"),
+    value("port", "4000", "Port to serve clients on"),
+    optional("advertise_url", "URL under which clients reach this member (default: from host and port)"),
+    value("peer_listen", "127.0.0.1:4100", "host:port to serve other members on"),
+    optional(
+        "peer_advertise",
+        "host:port under which other members reach this one (default: its entry in --members, else --peer-listen)",
+    ),
+    optional(
+        "members",
+        "Static list of all members, m1=host:peerport,m2=host:peerport,... (none: a cluster of one)",
+    ),
+    optional("join", "Members of a running cluster to join, host:peerport,..."),
+    secret("cluster_secret", "Secret shared by all members, at least 16 characters"),
+    optional("cluster_secret_file", "File that holds the secret instead"),
+    secret("api_keys", "Keys of clients: key[:scopes[:prefixes]],... (none: only loopback is served)"),
+    optional("api_keys_file", "File that holds the keys instead"),
+    switch("allow_insecure_no_auth", "Serve every address without keys"),
+    switch("probe_auth", "Ask for a key at health and ready too"),
+    value("request_timeout_ms", "10000", "Longest time that a request may take to reach its outcome"),
+    value("max_body_bytes", "64MiB", "Largest request body; 0: as large as a frame between members allows"),
+    value("heartbeat_ms", "200", "Interval of the leader's heartbeats"),
+    value("election_timeout_min_ms", "500", "Shortest silence of the leader that starts an election"),
+    value("election_timeout_max_ms", "800", "Longest silence of the leader that starts an election"),
+    value("runtime_threads", "0", "Threads that serve requests; 0: by the number of cores"),
+    value("segment_bytes", "64MiB", "Size of one segment of the log"),
+    value("cache_bytes", "64MiB", "Memory for the newest entries of the log"),
+    value("log", "info", "What is logged: a tracing filter such as info or antiphon=debug,warn"),
+    value("log_format", "text", "Form of log lines: text or json"),
+];
+
+/// `--x-y` for `x_y`.
+pub fn flag(name: &str) -> String {
+    format!("--{}", name.replace('_', "-"))
+}
+
+/// `ANTIPHON_X_Y` for `x_y`.
+pub fn variable(name: &str) -> String {
+    format!("ANTIPHON_{}", name.to_ascii_uppercase())
+}
+
+/// The names among `variables` that look like ours and are not: a typo there would be silent.
+pub fn unknown_variables(variables: impl Iterator<Item = String>) -> Vec<String> {
+    let mut unknown: Vec<String> = variables
+        .filter(|found| found.starts_with("ANTIPHON_"))
+        .filter(|found| !SETTINGS.iter().any(|setting| *found == variable(setting.name)))
+        .collect();
+    unknown.sort();
+    unknown
+}
+
+/// Where a value was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    Flag,
+    Variable,
+}
+
+impl Source {
+    /// How the setting `name` is spelled there.
+    pub(super) fn spell(self, name: &str) -> String {
+        match self {
+            Source::Flag => flag(name),
+            Source::Variable => variable(name),
+        }
+    }
+}
+
+/// The values that were given, by name.
+#[derive(Default)]
+pub struct Given(BTreeMap<&'static str, (Secret, Source)>);
+
+impl Given {
+    /// Adds one value. An empty variable counts as not given: that is how compose files and unit files
+    /// leave a setting out.
+    pub fn set(&mut self, name: &'static str, text: String, source: Source) {
+        if !(text.is_empty() && source == Source::Variable) {
+            self.0.insert(name, (Secret::new(text), source));
+        }
+    }
+
+    /// The text for `name`, given or by default.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        match self.0.get(name) {
+            Some((text, _)) => Some(text.expose()),
+            None => SETTINGS.iter().find(|setting| setting.name == name).and_then(|setting| setting.default),
+        }
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// How the setting `name` was spelled when it was given.
+    pub(super) fn spell(&self, name: &str) -> String {
+        self.0.get(name).map_or(Source::Flag, |(_, source)| *source).spell(name)
+    }
+
+    /// A refusal of the value of `name`, spelled as it was given.
+    pub(super) fn refuse(&self, name: &str, allowed: impl Into<String>) -> BadSetting {
+        let secret = SETTINGS.iter().any(|setting| setting.name == name && setting.kind == Kind::Secret);
+        BadSetting {
+            setting: self.spell(name),
+            value: if secret { None } else { self.0.get(name).map(|(text, _)| text.expose().to_owned()) },
+            remedy: allowed.into(),
+        }
+    }
+}
+
+/// A setting that cannot be used: one line for the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadSetting {
+    /// As the operator wrote it: `--port` or `ANTIPHON_PORT`.
+    pub setting: String,
+    /// `None` for secrets, and for settings that are missing.
+    pub value: Option<String>,
+    /// What is wrong or allowed, and what to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for BadSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.value {
+            // Debug form: control characters of a bad value must not break the line.
+            Some(value) => write!(f, "{} {value:?}: {}", self.setting, self.remedy),
+            None => write!(f, "{}: {}", self.setting, self.remedy),
+        }
+    }
+}
+
+impl std::error::Error for BadSetting {}

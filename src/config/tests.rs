@@ -1,0 +1,193 @@
+use super::*;
+
+fn given(pairs: &[(&'static str, &str)]) -> Given {
+    let mut given = Given::default();
+    pairs.iter().for_each(|(name, text)| given.set(name, (*text).to_owned(), Source::Flag));
+    given
+}
+
+fn resolve(pairs: &[(&'static str, &str)]) -> Result<Settings, String> {
+    Settings::resolve(&given(pairs)).map_err(|bad| bad.to_string())
+}
+
+/// The one line of the refusal, which must name every one of `parts`.
+fn refused(pairs: &[(&'static str, &str)], parts: &[&str]) {
+    let line = resolve(pairs).expect_err(&format!("{pairs:?} was taken"));
+    assert!(!line.contains('\n'), "more than one line: {line}");
+    parts.iter().for_each(|part| assert!(line.contains(part), "{part:?} is not in: {line}"));
+}
+
+const SECRET: &str = "0123456789abcdef";
+
+#[test]
+fn nothing_given_is_a_cluster_of_one_on_loopback() {
+    let settings = resolve(&[]).unwrap();
+    assert_eq!((settings.cluster.as_str(), settings.member.as_str()), ("default", "m1"));
+    assert_eq!(settings.listen(), "127.0.0.1:4000");
+    assert_eq!(settings.advertise_url, "http://127.0.0.1:4000");
+    assert_eq!(
+        (settings.peer_listen.as_str(), settings.peer_advertise.as_str()),
+        ("127.0.0.1:4100", "127.0.0.1:4100")
+    );
+    assert_eq!(settings.data_dir, PathBuf::from("./antiphon-data"));
+    assert!(settings.members.is_empty() && settings.join.is_empty());
+    assert_eq!((settings.request_timeout_ms, settings.max_body_bytes), (10_000, 64 << 20));
+    assert_eq!(
+        (settings.heartbeat_ms, settings.election_timeout_min_ms, settings.election_timeout_max_ms),
+        (200, 500, 800)
+    );
+    assert_eq!(
+        (settings.segment_bytes, settings.cache_bytes, settings.runtime_threads),
+        (64 << 20, 64 << 20, 0)
+    );
+    assert_eq!((settings.log.as_str(), settings.log_format), ("info", LogFormat::Text));
+    assert_eq!(settings.warnings().len(), 1, "no keys is said, and nothing else");
+}
+
+#[test]
+fn host_may_hold_the_port_and_then_port_is_ignored() {
+    // C-CONV-01
+    let settings = resolve(&[("host", "127.0.0.2:4567"), ("port", "not looked at")]).unwrap();
+    assert_eq!(settings.listen(), "127.0.0.2:4567");
+    assert_eq!(resolve(&[("host", "[::1]:4567")]).unwrap().listen(), "[::1]:4567");
+    assert_eq!(resolve(&[("host", "::1")]).unwrap().listen(), "[::1]:4000");
+    assert_eq!(resolve(&[("host", "localhost")]).unwrap().advertise_url, "http://localhost:4000");
+    refused(&[("host", "http://127.0.0.1")], &["--host", "http://127.0.0.1", "allowed"]);
+    refused(&[("port", "0")], &["--port", "\"0\"", "1 to 65535"]);
+    refused(&[("port", "70000")], &["--port", "70000"]);
+}
+
+#[test]
+fn a_service_link_in_the_port_is_explained() {
+    let mut link = Given::default();
+    link.set("port", "tcp://10.0.0.1:4000".to_owned(), Source::Variable);
+    let line = Settings::resolve(&link).unwrap_err().to_string();
+    for part in ["ANTIPHON_PORT", "tcp://10.0.0.1:4000", "service", "enableServiceLinks", "--port"] {
+        assert!(line.contains(part), "{part} is not in: {line}");
+    }
+}
+
+#[test]
+fn without_keys_only_loopback_is_served() {
+    // C-AUTH-08
+    refused(&[("host", "0.0.0.0")], &["--host", "0.0.0.0", "api_keys", "allow_insecure_no_auth"]);
+    refused(&[("host", "0.0.0.0"), ("api_keys", " , ")], &["--host"]);
+    refused(&[("host", "example.org:80")], &["--host", "example.org"]);
+    assert!(resolve(&[("host", "0.0.0.0"), ("allow_insecure_no_auth", "1")]).is_ok());
+    let settings = resolve(&[("host", "0.0.0.0"), ("api_keys", "k1:r")]).unwrap();
+    assert_eq!(settings.warnings(), Vec::<String>::new());
+}
+
+#[test]
+fn names_follow_the_contract() {
+    for name in ["a", "9", "A.b_c-d", &"x".repeat(64)] {
+        assert_eq!(resolve(&[("cluster", name)]).unwrap().cluster, name);
+    }
+    for name in ["", "-a", ".a", "_a", "a b", "a/b", "a:b", "ä", "aä", &"x".repeat(65)] {
+        refused(&[("member", name)], &["--member", "allowed"]);
+    }
+}
+
+#[test]
+fn the_static_list_holds_this_member_once() {
+    let list = "m1=10.0.0.1:4100, m2=10.0.0.2:4100,m3=host-3:4100";
+    let settings = resolve(&[("members", list), ("cluster_secret", SECRET), ("member", "m2")]).unwrap();
+    assert_eq!(settings.members.len(), 3);
+    assert_eq!(settings.members[2], Peer { name: "m3".into(), address: "host-3:4100".into() });
+    assert_eq!(settings.peer_advertise, "10.0.0.2:4100", "the list says how the others know it");
+    assert!(settings.warnings().iter().any(|line| line.contains("peer_listen")), "{:?}", settings.warnings());
+
+    let refused = |list: &str, part: &str| {
+        refused(&[("members", list), ("cluster_secret", SECRET)], &["--members", part])
+    };
+    refused("m2=h:1,m3=h:2", "does not hold this member");
+    refused("m1=h:1,m1=h:2", "repeats");
+    refused("m1=h:1,m2=h:1", "repeats");
+    refused("m1=h", "host:port");
+    refused("h:1", "name=");
+    refused("-=h:1", "not a name");
+    refused("m1=h:1,m2=h:2,m3=h:3,m4=h:4,m5=h:5,m6=h:6,m7=h:7,m8=h:8", "more than 7");
+    super::tests::refused(
+        &[("members", "m1=h:1"), ("join", "h:2"), ("cluster_secret", SECRET)],
+        &["exclude"],
+    );
+}
+
+#[test]
+fn a_cluster_needs_a_secret_of_sixteen_characters_that_is_never_shown() {
+    refused(&[("members", "m1=h:1")], &["--cluster-secret", "needed"]);
+    refused(&[("join", "h:1")], &["--cluster-secret", "needed"]);
+    let line = resolve(&[("cluster_secret", "short-and-sweet")]).unwrap_err();
+    assert!(line.contains("at least 16") && !line.contains("short-and-sweet"), "{line}");
+    let settings = resolve(&[("cluster_secret", SECRET), ("api_keys", "topsecret")]).unwrap();
+    let shown = format!("{settings:?}");
+    assert!(!shown.contains(SECRET) && !shown.contains("topsecret"), "{shown}");
+}
+
+#[test]
+fn a_secret_may_come_from_a_file_and_then_only_from_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("secret");
+    let path = path.to_str().unwrap();
+    for (content, expected) in
+        [(format!("{SECRET}\n"), SECRET), (format!("{SECRET}\r\n"), SECRET), (SECRET.into(), SECRET)]
+    {
+        std::fs::write(path, content).unwrap();
+        let settings = resolve(&[("cluster_secret_file", path)]).unwrap();
+        assert_eq!(settings.cluster_secret.unwrap().expose(), expected);
+    }
+    refused(
+        &[("cluster_secret_file", path), ("cluster_secret", SECRET)],
+        &["--cluster-secret:", "--cluster-secret-file", "keep one"],
+    );
+    refused(
+        &[("api_keys_file", "/nonexistent/file")],
+        &["--api-keys-file", "/nonexistent/file", "cannot be read"],
+    );
+    std::fs::write(path, "short\n").unwrap();
+    refused(&[("cluster_secret_file", path)], &["--cluster-secret-file", "at least 16"]);
+}
+
+#[test]
+fn election_timeouts_leave_room_for_a_late_heartbeat() {
+    refused(&[("heartbeat_ms", "300")], &["--election-timeout-min-ms", "500", "twice heartbeat_ms"]);
+    refused(&[("election_timeout_max_ms", "500")], &["--election-timeout-max-ms", "above"]);
+    refused(&[("heartbeat_ms", "0")], &["--heartbeat-ms", "from 10"]);
+    assert!(resolve(&[("heartbeat_ms", "250")]).is_ok());
+}
+
+#[test]
+fn sizes_and_switches_and_filters_are_checked() {
+    assert_eq!(resolve(&[("segment_bytes", "1 MiB")]).unwrap().segment_bytes, 1 << 20);
+    assert_eq!(resolve(&[("max_body_bytes", "0")]).unwrap().max_body_bytes, MAX_BODY_BYTES);
+    refused(&[("segment_bytes", "1")], &["--segment-bytes", "65536"]);
+    refused(&[("max_body_bytes", "99999999999999GiB")], &["--max-body-bytes"]);
+    refused(&[("probe_auth", "yes")], &["--probe-auth", "yes", "allowed"]);
+    refused(&[("log", "in fo=,=")], &["--log"]);
+    refused(&[("log_format", "xml")], &["--log-format", "xml", "text or json"]);
+    refused(&[("request_timeout_ms", "-1")], &["--request-timeout-ms", "-1"]);
+    refused(&[("cluster", "two\nlines")], &["--cluster"]);
+}
+
+#[test]
+fn addresses_that_others_get_are_ones_they_can_use() {
+    let wild = [("peer_listen", "0.0.0.0:4100"), ("cluster_secret", SECRET)];
+    refused(&[&wild[..], &[("join", "h:1")]].concat(), &["--peer-advertise", "0.0.0.0:4100"]);
+    let settings =
+        resolve(&[&wild[..], &[("members", "m1=h1:4100"), ("host", "::"), ("api_keys", "k")]].concat())
+            .unwrap();
+    assert_eq!(settings.advertise_url, "http://h1:4000", "the wildcard is not given away");
+    assert_eq!(resolve(&[("advertise_url", "https://a.b/")]).unwrap().advertise_url, "https://a.b");
+    refused(&[("advertise_url", "a.b:80")], &["--advertise-url", "http://host:port"]);
+    refused(&[("advertise_url", "http://a.b/path")], &["--advertise-url"]);
+}
+
+#[test]
+fn empty_variables_count_as_absent_and_unknown_ones_are_found() {
+    let mut empty = Given::default();
+    empty.set("members", String::new(), Source::Variable);
+    assert!(Settings::resolve(&empty).unwrap().members.is_empty());
+    let names = ["ANTIPHON_PROT", "ANTIPHON_PORT", "ANTIPHON_API_KEYS_FILE", "ANTIPHON_PORT_FILE", "HOME"];
+    let unknown = unknown_variables(names.iter().map(|name| (*name).to_owned()));
+    assert_eq!(unknown, ["ANTIPHON_PORT_FILE", "ANTIPHON_PROT"]);
+}

@@ -1,0 +1,18 @@
+//! Promises of a cluster, checked against real processes that are really killed.
+//!
+//! A simulation finds more, and finds it again from its seed; but it trusts the same code to be put
+//! together in the same way as the binary does it. Here nothing is trusted: processes, sockets, files,
+//! SIGKILL, and only the HTTP API to look through.
+
+mod agreement;
+mod client;
+mod dev;
+mod harness;
+mod kill_loop;
+mod minority;
+mod oracle;
+mod restart;
+mod settings;
+mod start;
+mod stop;
+mod writers;

@@ -1,0 +1,47 @@
+//! Members that come back find what they had.
+
+use std::sync::Arc;
+
+use crate::harness::{Cluster, PATIENCE};
+use crate::oracle::{Oracle, more_acks};
+use crate::writers::Writers;
+
+/// C-DUR-07: no death of all members at once loses an acked record or gives its seq away again.
+#[tokio::test]
+async fn all_members_killed_at_once_come_back_with_every_acked_write() {
+    let mut cluster = Cluster::start(3).await;
+    let oracle = Arc::new(Oracle::new("all-at-once"));
+    for _ in 0..2 {
+        let writers = Writers::start(&oracle, &cluster.urls());
+        more_acks(&oracle, 200, PATIENCE).await;
+        (0..3).for_each(|number| cluster.kill(number));
+        writers.finish().await;
+        (0..3).for_each(|number| cluster.spawn(number));
+        cluster.wait_all_ready().await;
+        println!("{}", oracle.check(&mut cluster).await);
+    }
+}
+
+/// C-MEMB-11, C-CFG-09: a cluster of one is a full cluster, killed or stopped.
+#[tokio::test]
+async fn a_cluster_of_one_comes_back_with_its_data() {
+    let mut cluster = Cluster::start(1).await;
+    let config = serde_json::json!({ "cap_records": 1_000_000, "priority": 7 });
+    let put = cluster.client.put(&cluster.topic_url(0, "one"), &config).await.expect("make a topic");
+    let oracle = Arc::new(Oracle::new("one"));
+    for kill in [true, false, true] {
+        let writers = Writers::start(&oracle, &cluster.urls());
+        more_acks(&oracle, 100, PATIENCE).await;
+        if kill {
+            cluster.kill(0);
+        } else {
+            let status = cluster.members[0].terminate().await;
+            assert!(status.success(), "SIGTERM ended with {status}");
+        }
+        writers.finish().await;
+        cluster.restart(0).await;
+        println!("{}", oracle.check(&mut cluster).await);
+    }
+    let state = cluster.client.get(&cluster.topic_url(0, "one")).await.expect("the topic's state");
+    assert_eq!(state["config"], put["config"], "the config is what it was");
+}
