@@ -1,0 +1,344 @@
+//! Layer 6: keys, what they grant, and who is calling.
+//!
+//! Keys come from one setting and are fixed while the process runs. They are bearer secrets, so only
+//! their SHA-256 digests are kept: a dump of the memory, a log line or a `Debug` form of this type gives
+//! nobody access. A presented key is compared with *every* digest in constant time. A hash map from digest
+//! to grant would be quicker for thousands of keys, but its timing tells which buckets are taken; a
+//! cluster has a handful of keys, and 32 bytes compare in nanoseconds.
+
+use std::fmt;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use subtle::{ConditionallySelectable, ConstantTimeEq};
+
+use crate::error::{Code, Error};
+
+/// What a key may do, contract section 2.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    Read = 1,
+    Write = 2,
+    Delete = 4,
+    Admin = 8,
+}
+
+impl Scope {
+    fn bit(self) -> u8 {
+        self as u8
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Scope::Read => "read",
+            Scope::Write => "write",
+            Scope::Delete => "delete",
+            Scope::Admin => "admin",
+        }
+    }
+}
+
+const ALL_SCOPES: u8 = 15;
+
+/// One entry of `api_keys`, without its secret.
+#[derive(Debug)]
+struct Grant {
+    /// Bits of [`Scope`].
+    scopes: u8,
+    /// Empty: any name.
+    prefixes: Vec<String>,
+}
+
+impl Grant {
+    fn parse(scopes: Option<&str>, prefixes: Option<&str>) -> Result<Self, &'static str> {
+        let prefixes = prefixes.unwrap_or_default().split('|').map(str::trim);
+        Ok(Grant {
+            scopes: parse_scopes(scopes.unwrap_or_default())?,
+            prefixes: prefixes.filter(|prefix| !prefix.is_empty()).map(str::to_owned).collect(),
+        })
+    }
+
+    fn has(&self, scope: Scope) -> bool {
+        self.scopes & scope.bit() != 0
+    }
+
+    fn reaches(&self, name: &str) -> bool {
+        self.prefixes.is_empty() || self.prefixes.iter().any(|prefix| name.starts_with(prefix.as_str()))
+    }
+}
+
+fn parse_scopes(field: &str) -> Result<u8, &'static str> {
+    if field.trim().is_empty() {
+        return Ok(ALL_SCOPES);
+    }
+    field.split('+').try_fold(0, |bits, word| {
+        let more = match word.trim() {
+            "read" | "r" => Scope::Read.bit(),
+            "write" | "w" => Scope::Write.bit(),
+            "rw" => Scope::Read.bit() | Scope::Write.bit(),
+            "delete" | "d" => Scope::Delete.bit(),
+            "admin" | "a" => Scope::Admin.bit(),
+            _ => return Err("has a scope that is none of read, write, delete, admin, r, w, d, a, rw"),
+        };
+        Ok(bits | more)
+    })
+}
+
+/// A secret and all that its entries grant: the same secret may stand in several entries, so that one
+/// key can, say, read everywhere and write under one prefix.
+struct Key {
+    digest: [u8; 32],
+    grants: Vec<Grant>,
+}
+
+/// Why the setting `api_keys` cannot be used. Names the entry by its ordinal only: its text is secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadKeys {
+    /// From 1; empty entries count.
+    pub entry: usize,
+    pub problem: &'static str,
+}
+
+impl fmt::Display for BadKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "api_keys: entry {} {}", self.entry, self.problem)
+    }
+}
+
+impl std::error::Error for BadKeys {}
+
+/// All keys of this process.
+#[derive(Default)]
+pub struct Keys {
+    keys: Vec<Arc<Key>>,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keys({} keys)", self.keys.len())
+    }
+}
+
+impl Keys {
+    /// Reads the setting `api_keys` (C-AUTH-02..06).
+    pub fn parse(setting: &str) -> Result<Self, BadKeys> {
+        let mut keys: Vec<Key> = Vec::new();
+        for (ordinal, entry) in setting.split(',').enumerate() {
+            if entry.trim().is_empty() {
+                continue;
+            }
+            let bad = |problem| BadKeys { entry: ordinal + 1, problem };
+            let mut fields = entry.splitn(3, ':').map(str::trim);
+            let secret = fields.next().unwrap_or_default();
+            if secret.is_empty() {
+                return Err(bad("has an empty key"));
+            }
+            let grant = Grant::parse(fields.next(), fields.next()).map_err(bad)?;
+            let digest = digest_of(secret);
+            match keys.iter_mut().find(|key| key.digest == digest) {
+                Some(key) => key.grants.push(grant),
+                None => keys.push(Key { digest, grants: vec![grant] }),
+            }
+        }
+        Ok(Keys { keys: keys.into_iter().map(Arc::new).collect() })
+    }
+
+    /// No keys are configured: every caller has all rights.
+    pub fn is_off(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Who presents this key. 401 `unauthorized` for a missing or unknown one.
+    pub fn authenticate(&self, presented: Option<&str>) -> Result<Caller, Error> {
+        if self.is_off() {
+            return Ok(Caller { key: None });
+        }
+        let digest = digest_of(presented.unwrap_or_default());
+        let mut found = 0u64;
+        for (ordinal, key) in self.keys.iter().enumerate() {
+            found.conditional_assign(&(ordinal as u64 + 1), digest.ct_eq(&key.digest));
+        }
+        match (presented, found.checked_sub(1)) {
+            (Some(_), Some(ordinal)) => Ok(Caller { key: self.keys.get(ordinal as usize).cloned() }),
+            (Some(_), None) => Err(Error::new(Code::Unauthorized, "the key is not known")),
+            (None, _) => Err(Error::new(
+                Code::Unauthorized,
+                "a key is needed, in the header `Authorization: Bearer <key>`",
+            )),
+        }
+    }
+
+    /// Whether this key may do this, to this name: 401 before 403 (C-AUTH-12).
+    pub fn check(&self, presented: Option<&str>, scope: Scope, name: Option<&str>) -> Result<(), Error> {
+        self.authenticate(presented)?.check(scope, name)
+    }
+}
+
+fn digest_of(secret: &str) -> [u8; 32] {
+    Sha256::digest(secret.as_bytes()).into()
+}
+
+/// A caller that has been let in, and what it may do.
+#[derive(Clone)]
+pub struct Caller {
+    /// `None`: authentication is off.
+    key: Option<Arc<Key>>,
+}
+
+impl fmt::Debug for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.key.is_some() { "Caller(with a key)" } else { "Caller(anyone)" })
+    }
+}
+
+impl Caller {
+    /// Whether the caller has `scope`, on `name` if there is one.
+    pub fn may(&self, scope: Scope, name: Option<&str>) -> bool {
+        let Some(key) = &self.key else { return true };
+        key.grants.iter().any(|grant| grant.has(scope) && name.is_none_or(|name| grant.reaches(name)))
+    }
+
+    /// 403 `forbidden` unless the caller has `scope`, on `name` if there is one.
+    pub fn check(&self, scope: Scope, name: Option<&str>) -> Result<(), Error> {
+        if self.may(scope, name) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Code::Forbidden,
+            match name {
+                Some(name) => format!("the key has no {} right on {name:?}", scope.name()),
+                None => format!("the key has no {} right", scope.name()),
+            },
+        ))
+    }
+
+    /// As [`Caller::check`], for what concerns no single name but everything (C-AUTH-18).
+    pub fn check_unrestricted(&self, scope: Scope) -> Result<(), Error> {
+        let Some(key) = &self.key else { return Ok(()) };
+        if key.grants.iter().any(|grant| grant.has(scope) && grant.prefixes.is_empty()) {
+            return Ok(());
+        }
+        let message = format!("this needs a key with the {} right on all names", scope.name());
+        Err(Error::new(Code::Forbidden, message))
+    }
+
+    /// The names with `prefix` that a list may show (C-AUTH-15), as prefixes in byte order of which none
+    /// covers another: walking them one by one gives every visible name once, in order.
+    pub fn visible_prefixes(&self, scope: Scope, prefix: &str) -> Vec<String> {
+        let Some(key) = &self.key else { return vec![prefix.to_owned()] };
+        let mut visible: Vec<String> = Vec::new();
+        for grant in key.grants.iter().filter(|grant| grant.has(scope)) {
+            if grant.prefixes.is_empty() {
+                return vec![prefix.to_owned()];
+            }
+            for allowed in &grant.prefixes {
+                if allowed.starts_with(prefix) {
+                    visible.push(allowed.clone());
+                } else if prefix.starts_with(allowed.as_str()) {
+                    visible.push(prefix.to_owned());
+                }
+            }
+        }
+        visible.sort();
+        // A prefix sorts right before everything that it covers.
+        visible.dedup_by(|later, earlier| later.starts_with(earlier.as_str()));
+        visible
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(result: Result<(), Error>) -> Option<Code> {
+        result.err().map(|error| error.code)
+    }
+
+    #[test]
+    fn without_keys_everybody_may_do_everything() {
+        // C-AUTH-07
+        for setting in ["", " , ,"] {
+            let keys = Keys::parse(setting).unwrap();
+            assert!(keys.is_off());
+            assert_eq!(keys.check(Some("whatever"), Scope::Admin, Some("t")), Ok(()));
+            assert_eq!(keys.check(None, Scope::Delete, None), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_missing_or_unknown_key_is_unauthorized_before_it_is_forbidden() {
+        // C-AUTH-01, C-AUTH-12
+        let keys = Keys::parse("secret:r:a").unwrap();
+        for presented in [None, Some(""), Some("Secret"), Some("secret "), Some("secret:r:a")] {
+            assert_eq!(code(keys.check(presented, Scope::Write, Some("b"))), Some(Code::Unauthorized));
+        }
+        assert_eq!(code(keys.check(Some("secret"), Scope::Write, Some("a"))), Some(Code::Forbidden));
+        assert_eq!(code(keys.check(Some("secret"), Scope::Read, Some("b"))), Some(Code::Forbidden));
+        assert_eq!(keys.check(Some("secret"), Scope::Read, Some("abc")), Ok(()));
+    }
+
+    #[test]
+    fn entries_grant_what_they_say() {
+        // C-AUTH-02..05
+        let keys = Keys::parse("all, some : r + delete , rw:rw:m:|x:y , any::p:q:,, last:a").unwrap();
+        let may = |key: &str, scope, name| keys.check(Some(key), scope, name).is_ok();
+        assert!(may("all", Scope::Admin, Some("t")) && may("all", Scope::Read, None));
+        assert!(may("some", Scope::Read, Some("t")) && may("some", Scope::Delete, None));
+        assert!(!may("some", Scope::Write, None) && !may("some", Scope::Admin, None));
+        assert!(may("rw", Scope::Write, Some("m:1")) && may("rw", Scope::Read, Some("x:yz")));
+        assert!(!may("rw", Scope::Read, Some("m")) && !may("rw", Scope::Delete, Some("m:1")));
+        assert!(may("any", Scope::Admin, Some("p:q:r")) && !may("any", Scope::Admin, Some("p:")));
+        assert!(may("last", Scope::Admin, Some("t")) && !may("last", Scope::Read, Some("t")));
+    }
+
+    #[test]
+    fn a_key_in_two_entries_has_the_rights_of_both() {
+        let keys = Keys::parse("k:r,k:w:logs.").unwrap();
+        assert!(keys.check(Some("k"), Scope::Read, Some("other")).is_ok());
+        assert!(keys.check(Some("k"), Scope::Write, Some("logs.1")).is_ok());
+        assert_eq!(code(keys.check(Some("k"), Scope::Write, Some("other"))), Some(Code::Forbidden));
+    }
+
+    #[test]
+    fn a_bad_entry_is_named_by_its_ordinal_and_not_by_its_text() {
+        // C-AUTH-06, C-AUTH-09
+        for setting in ["good,topsecret:topsecret", "good,topsecret:r+", "good,topsecret:R", "good,:r"] {
+            let bad = Keys::parse(setting).unwrap_err();
+            assert_eq!(bad.entry, 2);
+            assert!(!bad.to_string().contains("topsecret") && !bad.to_string().contains("good"));
+        }
+    }
+
+    #[test]
+    fn debug_forms_show_no_key() {
+        // C-AUTH-09
+        let keys = Keys::parse("topsecret").unwrap();
+        let caller = keys.authenticate(Some("topsecret")).unwrap();
+        let shown = format!("{keys:?} {caller:?}");
+        assert!(!shown.contains("topsecret") && !shown.contains('['), "{shown}");
+    }
+
+    #[test]
+    fn only_a_key_without_prefixes_reaches_everything() {
+        // C-AUTH-18
+        let keys = Keys::parse("free:a,bound:a:t,reader:r").unwrap();
+        let check = |key| code(keys.authenticate(Some(key)).unwrap().check_unrestricted(Scope::Admin));
+        assert_eq!(check("free"), None);
+        assert_eq!(check("bound"), Some(Code::Forbidden));
+        assert_eq!(check("reader"), Some(Code::Forbidden));
+    }
+
+    #[test]
+    fn visible_prefixes_are_disjoint_and_in_order() {
+        // C-AUTH-15
+        let keys = Keys::parse("k:r:m:|b|m:x|a1,w:w:b,free:r").unwrap();
+        let visible =
+            |key, prefix| keys.authenticate(Some(key)).unwrap().visible_prefixes(Scope::Read, prefix);
+        assert_eq!(visible("k", ""), ["a1", "b", "m:"]);
+        assert_eq!(visible("k", "m"), ["m:"]);
+        assert_eq!(visible("k", "m:x"), ["m:x"]);
+        assert_eq!(visible("k", "z"), Vec::<String>::new());
+        assert_eq!(visible("w", ""), Vec::<String>::new());
+        assert_eq!(visible("free", "z"), ["z"]);
+    }
+}
