@@ -122,7 +122,7 @@ fn put_compact_blob(out: &mut BytesMut, json: &str) {
 pub fn put_compact_json(out: &mut BytesMut, json: &str) {
     let bytes = json.as_bytes();
     let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
-    if !bytes.iter().any(|byte| is_space(byte)) {
+    if !bytes.iter().any(is_space) {
         out.put_slice(bytes);
         return;
     }

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ use crate::clock::{Random, SystemClock, SystemRandom};
 use crate::config::Settings;
 use crate::engine::{Engine, EngineOptions, Hub};
 use crate::raft::{
-    Applied, ClusterTime, Identity, IdentityKeeper, ListedMember, Me, Member, Node, PeerListener, PeerTransport,
-    Peers, TcpTransport, Timers, accept_peers, found_alone, found_listed,
+    Applied, ClusterTime, Identity, IdentityKeeper, ListedMember, Me, Member, Node, PeerListener,
+    PeerTransport, Peers, TcpTransport, Timers, accept_peers, found_alone, found_listed,
 };
 use crate::storage::{Checkpoint, Disk, Log, LogOptions, RealDisk, SledCheckpoint};
 
@@ -52,9 +52,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let peer_listener = listen_for_peers(&settings, &*transport).await?;
 
     let _lock = lock_directory(&settings.data_dir)?;
-    let identity =
-        Identity::open(&*disk, &settings.data_dir, &settings.cluster, &settings.member, &*random)
-            .map_err(|line| anyhow!(line))?;
+    let identity = Identity::open(&*disk, &settings.data_dir, &settings.cluster, &settings.member, &*random)
+        .map_err(|line| anyhow!(line))?;
     let storage = Storage::open(&settings, disk.clone())?;
 
     let member = Member {
@@ -235,7 +234,7 @@ impl Storage {
     }
 }
 
-fn load_state(dir: &PathBuf, log: &Log) -> anyhow::Result<Arc<Applied>> {
+fn load_state(dir: &Path, log: &Log) -> anyhow::Result<Arc<Applied>> {
     let checkpoint: Arc<dyn Checkpoint> = Arc::new(SledCheckpoint::open(dir)?);
     let applied = Applied::load(log.clone(), checkpoint)?;
     let last_index = log.last_id().map_or(0, |id| id.index);
@@ -246,12 +245,11 @@ fn load_state(dir: &PathBuf, log: &Log) -> anyhow::Result<Arc<Applied>> {
 }
 
 /// The whole log is still there, so the state can be made again by applying all of it.
-fn rebuild_state(dir: &PathBuf, log: &Log, error: &anyhow::Error) -> anyhow::Result<Arc<Applied>> {
+fn rebuild_state(dir: &Path, log: &Log, error: &anyhow::Error) -> anyhow::Result<Arc<Applied>> {
     tracing::warn!("the checkpoint in {} is not used ({error:#}): rebuilding it from the log", dir.display());
     let aside = dir.with_extension("damaged");
     if aside.exists() {
-        std::fs::remove_dir_all(&aside)
-            .with_context(|| format!("cannot remove {}", aside.display()))?;
+        std::fs::remove_dir_all(&aside).with_context(|| format!("cannot remove {}", aside.display()))?;
     }
     if dir.exists() {
         std::fs::rename(dir, &aside).with_context(|| format!("cannot move {} aside", dir.display()))?;

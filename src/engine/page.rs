@@ -151,8 +151,7 @@ impl Engine {
 
     async fn read_page(&self, shared: &Arc<SharedTopic>, query: &PageQuery) -> Result<Page, Error> {
         let floors = floors(shared);
-        let drop_nodes: &[String] =
-            if shared.read().config.dedupe_node { &query.drop_nodes } else { &[] };
+        let drop_nodes: &[String] = if shared.read().config.dedupe_node { &query.drop_nodes } else { &[] };
         let mut filling = Filling {
             records: Vec::new(),
             cursor: query.from_seq,

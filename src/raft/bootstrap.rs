@@ -46,9 +46,9 @@ impl IdentityKeeper {
             return Ok(());
         }
         let adopted = Identity { cluster_id: Some(cluster_id), ..identity.clone() };
-        adopted.write(&*self.disk, &self.dir).map_err(|error| {
-            format!("cannot write the identity file in {}: {error}", self.dir.display())
-        })?;
+        adopted
+            .write(&*self.disk, &self.dir)
+            .map_err(|error| format!("cannot write the identity file in {}: {error}", self.dir.display()))?;
         *identity = adopted;
         self.me.set_cluster_id(cluster_id);
         tracing::info!("this member belongs to cluster {} with id {cluster_id}", self.me.cluster);
@@ -118,7 +118,9 @@ async fn ask_all(node: &Node, list: &[ListedMember]) -> Result<BTreeMap<u64, Mem
     for (name, address) in list.iter().filter(|(name, _)| *name != me.member.name) {
         let hello = node.peers().ask(address).await.map_err(|error| {
             Waiting::For(match error {
-                HandshakeError::Io(error) => format!("member {name} at {address} cannot be reached ({error})"),
+                HandshakeError::Io(error) => {
+                    format!("member {name} at {address} cannot be reached ({error})")
+                }
                 HandshakeError::Refused(reason) => format!("member {name} at {address}: {reason}"),
             })
         })?;

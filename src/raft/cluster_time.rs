@@ -57,9 +57,10 @@ impl ClusterTime {
     /// The time to stamp a command with, in Unix milliseconds.
     pub fn stamp_ms(&self) -> u64 {
         let now = self.clock.monotonic();
-        let floor_ms = self.office.lock().as_ref().map_or(0, |office| {
-            office.state_time_ms + now.saturating_sub(office.since).as_millis() as u64
-        });
+        let floor_ms =
+            self.office.lock().as_ref().map_or(0, |office| {
+                office.state_time_ms + now.saturating_sub(office.since).as_millis() as u64
+            });
         self.median_ms(now).max(floor_ms)
     }
 

@@ -4,8 +4,8 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 
-use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::OptionalSend;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 
 use super::types::{
     RaftEntry, RaftLogId, RaftVoteOf, Types, entry_id, raft_entry, raft_log_id, raft_vote, stored_entry,

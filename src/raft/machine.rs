@@ -21,8 +21,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::types::{
-    CommittedLeader, Member, RaftLogId, RaftMembership, RaftStoredMembership, Types, decode_membership, encode_membership, entry_id,
-    raft_log_id,
+    CommittedLeader, Member, RaftLogId, RaftMembership, RaftStoredMembership, Types, decode_membership,
+    encode_membership, entry_id, raft_log_id,
 };
 use crate::state::{Catalog, Outcome, SealedBlock, SharedTopic, State, TopicKey};
 use crate::storage::{Checkpoint, EntryId, Log};
@@ -263,8 +263,7 @@ impl RaftStateMachine<Types> for Machine {
 
     async fn get_current_snapshot(
         &mut self,
-    ) -> Result<Option<Snapshot<CommittedLeader, u64, Member, StateImage>>, io::Error>
-    {
+    ) -> Result<Option<Snapshot<CommittedLeader, u64, Member, StateImage>>, io::Error> {
         Ok(self.snapshot.clone().map(|meta| Snapshot { meta, snapshot: StateImage }))
     }
 }

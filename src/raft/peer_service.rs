@@ -119,12 +119,7 @@ async fn push(streams: &HashMap<u64, mpsc::Sender<AppendRequest>>, frame: &Frame
 }
 
 /// Feeds one stream of AppendEntries to openraft and sends the results back, in order.
-async fn run_stream(
-    node: Arc<Node>,
-    id: u64,
-    received: mpsc::Receiver<AppendRequest>,
-    replies: FrameSender,
-) {
+async fn run_stream(node: Arc<Node>, id: u64, received: mpsc::Receiver<AppendRequest>, replies: FrameSender) {
     let requests = stream::unfold(received, |mut received| async move {
         let request = received.recv().await?;
         Some((request, received))

@@ -305,14 +305,10 @@ pub fn decode_transfer_response(bytes: &[u8]) -> Result<TransferLeaderResponse<T
     let mut reader = Reader::new(bytes, "leader transfer response");
     Ok(match reader.u8()? {
         0 => Ok(()),
-        1 => Err(TransferLeaderError::VoteChanged {
-            expected: vote(&mut reader)?,
-            actual: vote(&mut reader)?,
-        }),
-        2 => Err(TransferLeaderError::LogNotFlushed {
-            expected: id(&mut reader)?,
-            actual: id(&mut reader)?,
-        }),
+        1 => {
+            Err(TransferLeaderError::VoteChanged { expected: vote(&mut reader)?, actual: vote(&mut reader)? })
+        }
+        2 => Err(TransferLeaderError::LogNotFlushed { expected: id(&mut reader)?, actual: id(&mut reader)? }),
         _ => return Err(reader.malformed()),
     })
 }

@@ -31,7 +31,8 @@ impl ThreadGenerator {
     fn with<T>(&self, draw: impl FnOnce(&mut SmallRng) -> Result<T, Infallible>) -> Result<T, Infallible> {
         GENERATOR.with(|generator| {
             draw(generator.borrow_mut().get_or_insert_with(|| {
-                SmallRng::try_from_rng(&mut SysRng).unwrap_or_else(|_| SmallRng::seed_from_u64(rand::random()))
+                SmallRng::try_from_rng(&mut SysRng)
+                    .unwrap_or_else(|_| SmallRng::seed_from_u64(rand::random()))
             }))
         })
     }
@@ -86,7 +87,10 @@ impl AsyncRuntime for Runtime {
         tokio_rt::TokioRuntime::sleep_until(deadline)
     }
 
-    fn timeout<R, F: Future<Output = R> + OptionalSend>(duration: Duration, future: F) -> Self::Timeout<R, F> {
+    fn timeout<R, F: Future<Output = R> + OptionalSend>(
+        duration: Duration,
+        future: F,
+    ) -> Self::Timeout<R, F> {
         tokio::time::timeout(duration, future)
     }
 

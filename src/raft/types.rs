@@ -120,9 +120,7 @@ pub fn stored_entry(entry: RaftEntry) -> LogEntry {
     let (kind, stamp_ms, payload) = match entry.payload {
         EntryPayload::Blank => (EntryKind::Blank, 0, Bytes::new()),
         EntryPayload::Normal(command) => (EntryKind::Command, command.stamp_ms, command.bytes),
-        EntryPayload::Membership(membership) => {
-            (EntryKind::Membership, 0, encode_membership(&membership))
-        }
+        EntryPayload::Membership(membership) => (EntryKind::Membership, 0, encode_membership(&membership)),
     };
     LogEntry { id, kind, stamp_ms, payload }
 }

@@ -44,10 +44,6 @@ impl Dedupe {
         self.order.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.order.is_empty()
-    }
-
     /// Ordinal of the oldest key that is still known.
     pub fn floor(&self) -> u64 {
         self.forgotten

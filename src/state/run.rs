@@ -97,10 +97,6 @@ impl OpenBlock {
         self.first_seq
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }

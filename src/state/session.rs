@@ -41,10 +41,6 @@ impl Session {
         Session { id, ..Session::default() }
     }
 
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
     pub fn admit(&mut self, envelope: &Envelope) -> Admission {
         if envelope.session != self.id || envelope.number < self.done_below {
             return Admission::Unknown;

@@ -17,10 +17,13 @@ use parking_lot::Mutex;
 /// One change of the checkpoint: `None` deletes the key.
 pub type Change = (Vec<u8>, Option<Vec<u8>>);
 
+/// Takes in one key and its value.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> io::Result<()>;
+
 /// Where the checkpoint of a member is kept. All calls may block on the disk.
 pub trait Checkpoint: Send + Sync + 'static {
     /// Hands every key and value to `each`, in key order.
-    fn load(&self, each: &mut dyn FnMut(&[u8], &[u8]) -> io::Result<()>) -> io::Result<()>;
+    fn load(&self, each: Visit<'_>) -> io::Result<()>;
     /// One value.
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
     /// Moves the checkpoint forward: all changes or none, on disk when this returns.
@@ -56,7 +59,7 @@ impl SledCheckpoint {
 }
 
 impl Checkpoint for SledCheckpoint {
-    fn load(&self, each: &mut dyn FnMut(&[u8], &[u8]) -> io::Result<()>) -> io::Result<()> {
+    fn load(&self, each: Visit<'_>) -> io::Result<()> {
         for item in self.tree.iter() {
             let (key, value) = item.map_err(into_io)?;
             each(&key, &value)?;
@@ -102,7 +105,7 @@ pub struct MemoryCheckpoint {
 }
 
 impl Checkpoint for MemoryCheckpoint {
-    fn load(&self, each: &mut dyn FnMut(&[u8], &[u8]) -> io::Result<()>) -> io::Result<()> {
+    fn load(&self, each: Visit<'_>) -> io::Result<()> {
         self.values.lock().iter().try_for_each(|(key, value)| each(key, value))
     }
 

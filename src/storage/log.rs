@@ -282,6 +282,12 @@ impl Log {
         self.carry_out(plan, max_bytes)
     }
 
+    /// The same from memory alone; `None` if a part of it has left the cache. Never blocks.
+    pub fn cached_entries(&self, range: Range<u64>, max_bytes: usize) -> Option<Vec<LogEntry>> {
+        let plan = self.shared.view.read().plan(range, max_bytes);
+        plan.cold.is_empty().then_some(plan.hot)
+    }
+
     /// An entry that is in memory; never blocks.
     pub fn cached(&self, id: EntryId) -> Option<LogEntry> {
         self.shared.view.read().cached(id).cloned()

@@ -38,7 +38,7 @@ mod stats;
 mod table;
 mod view;
 
-pub use checkpoint::{Change, Checkpoint, MemoryCheckpoint, SledCheckpoint};
+pub use checkpoint::{Change, Checkpoint, MemoryCheckpoint, SledCheckpoint, Visit};
 pub use disk::{Disk, DiskFile, OpenMode, RealDisk, create_dir_durably, write_file_atomically};
 pub use entry::{EntryId, EntryKind, LogEntry, Vote};
 pub use log::{Log, LogOptions};
