@@ -78,7 +78,11 @@ pub const SETTINGS: &[Setting] = &[
     value("runtime_threads", "0", "Threads that serve requests; 0: by the number of cores"),
     value("segment_bytes", "64MiB", "Size of one segment of the log"),
     value("cache_bytes", "64MiB", "Memory for the newest entries of the log"),
-    value("log", "info", "What is logged: a tracing filter such as info or antiphon=debug,warn"),
+    value(
+        "log",
+        "info,openraft=error",
+        "What is logged: a tracing filter such as info or antiphon=debug,warn",
+    ),
     value("log_format", "text", "Form of log lines: text or json"),
 ];
 

@@ -1,0 +1,76 @@
+//! The stored forms of commands do not change by accident.
+//!
+//! `golden/commands.txt` holds one example of each command in hexadecimal. A change that makes this test
+//! fail makes old logs unreadable: add a new form instead, and an example of it.
+
+use antiphon::record::Record;
+use antiphon::state::{Append, Command, Create, Decoded, Draft, Envelope, TopicConfig, TopicType};
+use bytes::Bytes;
+
+const GOLDEN: &str = include_str!("golden/commands.txt");
+
+fn envelope() -> Envelope {
+    Envelope { node_id: 0x0102_0304_0506_0708, session: 0x1112, number: 300, done_below: 298 }
+}
+
+fn examples() -> Vec<(&'static str, Bytes)> {
+    let records = [
+        Record { data: "{\"kwh\": 1.250}", tag: Some("m:1001"), node: Some("edge-7"), ..Record::default() },
+        Record {
+            data: "null",
+            meta: Some("{ \"fw\": \"2.1\" }"),
+            key: Some("k"),
+            channel: Some("c"),
+            ..Record::default()
+        },
+    ];
+    let plain = Append {
+        topic: "meter:raw",
+        create: Create::With(TopicConfig::default()),
+        expect_head_seq: None,
+        idempotency_key: None,
+    };
+    let queue = TopicConfig { topic_type: TopicType::Queue, priority: Some(-7), ..TopicConfig::default() };
+    let guarded = Append {
+        topic: "jobs",
+        create: Create::With(queue.clone()),
+        expect_head_seq: Some(9120),
+        idempotency_key: Some("e7-000918"),
+    };
+    let existing = Append { create: Create::Never, ..plain.clone() };
+    vec![
+        ("append", Draft::append(&plain, records.into_iter(), 0).seal(envelope())),
+        ("append-guarded", Draft::append(&guarded, records.into_iter(), 0).seal(envelope())),
+        ("append-existing", Draft::append(&existing, records.into_iter(), 0).seal(envelope())),
+        ("put-topic", Draft::put_topic("jobs", &queue).seal(envelope())),
+        // An append names the default configuration by one byte, so the default may not change either.
+        ("put-topic-default", Draft::put_topic("jobs", &TopicConfig::default()).seal(envelope())),
+        ("delete-topic", Draft::delete_topic("jobs", true).seal(envelope())),
+        ("open-session", Draft::open_session().seal(envelope())),
+    ]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[test]
+fn commands_keep_their_stored_form() {
+    let current: String = examples().iter().map(|(name, bytes)| format!("{name} {}\n", hex(bytes))).collect();
+    assert_eq!(current, GOLDEN, "the stored form of a command has changed");
+}
+
+#[test]
+fn pinned_commands_can_still_be_read() {
+    for line in GOLDEN.lines() {
+        let (name, digits) = line.split_once(' ').expect("name and bytes");
+        let bytes: Vec<u8> = (0..digits.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).expect("hexadecimal"))
+            .collect();
+        let decoded = Decoded::parse(bytes.into()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(decoded.envelope, envelope(), "{name}");
+        let command = decoded.command().unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(matches!(command, Command::Append(_)), name.starts_with("append"));
+    }
+}
