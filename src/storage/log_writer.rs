@@ -70,7 +70,7 @@ impl Position {
 
     pub(super) fn purge(&mut self, upto: EntryId) {
         self.purged = Some(upto);
-        if self.last.is_none_or(|last| last.index < upto.index) {
+        if self.last.is_none_or(|last| last.index <= upto.index) {
             self.last = Some(upto);
         }
     }

@@ -91,7 +91,8 @@ impl Runs {
 
     /// The runs that hold something of `start..end`, from the one that holds `start` or the next.
     pub(super) fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = &Run> {
-        let first = self.0.partition_point(|run| run.end_index() <= start);
+        let first =
+            if start < end { self.0.partition_point(|run| run.end_index() <= start) } else { self.0.len() };
         self.0[first..].iter().take_while(move |run| run.first_index < end)
     }
 
@@ -138,5 +139,6 @@ mod tests {
         assert_eq!(found[8], None);
         assert_eq!(runs.find(5).map(|run| run.ordinal_of(5)), Some(11));
         assert_eq!(runs.overlapping(3, 7).count(), 3);
+        assert_eq!(runs.overlapping(5, 5).count(), 0);
     }
 }

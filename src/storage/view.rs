@@ -254,7 +254,12 @@ impl View {
         if upto.index >= u64::MAX - 1 {
             return Err(invalid("purge point out of range".to_string()));
         }
-        if self.last.is_none_or(|last| last.index < upto.index) {
+        let ends_below = self.last.is_none_or(|last| last.index <= upto.index && last != upto);
+        if !ends_below && self.id_at(upto.index).is_some_and(|id| id != upto) {
+            // Entries behind it would go on from something that was not there. Truncate first.
+            return Err(invalid(format!("the log has another entry in the place of {upto}")));
+        }
+        if ends_below {
             // The log goes on above a snapshot; what is cached would leave a hole.
             self.last = Some(upto);
             self.cache.clear();
@@ -280,7 +285,7 @@ impl View {
                 }
                 Change::Purged { upto } => {
                     self.written_purged = Some(upto);
-                    if self.written_last.is_none_or(|last| last.index < upto.index) {
+                    if self.written_last.is_none_or(|last| last.index <= upto.index) {
                         self.written_last = Some(upto);
                     }
                 }
@@ -314,18 +319,13 @@ impl View {
             return plan;
         }
         let hot_start = self.cache.front().map_or(next, |cached| cached.entry.id.index).max(start);
+        let cold_end = end.min(hot_start);
         let mut room_bytes = max_bytes;
-        for run in self.runs.overlapping(start, end.min(hot_start)) {
-            let piece_start = run.first_index.max(start);
-            let count = run.end_index().min(end.min(hot_start)) - piece_start;
-            plan.cold.push(self.cold_piece(
-                run.segment_id,
-                run.term,
-                piece_start,
-                run.ordinal_of(piece_start),
-                count,
-                &mut room_bytes,
-            ));
+        for run in self.runs.overlapping(start, cold_end) {
+            let index = run.first_index.max(start);
+            let count = run.end_index().min(cold_end) - index;
+            let ordinal = run.ordinal_of(index);
+            plan.cold.push(self.cold_piece(run.segment_id, run.term, index, ordinal, count, &mut room_bytes));
             if room_bytes == 0 {
                 return plan;
             }

@@ -1,0 +1,10 @@
+//! What the segmented log promises, and what it must survive.
+//!
+//! `rig` drives a log on a simulated disk, step by step, beside a model of what was handed over and what was
+//! confirmed; the other files are named after the promises that they check.
+mod behaviour;
+mod damage;
+mod histories;
+mod kill_points;
+mod rig;
+mod threads;
