@@ -4,9 +4,12 @@
 //! of lower layers (`tests/layers` fails on an upward import); `ARCHITECTURE.md` draws the map.
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod auth;
 pub mod clock;
 pub mod codec;
 pub mod digest;
+pub mod engine;
 pub mod error;
 pub mod limits;
 pub mod record;

@@ -1,0 +1,81 @@
+//! Layer 6: the edge, where HTTP becomes verbs of the engine and outcomes become JSON.
+//!
+//! A handler is short because everything that all requests share lies beside it: `call` checks and reads
+//! a request, `shape` and `query` say what bodies and parameters may look like, `reply` and `problem`
+//! write the two kinds of answers. What a request *means* is decided below, in the engine.
+
+mod call;
+mod cursor;
+mod json;
+mod name;
+mod problem;
+mod query;
+mod reply;
+mod shape;
+mod v0;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::FromRef;
+use axum::routing::{get, post};
+
+use crate::auth::Keys;
+use crate::engine::Engine;
+use crate::error::{Code, Error};
+use call::Gate;
+
+/// Settings of the edge.
+#[derive(Debug, Clone, Copy)]
+pub struct ApiLimits {
+    /// Largest body; 0 means unlimited.
+    pub max_body_bytes: usize,
+    /// Whether health and readiness need a key too (C-AUTH-19).
+    pub probe_auth: bool,
+}
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct Api {
+    pub engine: Engine,
+    pub keys: Arc<Keys>,
+    pub limits: ApiLimits,
+}
+
+impl FromRef<Api> for Gate {
+    fn from_ref(api: &Api) -> Self {
+        Gate { keys: api.keys.clone(), limits: api.limits }
+    }
+}
+
+/// The whole HTTP surface of a member.
+pub fn router(api: Api) -> Router {
+    with_refusals(v0_routes()).with_state(api)
+}
+
+fn v0_routes() -> Router<Api> {
+    Router::new()
+        .route("/v0/topics", get(v0::topic_list::list))
+        .route(
+            "/v0/topics/{topic}",
+            post(v0::append::append).put(v0::topic::put).get(v0::topic::get).delete(v0::topic::delete),
+        )
+        .route("/v0/topics/{topic}/diff", post(v0::diff::diff))
+        .route("/v0/cluster", get(v0::cluster::get))
+        .route("/v0/health", get(v0::probe::health))
+        .route("/healthz", get(v0::probe::health))
+        .route("/v0/ready", get(v0::probe::ready))
+        .route("/readyz", get(v0::probe::ready))
+}
+
+/// Adds the answers to what is not in the table (C-CONV-15). axum adds the `Allow` header itself.
+fn with_refusals<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
+    routes
+        .fallback(async || Error::new(Code::NotFound, "there is nothing at this path"))
+        .method_not_allowed_fallback(async || {
+            Error::new(Code::MethodNotAllowed, "this path does not take this method")
+        })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,44 @@
+//! Names, as contract section 1.2 has them: checked by hand, byte by byte, and never normalised.
+
+use crate::error::Error;
+use crate::limits::MAX_TOPIC_NAME_CHARS;
+
+/// `^[A-Za-z0-9][A-Za-z0-9._:-]{0,254}$`. All allowed characters are one byte long.
+pub fn is_topic_name(name: &str) -> bool {
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'-');
+    let bytes = name.as_bytes();
+    bytes.len() <= MAX_TOPIC_NAME_CHARS
+        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.iter().all(allowed)
+}
+
+/// 400 `invalid_request` unless `name` can be the name of a topic.
+pub fn check_topic_name(name: &str) -> Result<(), Error> {
+    if is_topic_name(name) {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "a topic name has 1 to 255 characters of A-Z a-z 0-9 . _ : - and starts with a letter or digit",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_what_the_contract_says() {
+        // C-NAME-01, C-NAME-02
+        let longest = "a".repeat(255);
+        for good in ["a", "0", "meter:raw", "A.b_c-d:", "9..", longest.as_str()] {
+            assert!(is_topic_name(good), "{good}");
+        }
+        let too_long = "a".repeat(256);
+        for bad in [
+            "", ".a", "_a", ":a", "-a", "a b", "a/b", "a>b", "ä", "a\u{301}", "a\n", "\0", "..", "a%3A",
+            &too_long,
+        ] {
+            assert!(!is_topic_name(bad), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! What every request passes, tried on a small table: no engine is needed for it.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{Request, StatusCode};
+use axum::response::Response;
+use axum::routing::{get, post};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tower::ServiceExt;
+
+use super::call::{Admin, Call, Gate, TopicCall, Write};
+use super::reply::{Answer, Reply};
+use super::{ApiLimits, with_refusals};
+use crate::auth::Keys;
+
+/// Answers with the topic and the length of the body.
+async fn echo(TopicCall { call, topic }: TopicCall<Write>) -> Answer {
+    let mut reply = Reply::new(call.arrived, 64);
+    reply.json.field("topic", topic.as_str());
+    reply.json.field("bytes", call.json()?.len() as u64);
+    Ok(reply.finish_with(StatusCode::OK, |json| json.field("records_scanned", 1u64)))
+}
+
+async fn admin_only(call: Call<Admin>) -> Answer {
+    Ok(Reply::new(call.arrived, 64).finish(StatusCode::OK))
+}
+
+fn table(api_keys: &str, max_body_bytes: usize) -> Router {
+    let keys = Arc::new(Keys::parse(api_keys).unwrap());
+    let limits = ApiLimits { max_body_bytes, probe_auth: false };
+    let routes = Router::new().route("/v0/topics/{topic}", post(echo)).route("/v0/admin", get(admin_only));
+    with_refusals(routes).with_state(Gate { keys, limits })
+}
+
+/// The answer's head, and its body; a failure must have the shape of C-ERR-01.
+async fn answer(table: Router, request: Request<Body>) -> (Response<()>, Value) {
+    let (parts, body) = table.oneshot(request).await.unwrap().into_parts();
+    assert_eq!(parts.headers["content-type"], "application/json");
+    let body: Value = serde_json::from_slice(&to_bytes(body, usize::MAX).await.unwrap()).unwrap();
+    if !parts.status.is_success() {
+        assert!(body["error"]["code"].is_string() && body["error"]["message"].is_string(), "{body}");
+        assert_eq!(body.as_object().map(|body| body.len()), Some(1));
+    }
+    (Response::from_parts(parts, ()), body)
+}
+
+/// Status and code of a failure, or status and an empty code.
+async fn verdict(table: Router, request: Request<Body>) -> (u16, String) {
+    let (head, body) = answer(table, request).await;
+    (head.status().as_u16(), body["error"]["code"].as_str().unwrap_or_default().to_owned())
+}
+
+fn request(path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Request<Body> {
+    let mut request = Request::post(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(body.into()).unwrap()
+}
+
+const JSON: (&str, &str) = ("content-type", "application/json");
+
+#[tokio::test]
+async fn what_is_not_in_the_table_has_the_body_of_an_error() {
+    // C-CONV-15
+    for path in ["/", "/v0", "/v0/topics/", "/v0/topics/a/", "/v0/topics/a/b", "/V0/topics/a", "//v0/admin"] {
+        assert_eq!(verdict(table("", 10), request(path, &[], "")).await, (404, "not_found".into()), "{path}");
+    }
+    let wrong = Request::delete("/v0/topics/a").body(Body::empty()).unwrap();
+    let (head, body) = answer(table("", 10), wrong).await;
+    assert_eq!((head.status().as_u16(), &head.headers()["allow"]), (405, &"POST".parse().unwrap()));
+    assert_eq!(body["error"]["code"], "method_not_allowed");
+}
+
+#[tokio::test]
+async fn a_success_ends_in_its_performance() {
+    // C-PERF-01, C-CONV-17
+    let (head, body) = answer(table("", 10), request("/v0/topics/a", &[JSON], "{}")).await;
+    assert_eq!((head.status().as_u16(), &body["topic"], &body["bytes"]), (200, &"a".into(), &2.into()));
+    assert!(body["performance"]["server_total_ms"].is_number());
+    assert_eq!(body["performance"]["records_scanned"], 1);
+}
+
+#[tokio::test]
+async fn checks_come_in_their_order() {
+    // C-ERR-05, C-AUTH-12: each request is wrong in all that comes later, too.
+    let check = async |headers: &[(&str, &str)], path: &str, body: &'static str| {
+        let (status, code) = verdict(table("w:w:a,r:r,all", 4), request(path, headers, body)).await;
+        format!("{status} {code}")
+    };
+    let bearer = |key| ("authorization", key);
+    assert_eq!(check(&[("content-length", "5")], "/v0/topics/-", "12345").await, "413 payload_too_large");
+    assert_eq!(check(&[], "/v0/topics/-", "1234").await, "401 unauthorized");
+    assert_eq!(check(&[bearer("Bearer no")], "/v0/topics/-", "1234").await, "401 unauthorized");
+    assert_eq!(check(&[bearer("Bearer r")], "/v0/topics/-", "1234").await, "403 forbidden");
+    assert_eq!(check(&[bearer("Bearer w")], "/v0/topics/b", "1234").await, "403 forbidden");
+    assert_eq!(check(&[bearer("Bearer all")], "/v0/topics/-", "1234").await, "400 invalid_request");
+    assert_eq!(check(&[bearer("Bearer w")], "/v0/topics/a", "1234").await, "415 unsupported_media_type");
+    assert_eq!(check(&[bearer("Bearer w"), JSON], "/v0/topics/a", "1234").await, "200 ");
+    let admin = Request::get("/v0/admin").header("authorization", "Bearer w").body(Body::empty()).unwrap();
+    assert_eq!(verdict(table("w:w", 4), admin).await, (403, "forbidden".into()));
+}
+
+#[tokio::test]
+async fn the_header_has_a_scheme_and_a_key() {
+    // C-AUTH-01
+    for (value, status) in [
+        ("Bearer k", 200),
+        ("bearer  k ", 200),
+        ("k", 401),
+        ("Basic k", 401),
+        ("Bearer", 401),
+        ("Bearer ", 401),
+        ("Bearerk", 401),
+        ("Bearer K", 401),
+    ] {
+        let request = request("/v0/topics/a", &[("authorization", value)], "");
+        assert_eq!(verdict(table("k", 10), request).await.0, status, "{value:?}");
+    }
+    let not_text = Request::post("/v0/topics/a").header("authorization", &b"Bearer \xff"[..]);
+    let not_text = not_text.body(Body::empty()).unwrap();
+    assert_eq!(verdict(table("k", 10), not_text).await.0, 401);
+}
+
+#[tokio::test]
+async fn a_name_is_decoded_once() {
+    // C-CONV-16, C-NAME-01
+    let (_, body) = answer(table("", 10), request("/v0/topics/a%3Ab%2d", &[], "")).await;
+    assert_eq!(body["topic"], "a:b-");
+    for path in ["a%253Ab", "a%2Fb", "%2e", "%ff", "%00", "%zz", "a%20b", "a+b", "a%C3%A9"] {
+        let request = request(&format!("/v0/topics/{path}"), &[], "");
+        assert_eq!(verdict(table("", 10), request).await, (400, "invalid_request".into()), "{path}");
+    }
+    // A name that is not text is under no prefix.
+    let request = request("/v0/topics/%ff", &[("authorization", "Bearer k")], "");
+    assert_eq!(verdict(table("k:w:a", 10), request).await.0, 403);
+}
+
+#[tokio::test]
+async fn a_body_needs_its_type_and_no_body_needs_none() {
+    // C-CONV-04, C-CONV-05
+    for (value, status) in [
+        ("application/json", 200),
+        ("Application/JSON ; charset=utf-8", 200),
+        ("text/json", 415),
+        ("application/jsonp", 415),
+        ("", 415),
+    ] {
+        let with_type = request("/v0/topics/a", &[("content-type", value)], "{}");
+        assert_eq!(verdict(table("", 10), with_type).await.0, status, "{value:?}");
+    }
+    assert_eq!(verdict(table("", 10), request("/v0/topics/a", &[], "{}")).await.0, 415);
+    assert_eq!(verdict(table("", 10), request("/v0/topics/a", &[], "")).await.0, 200);
+}
+
+/// A body that comes in pieces, without its length, and counts what is taken of it.
+fn pieces(pieces: &[usize], taken: &Arc<AtomicUsize>) -> Body {
+    let (pieces, taken) = (pieces.to_vec(), taken.clone());
+    Body::from_stream(futures_util::stream::iter(pieces.into_iter().map(move |bytes| {
+        taken.fetch_add(bytes, Ordering::Relaxed);
+        Ok::<_, Infallible>(vec![b'1'; bytes])
+    })))
+}
+
+#[tokio::test]
+async fn the_limit_of_a_body_holds_while_it_is_read() {
+    // C-CONV-11
+    for (sizes, status) in [
+        (&[10][..], 200),
+        (&[4, 0, 3, 3], 200),
+        (&[11], 413),
+        (&[4, 3, 4], 413),
+        (&[10, 0], 200),
+        (&[10, 1], 413),
+        (&[], 200),
+    ] {
+        let body = pieces(sizes, &Arc::default());
+        let (head, body) = answer(table("", 10), request("/v0/topics/a", &[JSON], body)).await;
+        assert_eq!(head.status().as_u16(), status, "{sizes:?}");
+        if status == 200 {
+            assert_eq!(body["bytes"], sizes.iter().sum::<usize>());
+        }
+    }
+    let body = pieces(&[1 << 20, 1 << 20], &Arc::default());
+    assert_eq!(verdict(table("", 0), request("/v0/topics/a", &[JSON], body)).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_refused_body_is_taken_off_the_line_but_not_without_end() {
+    let refused = async |sizes: &[usize], headers: &[(&str, &str)]| {
+        let taken = Arc::default();
+        let request = request("/v0/topics/a", headers, pieces(sizes, &taken));
+        assert_eq!(verdict(table("k", 10), request).await.0, 401);
+        taken.load(Ordering::Relaxed)
+    };
+    assert_eq!(refused(&[100, 1000, 10_000], &[]).await, 11_100);
+    assert_eq!(refused(&[100], &[("expect", "100-continue")]).await, 0);
+    assert!(refused(&[1 << 19; 100], &[]).await <= 4 << 19);
+}
+
+#[tokio::test]
+async fn a_client_that_sends_too_much_can_read_why() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(async move { axum::serve(listener, table("", 1 << 20)).await });
+    let mut client = tokio::net::TcpStream::connect(address).await.unwrap();
+    let body = vec![b'1'; (1 << 20) + 1];
+    let head = format!(
+        "POST /v0/topics/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    client.write_all(head.as_bytes()).await.unwrap();
+    client.write_all(&body).await.unwrap();
+    let mut response = String::new();
+    client.read_to_string(&mut response).await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 413 ") && response.contains("payload_too_large"), "{response}");
+    server.abort();
+}

@@ -1,0 +1,166 @@
+//! `POST /v0/topics/{topic}`: append a batch (contract section 8.1).
+
+use axum::extract::State;
+use axum::http::HeaderName;
+use axum::response::Response;
+
+use super::append_body::{AppendBody, check_idempotency_key};
+use crate::api::Api;
+use crate::api::call::{Call, TopicCall, Write};
+use crate::api::json::{JsonWriter, Millis};
+use crate::api::problem::internal;
+use crate::api::reply::{Answer, Reply, created_or_ok};
+use crate::auth::{Caller, Scope};
+use crate::engine::Timings;
+use crate::error::{Code, Error};
+use crate::state::{Appended, Create, Draft, Durability, Outcome, Refusal, TopicConfig};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Room for the answer without its seqs, and for one seq.
+const REPLY_ROOM_BYTES: usize = 320;
+const SEQ_ROOM_BYTES: usize = 12;
+
+pub async fn append(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Write>) -> Answer {
+    let Prepared { draft, is_creation_forbidden } = prepare(&call, &topic)?;
+    api.engine.admit()?;
+    let (outcome, timings) = api.engine.propose(draft).await?;
+    match outcome {
+        Outcome::Appended(appended) => Ok(reply(&api, &call, &topic, appended, timings)),
+        Outcome::Refused(Refusal::TopicNotFound) if is_creation_forbidden => Err(Error::new(
+            Code::Forbidden,
+            format!("there is no topic {topic:?}, and making one with a config needs the admin right"),
+        )),
+        Outcome::Refused(refusal) => Err(refusal.into_error(&topic)),
+        other => Err(internal(format_args!("an append came out as {other:?}"))),
+    }
+}
+
+struct Prepared {
+    draft: Draft,
+    is_creation_forbidden: bool,
+}
+
+fn prepare(call: &Call<Write>, topic: &str) -> Result<Prepared, Error> {
+    let json = call.json()?;
+    let body = AppendBody::parse(json)?;
+    let config = body.config(topic)?;
+    let idempotency_key = match body.idempotency_key() {
+        Some(key) => Some(key),
+        None => idempotency_key_of_header(call)?,
+    };
+    let wants_creation = body.creates(config.as_ref());
+    let may_create = config.as_ref().is_none_or(|config| may_create_with(&call.caller, topic, config));
+    let create = match wants_creation && may_create {
+        true => Create::With(config.unwrap_or_default()),
+        false => Create::Never,
+    };
+    Ok(Prepared {
+        draft: body.draft(topic, create, idempotency_key, json.len()),
+        is_creation_forbidden: wants_creation && !may_create,
+    })
+}
+
+/// C-AUTH-13, C-AUTH-16. The right is needed only if the topic turns out to be absent, which is known for
+/// sure only where commands are ordered. So without it the command is sent as one that never creates, and
+/// a refusal for want of the topic is then the caller's want of the right.
+fn may_create_with(caller: &Caller, topic: &str, config: &TopicConfig) -> bool {
+    let reaches_dead_letter =
+        config.dead_letter.as_deref().is_none_or(|dead_letter| caller.may(Scope::Admin, Some(dead_letter)));
+    caller.may(Scope::Admin, Some(topic)) && reaches_dead_letter
+}
+
+fn idempotency_key_of_header(call: &Call<Write>) -> Result<Option<&str>, Error> {
+    let Some(value) = call.header(&IDEMPOTENCY_KEY) else { return Ok(None) };
+    let key = std::str::from_utf8(value)
+        .map_err(|_| Error::invalid("the header `Idempotency-Key` is not UTF-8"))?;
+    check_idempotency_key(key)?;
+    Ok(Some(key))
+}
+
+fn reply(api: &Api, call: &Call<Write>, topic: &str, appended: Appended, timings: Timings) -> Response {
+    let shows_seqs = call.query().flag("return_seqs", true);
+    let seqs_bytes = if shows_seqs { SEQ_ROOM_BYTES * appended.count as usize } else { 0 };
+    let mut reply = Reply::new(call.arrived, REPLY_ROOM_BYTES + topic.len() + seqs_bytes);
+    put_appended(&mut reply.json, topic, appended, shows_seqs);
+    let is_fsync = is_fsync(api, topic);
+    reply.finish_with(created_or_ok(appended.created), |json| put_timings(json, timings, is_fsync))
+}
+
+fn put_appended(json: &mut JsonWriter, topic: &str, appended: Appended, shows_seqs: bool) {
+    let end_seq = appended.first_seq + appended.count;
+    json.field("topic", topic);
+    json.field("first_seq", appended.first_seq);
+    json.field("last_seq", end_seq.saturating_sub(1));
+    if shows_seqs {
+        json.array_field("seqs", appended.first_seq..end_seq);
+    }
+    json.field("head_seq", appended.head_seq);
+    json.field("count", appended.count);
+    json.field("created", appended.created);
+    json.field("deduped", appended.deduped);
+}
+
+/// Whether the topic, as far as this member knows it, promises what `fsync_ms` reports.
+fn is_fsync(api: &Api, topic: &str) -> bool {
+    let known = api.engine.catalog().get(topic);
+    known.is_some_and(|shared| shared.read().config.durability == Durability::Fsync)
+}
+
+/// The fields of section 1.6 for writes. The wait for a quorum contains the wait for its disks, and for
+/// class `fsync` that is what the client asked for.
+fn put_timings(json: &mut JsonWriter, timings: Timings, is_fsync: bool) {
+    json.field("fsync_ms", Millis(if is_fsync { timings.replicate_ms } else { 0.0 }));
+    json.field("replicate_ms", Millis(timings.replicate_ms));
+    json.field_if_some("forward_ms", timings.forward_ms.map(Millis));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::Keys;
+
+    fn written(fill: impl FnOnce(&mut JsonWriter)) -> String {
+        let mut json = JsonWriter::with_capacity(0);
+        json.object(fill);
+        String::from_utf8(json.finish().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn the_answer_looks_as_in_the_contract() {
+        // Section 8.1, C-WRITE-06, C-WRITE-07
+        let appended = Appended { first_seq: 9121, count: 2, head_seq: 9122, created: false, deduped: true };
+        assert_eq!(
+            written(|json| put_appended(json, "meter:raw", appended, true)),
+            concat!(
+                r#"{"topic":"meter:raw","first_seq":9121,"last_seq":9122,"seqs":[9121,9122],"#,
+                r#""head_seq":9122,"count":2,"created":false,"deduped":true}"#
+            )
+        );
+        assert!(!written(|json| put_appended(json, "meter:raw", appended, false)).contains("seqs"));
+    }
+
+    #[test]
+    fn only_the_class_fsync_reports_waiting_for_disks() {
+        // C-PERF-01
+        let timings = Timings { replicate_ms: 1.5, forward_ms: None };
+        let class_disk = written(|json| put_timings(json, timings, false));
+        assert_eq!(class_disk, r#"{"fsync_ms":0.000,"replicate_ms":1.500}"#);
+        let timings = Timings { forward_ms: Some(0.25), ..timings };
+        let class_fsync = written(|json| put_timings(json, timings, true));
+        assert_eq!(class_fsync, r#"{"fsync_ms":1.500,"replicate_ms":1.500,"forward_ms":0.250}"#);
+    }
+
+    #[test]
+    fn making_a_topic_with_a_config_needs_admin_on_all_that_it_names() {
+        // C-AUTH-13, C-AUTH-16
+        let keys = Keys::parse("all,writer:w,bound:a:t").unwrap();
+        let may = |key, dead_letter: Option<&str>| {
+            let config =
+                TopicConfig { dead_letter: dead_letter.map(str::to_owned), ..TopicConfig::default() };
+            may_create_with(&keys.authenticate(Some(key)).unwrap(), "topic", &config)
+        };
+        assert!(may("all", Some("dead")) && may("bound", None) && may("bound", Some("t-dead")));
+        assert!(!may("writer", None) && !may("bound", Some("dead")));
+    }
+}

@@ -1,0 +1,42 @@
+//! `GET /v0/cluster`: who is in it and how far along (contract section 22).
+
+use axum::extract::State;
+use axum::http::StatusCode;
+
+use crate::api::Api;
+use crate::api::call::{Admin, Call};
+use crate::api::json::{JsonWriter, ToJson};
+use crate::api::reply::{Answer, Reply};
+use crate::auth::Scope;
+use crate::engine::MemberView;
+
+pub async fn get(State(api): State<Api>, call: Call<Admin>) -> Answer {
+    call.caller.check_unrestricted(Scope::Admin)?;
+    let view = api.engine.cluster(call.query().consistency()?).await?;
+    let mut reply = Reply::new(call.arrived, 1024);
+    let json = &mut reply.json;
+    json.field("cluster", view.cluster.as_str());
+    json.field("leader", view.leader.as_deref());
+    json.field("term", view.term);
+    json.field("commit", view.commit);
+    json.array_field("members", &view.members);
+    // About the answering member: with these, comparing states is asking each member once.
+    json.field("member", view.member.as_str());
+    json.field("applied", view.applied);
+    json.field("digest", format!("{:016x}", view.digest).as_str());
+    Ok(reply.finish(StatusCode::OK))
+}
+
+impl ToJson for MemberView {
+    fn write(&self, json: &mut JsonWriter) {
+        json.object(|json| {
+            json.field("id", self.id.as_str());
+            json.field("address", self.address.as_str());
+            json.field("role", self.role);
+            json.field("state", self.state);
+            json.field("applied", self.applied);
+            json.field("lag", self.lag);
+            json.field("version", self.version.as_str());
+        });
+    }
+}

@@ -1,0 +1,183 @@
+//! The body of a diff (contract section 9): clamps and defaults.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+
+use crate::api::query::parse_consistency;
+use crate::api::shape::{Text, Unsigned, parse_object};
+use crate::engine::PageQuery;
+use crate::error::Error;
+use crate::limits::{
+    DEFAULT_PAGE_BYTES, DEFAULT_PAGE_RECORDS, MAX_NODE_LABELS, MAX_PAGE_BYTES, MAX_PAGE_RECORDS, MAX_WAIT_MS,
+};
+
+#[derive(Debug, Deserialize)]
+struct DiffBody<'a> {
+    #[serde(default)]
+    from_seq: Option<u64>,
+    #[serde(default)]
+    limit: Option<Unsigned>,
+    #[serde(default)]
+    node: Option<NodeLabels>,
+    #[serde(default)]
+    include_tags: Option<bool>,
+    #[serde(default)]
+    include_meta: Option<bool>,
+    #[serde(default)]
+    wait_ms: Option<Unsigned>,
+    #[serde(default)]
+    max_batch_bytes: Option<Unsigned>,
+    #[serde(default)]
+    epoch: Option<u64>,
+    #[serde(borrow, default)]
+    consistency: Option<Text<'a>>,
+}
+
+/// Which optional parts of a record a reader wants to see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shown {
+    pub tags: bool,
+    pub meta: bool,
+}
+
+/// What to read, and what to show of it.
+pub fn parse_diff(json: &[u8]) -> Result<(PageQuery, Shown), Error> {
+    let body: DiffBody<'_> = parse_object(json)?;
+    let query = PageQuery {
+        from_seq: body.from_seq.unwrap_or(0),
+        limit: clamp(body.limit, DEFAULT_PAGE_RECORDS, MAX_PAGE_RECORDS),
+        max_bytes: clamp(body.max_batch_bytes, DEFAULT_PAGE_BYTES, MAX_PAGE_BYTES),
+        drop_nodes: body.node.map_or(Vec::new(), |labels| labels.0),
+        epoch: body.epoch,
+        consistency: parse_consistency(body.consistency.as_ref().map(Text::as_str))?,
+        wait_ms: body.wait_ms.map_or(0, |it| it.0.min(MAX_WAIT_MS)),
+    };
+    let shown = Shown { tags: body.include_tags.unwrap_or(false), meta: body.include_meta.unwrap_or(true) };
+    Ok((query, shown))
+}
+
+/// 0 means the default, and so does nothing.
+fn clamp(value: Option<Unsigned>, default: usize, most: usize) -> usize {
+    match value {
+        None | Some(Unsigned(0)) => default,
+        Some(Unsigned(value)) => usize::try_from(value).unwrap_or(most).min(most),
+    }
+}
+
+/// A string or an array of them (C-NODE-03).
+#[derive(Debug)]
+struct NodeLabels(Vec<String>);
+
+impl<'de> Deserialize<'de> for NodeLabels {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct LabelVisitor;
+
+        impl<'de> Visitor<'de> for LabelVisitor {
+            type Value = NodeLabels;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or an array of strings")
+            }
+
+            fn visit_str<E>(self, label: &str) -> Result<NodeLabels, E> {
+                Ok(NodeLabels(vec![label.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<NodeLabels, A::Error> {
+                let mut labels = Vec::new();
+                while let Some(label) = items.next_element::<String>()? {
+                    if labels.len() == MAX_NODE_LABELS {
+                        return Err(A::Error::custom(format!(
+                            "`node` has more than {MAX_NODE_LABELS} labels"
+                        )));
+                    }
+                    labels.push(label);
+                }
+                Ok(NodeLabels(labels))
+            }
+        }
+
+        deserializer.deserialize_any(LabelVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::Consistency;
+
+    fn parse(json: &str) -> Result<(PageQuery, Shown), Error> {
+        parse_diff(json.as_bytes())
+    }
+
+    #[test]
+    fn nothing_means_the_defaults() {
+        let (query, shown) = parse("{}").unwrap();
+        assert_eq!((query.from_seq, query.limit, query.max_bytes, query.wait_ms), (0, 256, 1 << 20, 0));
+        assert_eq!((query.epoch, query.consistency), (None, Consistency::Strong));
+        assert!(query.drop_nodes.is_empty());
+        assert_eq!(shown, Shown { tags: false, meta: true });
+    }
+
+    #[test]
+    fn numbers_are_clamped() {
+        // C-CONV-08 and the table of section 9
+        let (query, _) = parse(r#"{"limit":0,"max_batch_bytes":0,"wait_ms":0}"#).unwrap();
+        assert_eq!((query.limit, query.max_bytes, query.wait_ms), (256, 1 << 20, 0));
+        let (query, _) = parse(r#"{"limit":1,"max_batch_bytes":1,"wait_ms":1}"#).unwrap();
+        assert_eq!((query.limit, query.max_bytes, query.wait_ms), (1, 1, 1));
+        for large in ["1000000000", "18446744073709551615", "99999999999999999999999"] {
+            let json = format!(r#"{{"limit":{large},"max_batch_bytes":{large},"wait_ms":{large}}}"#);
+            let (query, _) = parse(&json).unwrap();
+            assert_eq!((query.limit, query.max_bytes, query.wait_ms), (1000, 8 << 20, 30_000));
+        }
+    }
+
+    #[test]
+    fn node_is_a_label_or_several() {
+        // C-NODE-03
+        let nodes = |json: &str| parse(json).map(|(query, _)| query.drop_nodes);
+        assert_eq!(nodes(r#"{"node":"a"}"#), Ok(vec!["a".to_owned()]));
+        assert_eq!(nodes(r#"{"node":["a","b"]}"#), Ok(vec!["a".to_owned(), "b".to_owned()]));
+        assert_eq!(nodes(r#"{"node":[]}"#), Ok(Vec::new()));
+        for bad in [r#"{"node":1}"#, r#"{"node":["a",1]}"#, r#"{"node":{"a":1}}"#] {
+            assert!(nodes(bad).is_err(), "{bad}");
+        }
+        let many = |count: usize| nodes(&format!("{{\"node\":[{}]}}", vec!["\"n\""; count].join(",")));
+        assert!(many(64).is_ok() && many(65).is_err());
+    }
+
+    #[test]
+    fn bad_shapes_are_refused_and_unknown_fields_are_not() {
+        // C-CONV-03, C-CONV-07, C-CONS-01
+        for bad in [
+            "",
+            "[]",
+            "[1]",
+            r#"{"from_seq":-1}"#,
+            r#"{"from_seq":"1"}"#,
+            r#"{"limit":1.5}"#,
+            r#"{"limit":-1}"#,
+            r#"{"wait_ms":true}"#,
+            r#"{"include_tags":1}"#,
+            r#"{"include_meta":"true"}"#,
+            r#"{"epoch":-1}"#,
+            r#"{"consistency":"STRONG"}"#,
+            r#"{"consistency":1}"#,
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        assert!(parse(r#"{"from_seq":3,"later":{"x":[null]}}"#).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+            let _ = parse_diff(&bytes);
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! The `/v0` endpoints, one file per resource.
+
+pub mod append;
+pub mod append_body;
+pub mod cluster;
+pub mod diff;
+pub mod diff_body;
+pub mod probe;
+pub mod topic;
+pub mod topic_config;
+pub mod topic_list;

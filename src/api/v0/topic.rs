@@ -1,0 +1,118 @@
+//! `PUT`, `GET` and `DELETE /v0/topics/{topic}` (contract sections 7.1, 7.2, 7.4).
+
+use axum::extract::State;
+use axum::http::StatusCode;
+
+use super::topic_config::{effective_priority, parse_config};
+use crate::api::Api;
+use crate::api::call::{Admin, Delete, Read, TopicCall};
+use crate::api::json::JsonWriter;
+use crate::api::problem::internal;
+use crate::api::reply::{Answer, Reply, created_or_ok};
+use crate::auth::Scope;
+use crate::error::Error;
+use crate::state::{Draft, Outcome, Topic, TopicType};
+
+pub async fn put(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Admin>) -> Answer {
+    let config = parse_config(call.json_or_empty_object()?, &topic)?;
+    if let Some(dead_letter) = &config.dead_letter {
+        call.caller.check(Scope::Admin, Some(dead_letter))?;
+    }
+    api.engine.admit()?;
+    let (outcome, _) = api.engine.propose(Draft::put_topic(&topic, &config)).await?;
+    let (created, config) = match outcome {
+        Outcome::TopicPut { created, config } => (created, config),
+        Outcome::Refused(refusal) => return Err(refusal.into_error(&topic)),
+        other => return Err(internal(format_args!("a PUT came out as {other:?}"))),
+    };
+    let mut reply = Reply::new(call.arrived, 768);
+    reply.json.field("topic", topic.as_str());
+    reply.json.field("created", created);
+    reply.json.field("config", &config);
+    Ok(reply.finish(created_or_ok(created)))
+}
+
+pub async fn get(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Read>) -> Answer {
+    let consistency = call.query().consistency()?;
+    api.engine.admit()?;
+    api.engine.fence(consistency).await?;
+    let shared = api.engine.catalog().get(&topic).ok_or_else(|| Error::topic_not_found(&topic))?;
+    if call.query().flag("touch", true) {
+        api.engine.touch(&shared);
+    }
+    let last_read_ts_ms = api.engine.last_read_ts_ms(&shared);
+    let mut reply = Reply::new(call.arrived, 1024);
+    put_state(&mut reply.json, &shared.read(), last_read_ts_ms);
+    Ok(reply.finish(StatusCode::OK))
+}
+
+pub async fn delete(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Delete>) -> Answer {
+    let if_empty = call.query().flag("if_empty", false);
+    api.engine.admit()?;
+    let (outcome, _) = api.engine.propose(Draft::delete_topic(&topic, if_empty)).await?;
+    let deleted = match outcome {
+        Outcome::TopicDeleted { deleted } => deleted,
+        Outcome::Refused(refusal) => return Err(refusal.into_error(&topic)),
+        other => return Err(internal(format_args!("a DELETE came out as {other:?}"))),
+    };
+    let mut reply = Reply::new(call.arrived, 256);
+    reply.json.field("topic", topic.as_str());
+    reply.json.field("deleted", deleted);
+    reply.json.array_field::<&str>("routers_removed", []);
+    reply.json.array_field::<&str>("groups_removed", []);
+    Ok(reply.finish(StatusCode::OK))
+}
+
+fn put_state(json: &mut JsonWriter, topic: &Topic, last_read_ts_ms: Option<u64>) {
+    json.field("topic", &*topic.name);
+    json.field("type", topic.config.topic_type.name());
+    json.field("epoch", topic.epoch);
+    json.field("head_seq", topic.head_seq);
+    json.field("earliest_seq", topic.earliest_seq);
+    json.field("next_seq", topic.head_seq + 1);
+    json.field("count", topic.count);
+    json.field("bytes", topic.bytes);
+    json.field("config", &topic.config);
+    json.field("effective_priority", effective_priority(&topic.config));
+    json.field("last_write_ts", topic.last_write_ts_ms);
+    json.field("last_read_ts", last_read_ts_ms);
+    if topic.config.topic_type == TopicType::Queue {
+        json.object_field("queue", |json| {
+            // Nothing can be claimed yet, so everything live is ready.
+            json.field("ready", topic.count);
+            json.field("in_flight", 0u64);
+            json.field("dead_lettered", 0u64);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::state::TopicConfig;
+
+    #[test]
+    fn a_state_looks_as_in_the_contract() {
+        // Section 7.2: `queue` only on queues.
+        for topic_type in [TopicType::Log, TopicType::Queue] {
+            let config = TopicConfig { topic_type, priority: Some(20), ..TopicConfig::default() };
+            let topic = Topic::new("meter:raw".into(), 41, config);
+            let mut json = JsonWriter::with_capacity(0);
+            json.object(|json| put_state(json, &topic, Some(7)));
+            let mut state: Value = serde_json::from_slice(&json.finish()).unwrap();
+            assert_eq!(state["config"].as_object().map(|config| config.len()), Some(19));
+            state["config"].take();
+            let mut expected = json!({
+                "topic": "meter:raw", "type": topic_type.name(), "epoch": 41, "head_seq": 0,
+                "earliest_seq": 1, "next_seq": 1, "count": 0, "bytes": 0, "config": null,
+                "effective_priority": 20, "last_write_ts": null, "last_read_ts": 7
+            });
+            if topic_type == TopicType::Queue {
+                expected["queue"] = json!({ "ready": 0, "in_flight": 0, "dead_lettered": 0 });
+            }
+            assert_eq!(state, expected);
+        }
+    }
+}
