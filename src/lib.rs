@@ -19,4 +19,5 @@ pub mod record;
 pub mod server;
 pub mod state;
 pub mod storage;
+pub mod task;
 pub mod telemetry;

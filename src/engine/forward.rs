@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::limits::{MAX_APPEND_BYTES, MAX_FORWARD_COMMANDS, SESSION_WINDOW};
 use crate::raft::{CallError, Node, Peer, Proposal};
+use crate::task;
 
 /// Frames of commands that may be under way at once.
 const FRAMES_UNDER_WAY: usize = 4;
@@ -35,7 +36,7 @@ pub(super) struct Forwarder {
 impl Forwarder {
     pub fn new(node: Arc<Node>) -> Self {
         let (waiting, queue) = mpsc::channel(SESSION_WINDOW as usize);
-        tokio::spawn(run(node, queue));
+        task::spawn(run(node, queue));
         Forwarder { waiting }
     }
 
@@ -79,7 +80,7 @@ async fn run(node: Arc<Node>, mut queue: mpsc::Receiver<Waiting>) {
             }
         }
         let node = node.clone();
-        tokio::spawn(async move {
+        task::spawn(async move {
             send(&node, batch).await;
             drop(place);
         });

@@ -30,6 +30,7 @@ use crate::error::{Code, Error};
 use crate::raft::{Leader, Node};
 use crate::state::Catalog;
 use crate::storage::Log;
+use crate::task;
 
 /// How fresh a read must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,7 +95,7 @@ impl Engine {
             options,
         });
         let engine = Engine { inner };
-        tokio::spawn(engine.clone().follow_recovery());
+        task::spawn(engine.clone().follow_recovery());
         engine
     }
 

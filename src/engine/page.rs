@@ -16,6 +16,7 @@ use crate::error::{Code, Error};
 use crate::limits::MAX_PAGE_EXAMINED;
 use crate::record::{EntryRecords, Record};
 use crate::state::{Located, Run, SealedBlock, SharedTopic};
+use crate::task;
 
 /// What a page should hold.
 #[derive(Debug, Clone)]
@@ -315,8 +316,7 @@ impl Filling<'_> {
 async fn on_disk_thread<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, Error> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| damaged(&error))?.map_err(|error| damaged(&error))
+    task::blocking(work).await.map_err(|error| damaged(&error))
 }
 
 /// What was read does not have the form that was written. It is reported, never served.

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::{Consistency, Engine};
 use crate::error::Error;
 use crate::raft::{Leader, Node};
+use crate::task;
 
 /// Rounds that may be under way at once.
 const ROUNDS_UNDER_WAY: usize = 2;
@@ -35,7 +36,7 @@ pub(super) struct ReadIndex {
 impl ReadIndex {
     pub fn new(node: Arc<Node>) -> Self {
         let (waiting, queue) = mpsc::channel(MAX_WAITING);
-        tokio::spawn(run(node, queue));
+        task::spawn(run(node, queue));
         ReadIndex { waiting }
     }
 
@@ -57,7 +58,7 @@ async fn run(node: Arc<Node>, mut queue: mpsc::Receiver<Waiting>) {
             served.push(waiting);
         }
         let node = node.clone();
-        tokio::spawn(async move {
+        task::spawn(async move {
             let deadline = served.iter().map(|waiting| waiting.deadline).max();
             let index = match deadline {
                 Some(deadline) => round(&node, deadline).await,

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::rpc::{Body, FRAME_HEAD_BYTES, Kind};
 use super::transport::PeerStream;
 use crate::limits::{MAX_PEER_FRAME_BYTES, PEER_QUEUE_FRAMES};
+use crate::task;
 
 /// A frame that came in.
 #[derive(Debug)]
@@ -83,9 +84,9 @@ impl Connection {
             next_id: AtomicU64::new(1),
             waiters: Mutex::new(Some(HashMap::new())),
         });
-        let writing = tokio::spawn(write_frames(write, frames));
+        let writing = task::spawn(write_frames(write, frames));
         let weak = Arc::downgrade(&connection);
-        tokio::spawn(async move {
+        task::spawn(async move {
             let mut reader = FrameReader::new(read);
             while let Ok(frame) = reader.next().await {
                 match weak.upgrade() {

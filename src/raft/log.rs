@@ -13,6 +13,7 @@ use super::types::{
 };
 use crate::limits::MAX_APPEND_BYTES;
 use crate::storage::Log;
+use crate::task;
 
 /// The log as openraft writes it.
 pub struct LogStore(pub Log);
@@ -32,8 +33,7 @@ impl LogReader {
             Some(entries) => entries,
             None => {
                 let log = self.0.clone();
-                let read = tokio::task::spawn_blocking(move || log.entries(start..end, max_bytes)).await;
-                read.map_err(io::Error::other)??
+                task::blocking(move || log.entries(start..end, max_bytes)).await?
             }
         };
         stored.into_iter().map(|entry| Ok(raft_entry(entry)?)).collect()

@@ -26,6 +26,7 @@ use super::types::{
 };
 use crate::state::{Catalog, Outcome, SealedBlock, SharedTopic, State, TopicKey};
 use crate::storage::{Checkpoint, EntryId, Log};
+use crate::task;
 
 /// Learns what applied entries changed.
 pub trait ApplyObserver: Send + Sync + 'static {
@@ -117,8 +118,7 @@ impl Applied {
             self.log.wait_synced(id.index).await?;
         }
         let this = self.clone();
-        let written = tokio::task::spawn_blocking(move || this.checkpoint.write(changes)).await;
-        written.map_err(io::Error::other)??;
+        task::blocking(move || this.checkpoint.write(changes)).await?;
         for (topic, last_seq) in saved_topics {
             topic.saved_up_to(last_seq);
         }

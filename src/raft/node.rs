@@ -25,6 +25,7 @@ use super::peers::{Peer, Peers};
 use super::rpc::{self, Body, Kind, Proposal, Status};
 use super::types::{Member, NodeId, Raft, StampedCommand, Types};
 use crate::storage::Log;
+use crate::task;
 
 /// How often members tell each other their clocks and progress.
 const STATUS_INTERVAL: Duration = Duration::from_millis(500);
@@ -127,8 +128,8 @@ impl Node {
             leadership: watch::Sender::new(Leadership::default()),
             statuses: Mutex::default(),
         });
-        tokio::spawn(node.clone().follow_leadership());
-        tokio::spawn(node.clone().follow_statuses());
+        task::spawn(node.clone().follow_leadership());
+        task::spawn(node.clone().follow_statuses());
         Ok(node)
     }
 
@@ -283,7 +284,7 @@ impl Node {
         loop {
             for (node_id, member, _) in self.membership() {
                 if node_id != self.node_id() {
-                    tokio::spawn(self.clone().ask_status(self.peers.peer(node_id, &member)));
+                    task::spawn(self.clone().ask_status(self.peers.peer(node_id, &member)));
                 }
             }
             tokio::time::sleep(STATUS_INTERVAL).await;

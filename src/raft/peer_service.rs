@@ -16,6 +16,7 @@ use super::rpc::{self, Body, Kind};
 use super::transport::{PeerListener, PeerStream};
 use super::types::{AppendRequest, NodeId};
 use crate::limits::{APPEND_PIPELINE_DEPTH, PEER_QUEUE_FRAMES};
+use crate::task;
 
 /// Learns that a member of the cluster has called this one by its Raft id.
 pub trait CallerCheck: Send + Sync + 'static {
@@ -40,7 +41,7 @@ pub async fn accept_peers(
             }
         };
         let (node, check) = (node.clone(), check.clone());
-        tokio::spawn(async move {
+        task::spawn(async move {
             match greet(stream, &node, &*check).await {
                 Ok((stream, caller)) => serve(stream, node, caller).await,
                 Err(HandshakeError::Refused(reason)) => {
@@ -80,7 +81,7 @@ async fn greet(
 async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: NodeId) {
     let (read, write) = tokio::io::split(stream);
     let (replies, frames) = mpsc::channel(PEER_QUEUE_FRAMES);
-    let writing = tokio::spawn(write_frames(write, frames));
+    let writing = task::spawn(write_frames(write, frames));
     let mut reader = FrameReader::new(read);
     let mut streams: HashMap<u64, mpsc::Sender<AppendRequest>> = HashMap::new();
     while let Ok(frame) = reader.next().await {
@@ -89,7 +90,7 @@ async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: NodeId) {
                 // Streams whose follower has ended them are forgotten when the next one opens.
                 streams.retain(|_, requests| !requests.is_closed());
                 let (requests, received) = mpsc::channel(APPEND_PIPELINE_DEPTH + 1);
-                tokio::spawn(run_stream(node.clone(), frame.id, received, replies.clone()));
+                task::spawn(run_stream(node.clone(), frame.id, received, replies.clone()));
                 streams.insert(frame.id, requests);
                 push(&streams, &frame).await;
             }
@@ -98,7 +99,7 @@ async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: NodeId) {
                 streams.remove(&frame.id);
             }
             _ => {
-                tokio::spawn(answer(node.clone(), frame, replies.clone()));
+                task::spawn(answer(node.clone(), frame, replies.clone()));
             }
         }
     }

@@ -14,6 +14,8 @@ use openraft_rt_tokio as tokio_rt;
 use rand::rngs::{SmallRng, SysRng};
 use rand::{SeedableRng, TryRng};
 
+use crate::task;
+
 thread_local! {
     static GENERATOR: RefCell<Option<SmallRng>> = const { RefCell::new(None) };
 }
@@ -76,7 +78,7 @@ impl AsyncRuntime for Runtime {
         T: Future + OptionalSend + 'static,
         T::Output: OptionalSend + 'static,
     {
-        tokio::spawn(future)
+        task::spawn(future)
     }
 
     fn sleep(duration: Duration) -> Self::Sleep {

@@ -1,0 +1,104 @@
+//! Spawning, as a seam.
+//!
+//! In production a task runs on tokio and what may wait for the disk runs on a thread beside it. In a
+//! simulation many members share one thread: every task that a member starts belongs to its [`Scope`],
+//! also those that its tasks start, and ending the scope ends them all at once, wherever they are, as a
+//! crash does. Work that would block runs in place there, because a simulated disk takes no time.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::task::{AbortHandle, JoinHandle};
+
+tokio::task_local! {
+    static SCOPE: Arc<Scope>;
+}
+
+/// Tasks started while fewer handles are kept do not make the scope look for finished ones.
+const SWEEP_ABOVE: usize = 256;
+
+/// The tasks of one simulated member.
+#[derive(Default)]
+pub struct Scope {
+    tasks: Mutex<Tasks>,
+}
+
+#[derive(Default)]
+struct Tasks {
+    running: Vec<AbortHandle>,
+    is_ended: bool,
+}
+
+impl Scope {
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Runs `future` as a task of this scope.
+    pub fn spawn<T: Send + 'static>(
+        self: &Arc<Self>,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        let task = tokio::spawn(SCOPE.scope(self.clone(), future));
+        let mut tasks = self.tasks.lock();
+        if tasks.is_ended {
+            task.abort();
+        } else {
+            if tasks.running.len() > SWEEP_ABOVE {
+                tasks.running.retain(|running| !running.is_finished());
+            }
+            tasks.running.push(task.abort_handle());
+        }
+        task
+    }
+
+    /// Ends every task of the scope, and every one that is started later.
+    pub fn end(&self) {
+        let mut tasks = self.tasks.lock();
+        tasks.is_ended = true;
+        tasks.running.drain(..).for_each(|task| task.abort());
+    }
+}
+
+/// Starts a task, in the scope of the one that starts it.
+pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    match SCOPE.try_with(Arc::clone) {
+        Ok(scope) => scope.spawn(future),
+        Err(_) => tokio::spawn(future),
+    }
+}
+
+/// Runs `work`, which may wait for the disk, away from the runtime's threads.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    if SCOPE.try_with(|_| ()).is_ok() {
+        return work();
+    }
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn ending_a_scope_ends_what_its_tasks_have_started() {
+        let scope = Scope::new();
+        let (started, mut is_started) = tokio::sync::mpsc::channel::<()>(1);
+        scope.spawn(async move {
+            spawn(async move {
+                let _held = started;
+                std::future::pending::<()>().await;
+            });
+            std::future::pending::<()>().await;
+        });
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+        scope.end();
+        // The sender lives in the inner task: the channel closes when that is gone.
+        assert_eq!(is_started.recv().await, None);
+    }
+}
