@@ -54,8 +54,6 @@ pub struct LogOptions {
     pub zero_below_bytes: usize,
     /// How much is zeroed at a time.
     pub zero_step_bytes: u64,
-    /// Offset tables of sealed segments that are kept for cold reads.
-    pub table_cache_bytes: usize,
 }
 
 impl Default for LogOptions {
@@ -67,7 +65,6 @@ impl Default for LogOptions {
             write_bytes: 8 << 20,
             zero_below_bytes: 64 << 10,
             zero_step_bytes: 1 << 20,
-            table_cache_bytes: 16 << 20,
         }
     }
 }
@@ -138,7 +135,7 @@ impl Log {
         let shared = Arc::new(Shared {
             view: RwLock::new(view),
             queue: Queue::new(options.queue_bytes),
-            reader: Reader::new(disk.clone(), dir.to_path_buf(), options.table_cache_bytes),
+            reader: Reader::new(disk.clone(), dir.to_path_buf()),
             counters: Counters::default(),
             synced: Notify::new(),
             ended: OnceLock::new(),

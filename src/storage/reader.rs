@@ -1,9 +1,9 @@
 //! Entries that are no longer in memory.
 //!
-//! A cold read takes the offset table of a sealed segment from a small cache (or from the end of the file),
-//! and reads neighbouring frames with one positioned read. Tables and open files are bounded together, by
-//! count and by bytes, so that neither a log of many segments nor one of many small entries holds more than
-//! a fixed amount of memory and of file descriptors.
+//! A cold read looks the offsets up in the table at the end of a sealed file, without loading the table, and
+//! reads neighbouring frames with one positioned read. Only open files are kept, a bounded number, so neither
+//! a log of many segments nor one of many small entries holds more than a fixed amount of memory and of file
+//! descriptors.
 //!
 //! Every frame is checked again, against its checksum and against the id that was asked for: a sealed segment
 //! is not read through when the log is opened, so this is where damage inside it shows. Damaged bytes are
@@ -19,20 +19,21 @@ use parking_lot::Mutex;
 
 use super::disk::{Disk, DiskFile, OpenMode};
 use super::entry::{EntryId, LogEntry};
-use super::frame::{self, FRAME_HEADER_BYTES};
+use super::frame::{self, FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES};
 use super::segment;
-use super::table::OffsetTable;
+use super::table::TableIndex;
 use super::view::ColdPiece;
 
-/// Sealed segments whose table and file are kept open.
+/// Sealed segments that are kept open.
 const SEGMENTS_KEPT_MAX: usize = 32;
 /// Frames are read together up to this size. A payload that is kept alive pins the buffer that it came in.
 const READ_BYTES: u64 = 256 * 1024;
+/// Offsets that are read together.
+const OFFSETS_MAX: u64 = 1024;
 
 pub(super) struct Reader {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    kept_limit_bytes: usize,
     /// Most recently used last.
     kept: Mutex<VecDeque<Arc<SealedSegment>>>,
 }
@@ -40,8 +41,7 @@ pub(super) struct Reader {
 struct SealedSegment {
     segment_id: u64,
     file: Arc<dyn DiskFile>,
-    table: OffsetTable,
-    end_bytes: u64,
+    index: TableIndex,
 }
 
 /// A frame that was confirmed once and is not what it should be.
@@ -68,8 +68,8 @@ pub fn is_damage(error: &io::Error) -> bool {
 }
 
 impl Reader {
-    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, kept_limit_bytes: usize) -> Self {
-        Self { disk, dir, kept_limit_bytes, kept: Mutex::new(VecDeque::new()) }
+    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf) -> Self {
+        Self { disk, dir, kept: Mutex::new(VecDeque::new()) }
     }
 
     /// Reads the entries of `piece` until `room_bytes` of payload are used up; always at least the first if
@@ -81,34 +81,45 @@ impl Reader {
         out: &mut Vec<LogEntry>,
     ) -> io::Result<bool> {
         if let Some(open) = &piece.open {
-            return self.read_extents(piece, open.file.as_ref(), &open.extents, room_bytes, out);
+            let file = open.file.as_ref();
+            return self.read_extents(piece.segment_id, piece.first, file, &open.extents, room_bytes, out);
         }
         let sealed = self.sealed(piece.segment_id, piece.first)?;
-        let mut extents = Vec::new();
-        let mut wanted_bytes = 0;
-        for ordinal in (piece.first_ordinal..).take(usize::try_from(piece.count).unwrap_or(usize::MAX)) {
-            let Some(extent) = sealed.table.extent(ordinal, sealed.end_bytes) else {
-                return Err(self.damaged(
-                    piece.segment_id,
-                    sealed.end_bytes,
-                    piece.first,
-                    "not in the table",
-                ));
+        let file = sealed.file.as_ref();
+        let mut done = 0;
+        while done < piece.count {
+            let id = EntryId { index: piece.first.index + done, ..piece.first };
+            let ordinal = u64::from(piece.first_ordinal) + done;
+            let count = (piece.count - done).min(OFFSETS_MAX);
+            let extents = match u32::try_from(ordinal) {
+                Ok(ordinal) => sealed.index.extents(file, ordinal, count as u32)?,
+                Err(_) => None,
             };
-            extents.push(extent);
-            wanted_bytes += extent.1 as usize;
+            let Some(extents) = extents else {
+                return Err(self.damaged(piece.segment_id, file.len_bytes()?, id, "bad offset table"));
+            };
             // The budget counts payload only, so this reads a little too far, never too little.
-            if wanted_bytes.saturating_sub(extents.len() * (FRAME_HEADER_BYTES + 8)) > *room_bytes {
-                break;
+            let mut payload_bytes = 0;
+            let is_wanted = |(_, bytes): &&(u64, u64)| {
+                let fits = payload_bytes <= *room_bytes;
+                payload_bytes += (*bytes as usize).saturating_sub(FRAME_HEADER_BYTES + FRAME_ALIGN_BYTES);
+                fits
+            };
+            let wanted = extents.iter().take_while(is_wanted).count();
+            let is_whole =
+                self.read_extents(piece.segment_id, id, file, &extents[..wanted], room_bytes, out)?;
+            if !is_whole || wanted < extents.len() {
+                return Ok(false);
             }
+            done += count;
         }
-        let is_whole = extents.len() as u64 == piece.count;
-        Ok(self.read_extents(piece, sealed.file.as_ref(), &extents, room_bytes, out)? && is_whole)
+        Ok(true)
     }
 
     fn read_extents(
         &self,
-        piece: &ColdPiece,
+        segment_id: u64,
+        first: EntryId,
         file: &dyn DiskFile,
         extents: &[(u64, u64)],
         room_bytes: &mut usize,
@@ -126,19 +137,17 @@ impl Reader {
                 end = at + bytes;
                 behind += 1;
             }
-            let first = EntryId { term: piece.first.term, index: piece.first.index + next as u64 };
+            let read_from = EntryId { index: first.index + next as u64, ..first };
             let mut buf = vec![0; usize::try_from(end - start).unwrap_or(usize::MAX)];
             file.read_exact_at(&mut buf, start).map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => {
-                    self.damaged(piece.segment_id, start, first, "file too short")
-                }
+                io::ErrorKind::UnexpectedEof => self.damaged(segment_id, start, read_from, "file too short"),
                 _ => error,
             })?;
             let buf = Bytes::from(buf);
             for (at, bytes) in &extents[next..behind] {
-                let id = EntryId { term: piece.first.term, index: piece.first.index + next as u64 };
+                let id = EntryId { index: first.index + next as u64, ..first };
                 let in_buf = (at - start) as usize;
-                let entry = self.decode(piece.segment_id, &buf, in_buf, *bytes as usize, *at, id)?;
+                let entry = self.decode(segment_id, &buf, in_buf, *bytes as usize, *at, id)?;
                 if entry.payload.len() > *room_bytes && !out.is_empty() {
                     *room_bytes = 0;
                     return Ok(false);
@@ -183,18 +192,16 @@ impl Reader {
         }
         let path = self.dir.join(segment::file_name(segment_id));
         let file = self.disk.open(&path, OpenMode::Read)?;
-        let Some(sealed) = OffsetTable::load_sealed(file.as_ref())? else {
+        let Some(index) = TableIndex::locate(file.as_ref())? else {
             return Err(self.damaged(segment_id, file.len_bytes()?, id, "no offset table at the end"));
         };
-        let end_bytes = sealed.frame_offset_bytes;
-        let segment = Arc::new(SealedSegment { segment_id, file, table: sealed.table, end_bytes });
+        let segment = Arc::new(SealedSegment { segment_id, file, index });
         let mut kept = self.kept.lock();
-        // Two readers may have loaded it at the same time; one copy is enough.
+        // Two readers may have opened it at the same time; one is enough.
         kept.retain(|other| other.segment_id != segment_id);
         kept.push_back(segment.clone());
-        let mut bytes: usize = kept.iter().map(|segment| segment.table.memory_bytes()).sum();
-        while kept.len() > SEGMENTS_KEPT_MAX || (bytes > self.kept_limit_bytes && kept.len() > 1) {
-            bytes -= kept.pop_front().map_or(0, |segment| segment.table.memory_bytes());
+        if kept.len() > SEGMENTS_KEPT_MAX {
+            kept.pop_front();
         }
         Ok(segment)
     }

@@ -170,20 +170,23 @@ fn two_hundred_thousand_entries_keep_a_bounded_cache() {
 
 #[test]
 fn a_torn_tail_is_cut_and_its_bytes_are_never_taken_for_frames_later() {
+    // One frame per sector, so that a lost frame with its successors in place is what a power loss leaves.
+    const FILLS_A_SECTOR: usize = 512 - 48;
+    let options = LogOptions { segment_bytes: 16 << 10, ..small_options() };
     for seed in 0..60 {
         let disk = SimDisk::new(seed);
-        let mut rig = Rig::new(&disk, &small_options()).expect("open");
-        rig.append(&[100]).expect("append");
+        let mut rig = Rig::new(&disk, &options).expect("open");
+        rig.append(&[FILLS_A_SECTOR]).expect("append");
         rig.run().expect("run");
-        // Written, not synced: the write is the first operation (or the zeroes, then the write).
-        rig.append(&[90; 12]).expect("append");
+        // Written, not synced.
+        rig.append(&[FILLS_A_SECTOR; 4]).expect("append");
         disk.fail_after(2);
         rig.run().expect("votes only report errors");
         let left = disk.crash(seed);
         let mut rig = rig.after_crash(&left).expect("a torn tail is no corruption");
         // Frames of the same lsn and the same length, so that an old one behind them would fit exactly.
         rig.term += 1;
-        rig.append(&[90]).expect("append");
+        rig.append(&[FILLS_A_SECTOR]).expect("append");
         rig.run().expect("run");
         let left = left.crash(seed);
         rig.after_crash(&left).expect("nothing old behind the new end");

@@ -123,6 +123,36 @@ fn a_file_that_was_cut_short_is_noticed() {
 }
 
 #[test]
+fn a_file_that_was_cut_short_behind_an_unfinished_rotation_is_noticed() {
+    let mut unfinished = 0;
+    for kill_at in 1..20 {
+        let disk = SimDisk::new(kill_at);
+        let mut rig = Rig::new(&disk, &small_options()).expect("open");
+        rig.append(&[1000; 2]).expect("append");
+        rig.run().expect("run");
+        rig.append(&[1000; 3]).expect("append");
+        disk.fail_after(kill_at);
+        let _ = rig.run();
+        let left = disk.crash(kill_at);
+        let [first, second] = &segments(&left)[..] else { continue };
+        // Born, and without a frame.
+        let has_frames = || frame::decode(&read_file(&left, second)[SEGMENT_HEADER_BYTES as usize..]).is_ok();
+        if !second.to_string_lossy().ends_with(".seg") || has_frames() {
+            continue;
+        }
+        unfinished += 1;
+        let past = rig.past();
+        left.truncate(first, SEGMENT_HEADER_BYTES + 1500).expect("truncate");
+        // No frame is left there that could speak for the lost ones, but the next header does.
+        match past.open(&left) {
+            Err(OpenError::Corrupt { file, .. }) => assert_eq!(&file, first),
+            other => panic!("killed at {kill_at}: {:?}", other.err()),
+        }
+    }
+    assert!(unfinished > 2, "{unfinished}");
+}
+
+#[test]
 fn a_file_that_went_missing_is_noticed() {
     let (disk, ..) = written();
     for path in segments(&disk) {

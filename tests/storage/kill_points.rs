@@ -73,7 +73,15 @@ fn a_kill_at_every_operation_and_a_power_loss_keep_what_was_confirmed() {
             Ok((rig, _)) => rig.after_crash(&disk),
             Err(_) => Rig::new(&disk, &small_options()),
         };
-        again.unwrap_or_else(|error| panic!("killed at {kill_at}, no power loss: {error}"));
+        let mut again = again.unwrap_or_else(|error| panic!("killed at {kill_at}, no power loss: {error}"));
+        // What was merely visible was taken over as confirmed, so it has to be durable by now.
+        for seed in 0..4 {
+            let left = disk.crash(seed);
+            again.past().open(&left).unwrap_or_else(|error| panic!("killed at {kill_at}, later: {error}"));
+        }
+        again.carry_on().expect("a reopened log works");
+        let left = disk.crash(kill_at);
+        again.after_crash(&left).unwrap_or_else(|error| panic!("killed at {kill_at}, at last: {error}"));
         points = kill_at;
         if is_complete {
             break;

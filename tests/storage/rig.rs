@@ -79,7 +79,6 @@ pub fn small_options() -> LogOptions {
         write_bytes: 2 << 10,
         zero_below_bytes: 700,
         zero_step_bytes: 1 << 10,
-        table_cache_bytes: 64,
         ..LogOptions::default()
     }
 }
