@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt, stream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2, stream_append_sequential};
 use openraft::raft::{SnapshotResponse, StreamAppendResult, TransferLeaderResponse};
@@ -104,7 +104,7 @@ impl RaftNetworkV2<Types> for PeerClient {
 
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         option: RPCOption,
     ) -> openraft::base::BoxFuture<'s, Result<AppendResults<'s>, Failure>>
     where
@@ -114,6 +114,12 @@ impl RaftNetworkV2<Types> for PeerClient {
             return stream_append_sequential(self, input, option);
         }
         Box::pin(async move {
+            // openraft takes its pause after an error while it makes the first request. Connecting before
+            // that would repeat a failure at once, and for ever.
+            let Some(first) = input.next().await else {
+                return Ok(Box::pin(stream::empty()) as AppendResults<'s>);
+            };
+            let input = stream::once(std::future::ready(first)).chain(input);
             let connection = self.peer.connection(Lane::Bulk).await.map_err(|error| self.failure(error))?;
             let calls = connection.open_stream(APPEND_PIPELINE_DEPTH).map_err(|error| self.failure(error))?;
             let idle_timeout = stream_idle_timeout(&option);

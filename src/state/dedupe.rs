@@ -111,9 +111,9 @@ impl Dedupe {
         }
     }
 
-    /// First ordinals of all stored blocks.
+    /// First ordinals of all blocks that a checkpoint may hold, also those that it is yet to delete.
     pub fn stored_blocks(&self) -> impl Iterator<Item = u64> {
-        self.blocks.iter().copied()
+        self.dropped.iter().chain(&self.blocks).copied()
     }
 
     /// Takes in one stored block; blocks come in order, after which [`Dedupe::set_floor`] drops the keys
