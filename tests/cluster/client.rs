@@ -97,8 +97,8 @@ fn with_json(request: reqwest::RequestBuilder, body: &Value) -> reqwest::Request
 async fn reply(request: reqwest::RequestBuilder) -> Reply {
     let response = match request.send().await {
         Ok(response) => response,
-        Err(error) if error.is_connect() => return Reply::NotSent(error.to_string()),
-        Err(error) => return Reply::Broken(error.to_string()),
+        Err(error) if error.is_connect() => return Reply::NotSent(in_full(error)),
+        Err(error) => return Reply::Broken(in_full(error)),
     };
     let status = response.status().as_u16();
     let has_retry_after = response.headers().contains_key("retry-after");
@@ -109,6 +109,12 @@ async fn reply(request: reqwest::RequestBuilder) -> Reply {
                 panic!("status {status} with a body that is not JSON: {:?}", String::from_utf8_lossy(&bytes))
             }
         },
-        Err(error) => Reply::Broken(error.to_string()),
+        Err(error) => Reply::Broken(in_full(error)),
     }
+}
+
+/// An error with its causes: the last one says what happened.
+fn in_full(error: reqwest::Error) -> String {
+    let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -36,7 +36,8 @@ fn greeting(child: &mut Child) -> (String, Vec<Pid>) {
     }
     // What comes later goes nowhere, but it must not break the pipe.
     std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
-    let pids = text.lines().filter_map(|line| line.split_once(" pid ")?.1.split_whitespace().next());
+    let members = text.lines().filter(|line| line.starts_with('m'));
+    let pids = members.filter_map(|line| line.split_once(" pid ")?.1.split_whitespace().next());
     let pids = pids.map(|pid| Pid::from_raw(pid.parse().expect("a pid")).expect("a pid")).collect();
     (text, pids)
 }

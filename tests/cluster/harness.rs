@@ -190,10 +190,14 @@ impl Cluster {
                 if self.client.get(&format!("{}/v0/ready", self.members[number].url())).await.is(200) {
                     return Some(true);
                 }
-                let ended = (0..self.members.len()).find(|other| !self.members[*other].is_running())?;
-                let ended = &self.members[ended];
-                assert!(ended.log().contains("in use"), "{} ended at its first start", ended.name);
-                Some(false)
+                for member in &mut self.members {
+                    if let Some(how) = member.ended() {
+                        let name = &member.name;
+                        assert!(member.log().contains("in use"), "{name} ended at its first start: {how}");
+                        return Some(false);
+                    }
+                }
+                None
             })
             .await;
             if !up {

@@ -1,10 +1,11 @@
 //! What a member refuses to start with: one line, and no harm to the others.
 
 use std::fs;
+use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::harness::{Cluster, antiphon, eventually, free_ports};
+use crate::harness::{Cluster, SECRET, antiphon, eventually, free_ports};
 
 /// How long a member may take to see that it cannot start.
 const REFUSAL_LIMIT: Duration = Duration::from_secs(20);
@@ -75,7 +76,12 @@ async fn a_member_of_one_refuses_a_foreign_or_newer_directory_and_a_taken_port()
     let port = cluster.members[0].client_port.to_string();
     names(&refusal(with_flag(&elsewhere, "--peer-listen", &other_peer)).await, &[&port]);
     let peer_port = cluster.members[0].peer_port.to_string();
-    names(&refusal(with_flag(&elsewhere, "--port", other_port)).await, &[&peer_port]);
+    // Only a member with a secret has peers to listen for; the one that runs has none.
+    let holder = TcpListener::bind(("127.0.0.1", cluster.members[0].peer_port)).expect("take the peer port");
+    let mut with_secret = with_flag(&elsewhere, "--port", other_port);
+    with_secret.args(["--cluster-secret", SECRET]);
+    names(&refusal(with_secret).await, &[&peer_port]);
+    drop(holder);
     let same_dir = with_flag(&with_flag(&usual, "--port", other_port), "--peer-listen", &other_peer);
     names(&refusal(same_dir).await, &[cluster.members[0].data_dir.to_str().expect("is UTF-8")]);
 
