@@ -270,7 +270,12 @@ mod tests {
         let (mut left, mut right) = tokio::io::duplex(4096);
         let call = Call { hello: hello("m1"), lane: Lane::Bulk, expected_node_id: 9 };
         let answer = hello("m2");
-        tokio::join!(dial(&mut left, dialer_secret, &call, [1; 16]), async {
+        let dialing = async {
+            let met = dial(&mut left, dialer_secret, &call, [1; 16]).await;
+            drop(left);
+            met
+        };
+        tokio::join!(dialing, async {
             let met = accept(&mut right, acceptor_secret, &answer, [2; 16], |_| verdict).await;
             drop(right);
             met

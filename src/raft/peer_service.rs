@@ -4,9 +4,12 @@ use std::collections::HashMap;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::connection::{Frame, FrameReader, FrameSender, Outgoing, write_frames};
 use super::handshake::{self, Call, HANDSHAKE_TIMEOUT, HandshakeError};
@@ -30,26 +33,44 @@ pub async fn accept_peers(
     node: Arc<Node>,
     check: Arc<dyn CallerCheck>,
 ) -> io::Result<()> {
+    let refusals = Arc::new(Refusals::default());
     loop {
         let (stream, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of file handles, say: the next attempt may succeed, and must not spin.
                 tracing::warn!("cannot accept a connection of a peer: {error}");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let (node, check) = (node.clone(), check.clone());
+        let (node, check, refusals) = (node.clone(), check.clone(), refusals.clone());
         task::spawn(async move {
             match greet(stream, &node, &*check).await {
                 Ok((stream, caller)) => serve(stream, node, caller).await,
-                Err(HandshakeError::Refused(reason)) => {
-                    tracing::warn!("refused a connection from {from}: {reason}");
-                }
+                Err(HandshakeError::Refused(reason)) => refusals.tell(&from, reason),
                 Err(HandshakeError::Io(error)) => tracing::debug!("no handshake with {from}: {error}"),
             }
         });
+    }
+}
+
+/// Tells of refused connections. Whoever is refused tries again many times a second: the same reason is
+/// told once a minute.
+#[derive(Default)]
+struct Refusals {
+    last: Mutex<Option<(String, Instant)>>,
+}
+
+impl Refusals {
+    fn tell(&self, from: &str, reason: String) {
+        const AGAIN_AFTER: Duration = Duration::from_secs(60);
+        let mut last = self.last.lock();
+        if last.as_ref().is_some_and(|(told, at)| *told == reason && at.elapsed() < AGAIN_AFTER) {
+            return;
+        }
+        tracing::warn!("refused a connection from {from}: {reason}");
+        *last = Some((reason, Instant::now()));
     }
 }
 

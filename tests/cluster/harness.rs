@@ -229,7 +229,12 @@ impl Cluster {
 
     /// Starts the process of member `number` and does not wait for it.
     pub fn spawn(&mut self, number: usize) {
-        let mut command = self.command(number);
+        let command = self.command(number);
+        self.spawn_as(number, command);
+    }
+
+    /// Starts the process of member `number` by another command than its usual one.
+    pub fn spawn_as(&mut self, number: usize, mut command: Command) {
         let member = &mut self.members[number];
         assert!(member.running.is_none(), "{} runs already", member.name);
         let log = File::options().create(true).append(true).open(&member.log_path).expect("open a log");

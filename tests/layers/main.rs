@@ -13,19 +13,20 @@ use std::path::{Path, PathBuf};
 use words::{Word, words};
 
 /// The layers of the design, lowest first.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
     &["error", "codec", "digest", "limits", "clock", "record", "config", "task", "telemetry", "filter"],
     &["storage"],
     &["state"],
     &["raft"],
     &["engine"],
     &["router"],
-    &["api", "auth"],
+    &["auth"],
+    &["api"],
     &["server", "cli", "main"],
 ];
 /// Rooms of these layers may import each other: values that build on values, and the process, whose
 /// `main` starts `cli`, which starts `server`.
-const OPEN_LAYERS: [usize; 2] = [0, 7];
+const OPEN_LAYERS: [usize; 2] = [0, 8];
 /// A longer file is not read in one sitting.
 const MAX_LINES: usize = 600;
 
@@ -211,7 +212,7 @@ fn an_upward_import_is_found_however_it_is_spelled() {
     }
     assert_eq!(
         complaints("auth.rs", "\nuse crate::api::Keys;"),
-        ["src/auth.rs:2: auth imports api, a room of its own layer"]
+        ["src/auth.rs:2: auth imports api, a room of a higher layer"]
     );
     assert_eq!(complaints("auth.rs", "use super::api;").len(), 1, "the way up from a file at the top");
     assert_eq!(complaints("gadget/mod.rs", ""), ["src/gadget/mod.rs: room gadget is in no layer"]);
