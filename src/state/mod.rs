@@ -194,11 +194,13 @@ impl State {
     fn append(&mut self, entry: EntryId, append: &Append<'_>) -> Applied {
         let refused = |refusal| Applied { outcome: Outcome::Refused(refusal), touched: None };
         let existing = self.catalog.get(append.topic);
-        if let Some(shared) = &existing
-            && let Some(key) = append.idempotency_key
-            && let Some(known) = shared.write().remembered(key, self.time_ms)
-        {
+        let mut repeated = None;
+        if let (Some(shared), Some(key)) = (&existing, append.idempotency_key) {
+            // Looking a key up forgets old ones, which is a change whatever becomes of the write.
+            repeated = shared.write().remembered(key, self.time_ms);
             self.dirty_topics.insert(shared.epoch, shared.clone());
+        }
+        if let Some(known) = repeated {
             let appended = Appended {
                 first_seq: known.first_seq,
                 count: known.count,
