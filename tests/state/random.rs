@@ -84,9 +84,12 @@ impl Model {
         if created && !create {
             return refused(Refusal::TopicNotFound);
         }
+        // A keyed write forgets what is over by the window of that moment, for good.
+        if let (Some(known), Some(_)) = (self.topics.get_mut(topic), key) {
+            known.keys.retain(|_, (ts, _)| self.now_ms - *ts <= known.window_ms);
+        }
         if let (Some(known), Some(key)) = (self.topics.get(topic), key)
-            && let Some((ts, appended)) = known.keys.get(&key)
-            && self.now_ms - ts <= known.window_ms
+            && let Some((_, appended)) = known.keys.get(&key)
         {
             return Outcome::Appended(Appended { deduped: true, created: false, ..*appended });
         }
