@@ -26,7 +26,7 @@ use crate::raft::{
     Applied, ClusterTime, Identity, IdentityKeeper, ListedMember, Me, Member, Node, PeerListener,
     PeerTransport, Peers, TcpTransport, Timers, accept_peers, found_alone, found_listed,
 };
-use crate::storage::{Checkpoint, Disk, Log, LogOptions, RealDisk, SledCheckpoint};
+use crate::storage::{Checkpoint, Disk, Log, LogOptions, RealDisk, Room, SledCheckpoint};
 
 /// How often the state is saved.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
@@ -55,6 +55,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let identity = Identity::open(&*disk, &settings.data_dir, &settings.cluster, &settings.member, &*random)
         .map_err(|line| anyhow!(line))?;
     let storage = Storage::open(&settings, disk.clone())?;
+    let room = Room::new(disk.clone(), settings.data_dir.clone(), settings.min_free_bytes);
 
     let member = Member {
         name: settings.member.clone(),
@@ -72,16 +73,18 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         storage.applied.clone(),
         hub.clone(),
         ClusterTime::new(SystemClock::shared()),
+        room.clone(),
         timers(&settings),
     )
     .await
     .map_err(|line| anyhow!(line))?;
 
     let mut services = Services::default();
+    services.spawn("room", room.clone().watch());
     if let Some(listener) = peer_listener {
         services.spawn("peers", accept_peers(listener, node.clone(), keeper.clone()));
     }
-    services.spawn("checkpoint", storage.applied.clone().save_periodically(CHECKPOINT_INTERVAL));
+    services.spawn("checkpoint", storage.applied.clone().save_periodically(CHECKPOINT_INTERVAL, room));
     let founding = found(settings.clone(), node.clone(), keeper, random.clone());
     services.spawn("founding", async { founding.await.map_err(std::io::Error::other) });
 

@@ -66,6 +66,8 @@ pub struct Settings {
     /// 0: by the number of cores.
     pub runtime_threads: usize,
     pub segment_bytes: u64,
+    /// Records are refused while less is free where the data lies.
+    pub min_free_bytes: u64,
     pub cache_bytes: usize,
     /// A filter of tracing, known to parse.
     pub log: String,
@@ -123,6 +125,7 @@ impl Settings {
             election_timeout_max_ms,
             runtime_threads: given.number("runtime_threads", 0, 256)? as usize,
             segment_bytes: given.bytes("segment_bytes", 64 << 10, 1 << 30)?,
+            min_free_bytes: given.bytes("min_free_bytes", 0, u64::MAX)?,
             cache_bytes: given.bytes("cache_bytes", 1 << 20, 1 << 40)? as usize,
             log: given.log_filter()?,
             log_format: match given.text("log_format") {

@@ -77,6 +77,7 @@ pub const SETTINGS: &[Setting] = &[
     value("election_timeout_max_ms", "800", "Longest silence of the leader that starts an election"),
     value("runtime_threads", "0", "Threads that serve requests; 0: by the number of cores"),
     value("segment_bytes", "64MiB", "Size of one segment of the log"),
+    value("min_free_bytes", "256MiB", "Free disk space below which records are refused; 0: never"),
     value("cache_bytes", "64MiB", "Memory for the newest entries of the log"),
     value(
         "log",

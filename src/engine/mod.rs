@@ -135,7 +135,7 @@ impl Engine {
         }
     }
 
-    /// 503 with what `no_leader` and `commit_unknown` tell beside it.
+    /// 503 with what `no_leader`, `storage_full` and `commit_unknown` tell beside it.
     fn unavailable(&self, code: Code, message: &str) -> Error {
         let mut detail = serde_json::json!({ "member": self.member() });
         if let Some(leader) = self.leader_name() {
@@ -148,6 +148,14 @@ impl Engine {
         self.unavailable(
             Code::NoLeader,
             "no leader with a quorum could be reached in time; the request had and will have no effect",
+        )
+    }
+
+    fn storage_full(&self) -> Error {
+        self.unavailable(
+            Code::StorageFull,
+            "there is no room for records at the leader or at a majority of the members; writes are taken \
+             again once there is",
         )
     }
 

@@ -83,6 +83,8 @@ enum Unfinished {
     NeverHandedOver,
     /// One may have.
     Unknown,
+    /// None can have: there is no room for records.
+    StorageFull,
 }
 
 /// Waits for an attempt at `leader`, but not longer than until another one has taken its place: a leader
@@ -127,6 +129,7 @@ impl Engine {
             Ok(done) => Ok(done),
             Err(Unfinished::NeverHandedOver) => Err(self.no_leader()),
             Err(Unfinished::Unknown) => Err(self.commit_unknown()),
+            Err(Unfinished::StorageFull) => Err(self.storage_full()),
         }
     }
 
@@ -154,6 +157,11 @@ impl Engine {
                     let replicate_ms = started.elapsed().as_secs_f64() * 1e3;
                     return Ok((outcome, Timings { replicate_ms, forward_ms }));
                 }
+                // An earlier attempt may still be in a log: then its fate is what the client is told.
+                Ok(Ok(Proposal::StorageFull)) => match unfinished {
+                    Unfinished::NeverHandedOver => return Err(Unfinished::StorageFull),
+                    _ => return Err(Unfinished::Unknown),
+                },
                 Ok(Ok(Proposal::NotLeader)) | Ok(Err(CallError::Unreachable(_))) => {}
                 Ok(Ok(Proposal::Unknown)) | Ok(Err(CallError::Lost(_) | CallError::Failed(_))) => {
                     unfinished = Unfinished::Unknown;

@@ -25,7 +25,7 @@ use super::types::{
     encode_membership, entry_id, raft_log_id,
 };
 use crate::state::{Catalog, Outcome, SealedBlock, SharedTopic, State, TopicKey};
-use crate::storage::{Checkpoint, EntryId, Log};
+use crate::storage::{Checkpoint, EntryId, Log, Room};
 use crate::task;
 
 /// Learns what applied entries changed.
@@ -126,11 +126,14 @@ impl Applied {
         Ok(())
     }
 
-    /// Saves the state every `interval`, as long as the member runs.
-    pub async fn save_periodically(self: Arc<Self>, interval: Duration) -> io::Result<()> {
+    /// Saves the state every `interval`, as long as the member runs. What is not saved is applied again
+    /// after a restart, so a disk that has no room at all can wait.
+    pub async fn save_periodically(self: Arc<Self>, interval: Duration, room: Arc<Room>) -> io::Result<()> {
         loop {
             tokio::time::sleep(interval).await;
-            self.save().await?;
+            if !room.is_exhausted() {
+                self.save().await?;
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,7 +25,8 @@ use super::network::Network;
 use super::peers::{Peer, Peers};
 use super::rpc::{self, Body, Kind, Proposal, Status};
 use super::types::{Member, NodeId, Raft, StampedCommand, Types};
-use crate::storage::Log;
+use crate::state::carries_records;
+use crate::storage::{Log, Room};
 use crate::task;
 
 /// How often members tell each other their clocks and progress.
@@ -71,6 +73,9 @@ pub struct Node {
     time: ClusterTime,
     leadership: watch::Sender<Leadership>,
     statuses: Mutex<HashMap<NodeId, (Status, Instant)>>,
+    room: Arc<Room>,
+    /// Whether a majority of the voters has room, as of the last round of statuses.
+    quorum_has_room: AtomicBool,
 }
 
 /// The settings of openraft.
@@ -109,6 +114,7 @@ impl Node {
         applied: Arc<Applied>,
         observer: Arc<dyn ApplyObserver>,
         time: ClusterTime,
+        room: Arc<Room>,
         timers: Timers,
     ) -> Result<Arc<Node>, String> {
         let me = peers.me().clone();
@@ -127,6 +133,8 @@ impl Node {
             time,
             leadership: watch::Sender::new(Leadership::default()),
             statuses: Mutex::default(),
+            room,
+            quorum_has_room: AtomicBool::new(true),
         });
         task::spawn(node.clone().follow_leadership());
         task::spawn(node.clone().follow_statuses());
@@ -211,6 +219,9 @@ impl Node {
 
     /// Puts a command into the log, if this member leads, and waits for its outcome.
     pub async fn propose_here(&self, command: Bytes) -> Proposal {
+        if carries_records(&command) && !self.has_room_for_records() {
+            return Proposal::StorageFull;
+        }
         let command = StampedCommand { stamp_ms: self.time.stamp_ms(), bytes: command };
         let (responder, outcome) = OneshotResponder::new_pair();
         if self.raft.client_write_ff(command, Some(responder)).await.is_err() {
@@ -225,6 +236,9 @@ impl Node {
 
     /// The same for many commands at once, in their order.
     pub async fn propose_many_here(&self, commands: Vec<Bytes>) -> Vec<Proposal> {
+        if commands.iter().any(|command| carries_records(command)) && !self.has_room_for_records() {
+            return vec![Proposal::StorageFull; commands.len()];
+        }
         let count = commands.len();
         let stamp_ms = self.time.stamp_ms();
         let stamped = commands.into_iter().map(|bytes| StampedCommand { stamp_ms, bytes });
@@ -277,11 +291,50 @@ impl Node {
             wall_ms: self.time.clock().wall_ms(),
             applied_index: self.applied.index(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            is_storage_full: self.room.is_full(),
+        }
+    }
+
+    pub fn room(&self) -> &Arc<Room> {
+        &self.room
+    }
+
+    /// Whether this member and a majority of the voters have room for records.
+    fn has_room_for_records(&self) -> bool {
+        !self.room.is_full() && self.quorum_has_room.load(Ordering::Acquire)
+    }
+
+    fn look_for_room(&self) {
+        let voters: Vec<MemberStatus> =
+            self.member_statuses().into_iter().filter(|member| member.is_voter).collect();
+        let is_full =
+            |member: &&MemberStatus| member.status.as_ref().is_some_and(|status| status.is_storage_full);
+        let full = voters.iter().filter(is_full).count();
+        // Before there are voters nobody is full.
+        let has_room = voters.is_empty() || voters.len() - full > voters.len() / 2;
+        self.quorum_has_room.store(has_room, Ordering::Release);
+    }
+
+    /// A leader without room lets one lead that has.
+    async fn make_way_if_full(&self) {
+        if !self.room.is_full() || !matches!(self.leadership.borrow().leader, Some(Leader::Here)) {
+            return;
+        }
+        let heir = self.member_statuses().into_iter().find(|member| {
+            let has_room = member.status.as_ref().is_some_and(|status| !status.is_storage_full);
+            member.is_voter && member.node_id != self.node_id() && has_room
+        });
+        if let Some(heir) = heir {
+            tracing::info!("this member has no room: handing leadership over to {}", heir.member.name);
+            // Refused or not: the next round looks again.
+            let _ = self.raft.trigger().transfer_leader(heir.node_id).await;
         }
     }
 
     async fn follow_statuses(self: Arc<Self>) {
         loop {
+            self.look_for_room();
+            self.make_way_if_full().await;
             for (node_id, member, _) in self.membership() {
                 if node_id != self.node_id() {
                     task::spawn(self.clone().ask_status(self.peers.peer(node_id, &member)));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
+use openraft::impls::EntryPayload;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -19,6 +20,8 @@ use super::rpc::{self, Body, Kind};
 use super::transport::{PeerListener, PeerStream};
 use super::types::{AppendRequest, NodeId};
 use crate::limits::{APPEND_PIPELINE_DEPTH, PEER_QUEUE_FRAMES};
+use crate::state::carries_records;
+use crate::storage::Room;
 use crate::task;
 
 /// Learns that a member of the cluster has called this one by its Raft id.
@@ -113,9 +116,9 @@ async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: NodeId) {
                 let (requests, received) = mpsc::channel(APPEND_PIPELINE_DEPTH + 1);
                 task::spawn(run_stream(node.clone(), frame.id, received, replies.clone()));
                 streams.insert(frame.id, requests);
-                push(&streams, &frame).await;
+                push(&streams, &frame, node.room()).await;
             }
-            Kind::StreamAppend => push(&streams, &frame).await,
+            Kind::StreamAppend => push(&streams, &frame, node.room()).await,
             Kind::StreamClose => {
                 streams.remove(&frame.id);
             }
@@ -129,15 +132,25 @@ async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: NodeId) {
     writing.abort();
 }
 
-async fn push(streams: &HashMap<u64, mpsc::Sender<AppendRequest>>, frame: &Frame) {
+async fn push(streams: &HashMap<u64, mpsc::Sender<AppendRequest>>, frame: &Frame, room: &Room) {
     // A request that was sent before the sender learned that its stream had ended is dropped here.
     let Some(requests) = streams.get(&frame.id) else { return };
     match rpc::decode_append(&frame.body) {
+        // A full follower still takes what its leader let in before it knew, out of the reserve. Without
+        // even that, the request is not taken and not answered: the leader will try again.
+        Ok(request) if room.is_exhausted() && brings_records(&request) => {}
         Ok(request) => {
             let _ = requests.send(request).await;
         }
         Err(error) => tracing::error!("a peer sent entries that cannot be read: {error}"),
     }
+}
+
+fn brings_records(request: &AppendRequest) -> bool {
+    request.entries.iter().any(|entry| match &entry.payload {
+        EntryPayload::Normal(command) => carries_records(&command.bytes),
+        _ => false,
+    })
 }
 
 /// Feeds one stream of AppendEntries to openraft and sends the results back, in order.

@@ -322,6 +322,8 @@ pub enum Proposal {
     NotLeader,
     /// It was put into the log of a leader that then lost its office: it may yet take effect.
     Unknown,
+    /// It was refused because there is no room for records, and never put into the log.
+    StorageFull,
 }
 
 pub fn encode_forward(commands: &[Bytes]) -> Body {
@@ -348,6 +350,7 @@ pub fn encode_proposals(proposals: &[Proposal]) -> Body {
                 }
                 Proposal::NotLeader => out.put_u8(1),
                 Proposal::Unknown => out.put_u8(2),
+                Proposal::StorageFull => out.put_u8(3),
             }
         }
     })
@@ -362,6 +365,7 @@ pub fn decode_proposals(bytes: &[u8]) -> Result<Vec<Proposal>, Malformed> {
                 0 => Proposal::Done(Outcome::decode(&mut reader)?),
                 1 => Proposal::NotLeader,
                 2 => Proposal::Unknown,
+                3 => Proposal::StorageFull,
                 _ => return Err(reader.malformed()),
             })
         })
@@ -374,6 +378,8 @@ pub struct Status {
     pub wall_ms: u64,
     pub applied_index: u64,
     pub version: String,
+    /// Its disk has no room for records.
+    pub is_storage_full: bool,
 }
 
 impl Status {
@@ -382,6 +388,7 @@ impl Status {
             put_varint(out, self.wall_ms);
             put_varint(out, self.applied_index);
             put_blob(out, self.version.as_bytes());
+            out.put_u8(self.is_storage_full as u8);
         })
     }
 
@@ -391,6 +398,7 @@ impl Status {
             wall_ms: reader.varint()?,
             applied_index: reader.varint()?,
             version: reader.text()?.to_owned(),
+            is_storage_full: reader.bool()?,
         })
     }
 }

@@ -138,6 +138,12 @@ impl Draft {
     }
 }
 
+/// Whether an encoded command appends records: what a full disk has no room for.
+pub fn carries_records(command: &[u8]) -> bool {
+    // The count in the entry's head.
+    command.get(4..8).is_some_and(|count| count != [0; 4])
+}
+
 /// A command and its records, as `apply` takes them. The command borrows from the entry's bytes.
 pub struct Decoded {
     pub envelope: Envelope,

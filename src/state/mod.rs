@@ -26,7 +26,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 pub use catalog::{Catalog, SharedTopic};
 pub use checkpoint_form::Key;
-pub use command::{Append, Command, Create, Decoded, Draft, Envelope};
+pub use command::{Append, Command, Create, Decoded, Draft, Envelope, carries_records};
 pub use outcome::{Appended, Outcome, Refusal};
 pub use run::{Run, SealedBlock};
 pub use topic::{Located, Topic, TopicKey};

@@ -39,6 +39,8 @@ pub trait Disk: Send + Sync + 'static {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
     fn exists(&self, path: &Path) -> io::Result<bool>;
+    /// Space that can still be written in the file system of `dir`.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 }
 
@@ -98,6 +100,11 @@ impl Disk for RealDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         fs::remove_file(path)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let figures = rustix::fs::statvfs(dir)?;
+        Ok(figures.f_bavail.saturating_mul(figures.f_frsize))
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {

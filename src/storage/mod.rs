@@ -19,6 +19,7 @@
 //! | `log_writer` | The one writer. |
 //! | `recovery` | Opening: torn tail or corruption. |
 //! | `checkpoint` | The state as of one point, in sled. |
+//! | `room` | Whether the disk has room for more. |
 //! | `open_error`, `stats` | Reasons not to open; figures. |
 mod checkpoint;
 pub mod disk;
@@ -30,6 +31,7 @@ mod open_error;
 mod queue;
 mod reader;
 mod recovery;
+mod room;
 mod runs;
 mod segment;
 pub mod sim_disk;
@@ -46,6 +48,7 @@ pub use log_writer::LogWriter;
 pub use open_error::OpenError;
 pub use queue::{Done, Op};
 pub use reader::is_damage;
+pub use room::Room;
 pub use segment::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
 pub use sim_disk::SimDisk;
 pub use stats::{LogStats, SYNC_BUCKETS_US};

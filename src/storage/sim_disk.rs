@@ -31,6 +31,8 @@ struct State {
     /// This operation and all later ones fail.
     fail_at: Option<u64>,
     syncs_to_fail: u32,
+    /// What [`Disk::free_bytes`] says; writes do not change it.
+    free_bytes: u64,
     dice: Dice,
 }
 
@@ -71,6 +73,7 @@ impl SimDisk {
             operations: 0,
             fail_at: None,
             syncs_to_fail: 0,
+            free_bytes: u64::MAX,
             dice: Dice::new(seed),
         })))
     }
@@ -106,6 +109,7 @@ impl SimDisk {
             operations: 0,
             fail_at: None,
             syncs_to_fail: 0,
+            free_bytes: u64::MAX,
             dice,
         })))
     }
@@ -126,6 +130,11 @@ impl SimDisk {
     /// never becomes durable.
     pub fn fail_syncs(&self, count: u32) {
         self.0.lock().syncs_to_fail = count;
+    }
+
+    /// What the file system says it has left.
+    pub fn set_free_bytes(&self, free_bytes: u64) {
+        self.0.lock().free_bytes = free_bytes;
     }
 
     /// Mutating operations so far, the failed ones too.
@@ -283,6 +292,10 @@ impl Disk for SimDisk {
         dir.files.remove(&name).ok_or_else(not_found)?;
         dir.unsynced.push(NameChange::Remove(name));
         Ok(())
+    }
+
+    fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
+        Ok(self.0.lock().free_bytes)
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {

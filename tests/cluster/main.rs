@@ -15,4 +15,5 @@ mod restart;
 mod settings;
 mod start;
 mod stop;
+mod storage_full;
 mod writers;

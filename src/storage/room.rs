@@ -1,0 +1,104 @@
+//! Whether the disk has room for more.
+//!
+//! A disk that is really full is a bad place to find out: a log that cannot write must stop, and what keeps
+//! the key-value store from flushing may keep it from opening. So a reserve is never touched: as soon as
+//! less than it is free, the member counts as full and takes no more records, while votes, deletes and
+//! checkpoints, which are small and may free space, still go into the reserve. When there is room again,
+//! with some to spare so that it does not flap, the member goes on by itself.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::disk::Disk;
+use crate::task;
+
+/// How often free space is measured. What is written meanwhile comes out of the reserve.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Watches the free space of a data directory.
+pub struct Room {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    reserve_bytes: u64,
+    is_full: AtomicBool,
+    is_exhausted: AtomicBool,
+}
+
+impl Room {
+    pub fn new(disk: Arc<dyn Disk>, dir: PathBuf, reserve_bytes: u64) -> Arc<Self> {
+        let (is_full, is_exhausted) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Room { disk, dir, reserve_bytes, is_full, is_exhausted })
+    }
+
+    /// Whether records must be refused.
+    pub fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Acquire)
+    }
+
+    /// Whether even small writes that can wait should wait: most of the reserve is gone.
+    pub fn is_exhausted(&self) -> bool {
+        self.is_exhausted.load(Ordering::Acquire)
+    }
+
+    /// Measures the free space.
+    pub fn look(&self) -> io::Result<()> {
+        let free_bytes = self.disk.free_bytes(&self.dir)?;
+        let was_full = self.is_full();
+        let enough_bytes = if was_full { self.reserve_bytes / 4 * 5 } else { self.reserve_bytes };
+        let is_full = free_bytes < enough_bytes;
+        self.is_full.store(is_full, Ordering::Release);
+        self.is_exhausted.store(free_bytes < self.reserve_bytes / 4, Ordering::Release);
+        if is_full && !was_full {
+            tracing::error!(
+                "only {} MiB are free in {} (--min-free-bytes is {} MiB): writes are refused and reads go on \
+                 until there is room",
+                free_bytes >> 20,
+                self.dir.display(),
+                self.reserve_bytes >> 20
+            );
+        }
+        if was_full && !is_full {
+            tracing::info!("there is room again in {}: writes are taken", self.dir.display());
+        }
+        Ok(())
+    }
+
+    /// Measures the free space for as long as the member runs.
+    pub async fn watch(self: Arc<Self>) -> io::Result<()> {
+        loop {
+            let this = self.clone();
+            // A disk that cannot be measured is not known to be full.
+            if let Err(error) = task::blocking(move || this.look()).await {
+                tracing::warn!("cannot measure the free space of {}: {error}", self.dir.display());
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sim_disk::SimDisk;
+    use super::*;
+
+    #[test]
+    fn a_full_disk_needs_room_to_spare_before_it_takes_more() {
+        let disk = SimDisk::new(1);
+        let room = Room::new(Arc::new(disk.clone()), PathBuf::from("/data"), 1000);
+        for (free_bytes, is_full, is_exhausted) in [
+            (1000, false, false),
+            (999, true, false),
+            (1249, true, false),
+            (249, true, true),
+            (1250, false, false),
+            (1000, false, false),
+        ] {
+            disk.set_free_bytes(free_bytes);
+            room.look().unwrap();
+            assert_eq!((room.is_full(), room.is_exhausted()), (is_full, is_exhausted), "{free_bytes} bytes");
+        }
+    }
+}
