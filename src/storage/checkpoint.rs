@@ -6,13 +6,20 @@
 //! for the blocks it does hold. Values stay below 7 KiB: sled moves larger ones to files of their own
 //! that it never frees.
 //!
+//! sled checks its own pages, but what it finds damaged it may leave out. So the batch also carries the sum
+//! of a digest of every key and value; a checkpoint that does not add up to it when it is loaded is damaged,
+//! and never used.
+//!
 //! Simulations use [`MemoryCheckpoint`], a twin without threads and files under the same rules.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Bound;
 use std::path::Path;
 
 use parking_lot::Mutex;
+
+use crate::digest::Digest;
 
 /// One change of the checkpoint: `None` deletes the key.
 pub type Change = (Vec<u8>, Option<Vec<u8>>);
@@ -36,11 +43,23 @@ pub trait Checkpoint: Send + Sync + 'static {
 pub struct SledCheckpoint {
     tree: sled::Tree,
     db: sled::Db,
+    /// Sum of the digests of all keys and values. Held while a batch is written.
+    sum: Mutex<u64>,
 }
 
 /// Memory that sled may use to cache pages.
 const CACHE_BYTES: u64 = 32 << 20;
 const TREE: &[u8] = b"checkpoint";
+/// Where the sum is kept; no other key is empty.
+const SUM_KEY: &[u8] = b"";
+
+/// What one key and its value add to the sum.
+fn item_digest(key: &[u8], value: &[u8]) -> u64 {
+    let mut digest = Digest::default();
+    digest.add_bytes(key);
+    digest.add_bytes(value);
+    digest.value()
+}
 
 impl SledCheckpoint {
     /// Opens or creates the checkpoint in `dir`.
@@ -54,17 +73,27 @@ impl SledCheckpoint {
             .open()
             .map_err(into_io)?;
         let tree = db.open_tree(TREE).map_err(into_io)?;
-        Ok(SledCheckpoint { tree, db })
+        let sum = match tree.get(SUM_KEY).map_err(into_io)? {
+            Some(bytes) => u64::from_le_bytes(bytes[..].try_into().map_err(|_| damaged())?),
+            None => 0,
+        };
+        Ok(SledCheckpoint { tree, db, sum: Mutex::new(sum) })
     }
+}
+
+fn damaged() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "it is damaged: its contents do not add up to its checksum")
 }
 
 impl Checkpoint for SledCheckpoint {
     fn load(&self, each: Visit<'_>) -> io::Result<()> {
-        for item in self.tree.iter() {
+        let mut sum = 0u64;
+        for item in self.tree.range::<&[u8], _>(above(Some(SUM_KEY))) {
             let (key, value) = item.map_err(into_io)?;
+            sum = sum.wrapping_add(item_digest(&key, &value));
             each(&key, &value)?;
         }
-        Ok(())
+        if sum == *self.sum.lock() { Ok(()) } else { Err(damaged()) }
     }
 
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
@@ -72,23 +101,42 @@ impl Checkpoint for SledCheckpoint {
     }
 
     fn write(&self, changes: Vec<Change>) -> io::Result<()> {
+        // The last change of a key is the one that counts.
+        let changes: BTreeMap<Vec<u8>, Option<Vec<u8>>> = changes.into_iter().collect();
         let mut batch = sled::Batch::default();
+        let mut sum = self.sum.lock();
+        let mut new_sum = *sum;
         for (key, value) in changes {
+            if let Some(old) = self.tree.get(&key).map_err(into_io)? {
+                new_sum = new_sum.wrapping_sub(item_digest(&key, &old));
+            }
             match value {
-                Some(value) => batch.insert(key, value),
+                Some(value) => {
+                    new_sum = new_sum.wrapping_add(item_digest(&key, &value));
+                    batch.insert(key, value);
+                }
                 None => batch.remove(key),
             }
         }
+        batch.insert(SUM_KEY, &new_sum.to_le_bytes());
         self.tree.apply_batch(batch).map_err(into_io)?;
         self.db.flush().map_err(into_io)?;
+        *sum = new_sum;
         Ok(())
     }
 
     fn clear(&self) -> io::Result<()> {
+        let mut sum = self.sum.lock();
         self.tree.clear().map_err(into_io)?;
         self.db.flush().map_err(into_io)?;
+        *sum = 0;
         Ok(())
     }
+}
+
+/// The keys above `after`.
+fn above(after: Option<&[u8]>) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
 }
 
 fn into_io(error: sled::Error) -> io::Error {
@@ -127,5 +175,47 @@ impl Checkpoint for MemoryCheckpoint {
     fn clear(&self) -> io::Result<()> {
         self.values.lock().clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(key: u8, value: Option<u8>) -> Change {
+        (vec![key], value.map(|value| vec![value; 100]))
+    }
+
+    fn keys(checkpoint: &SledCheckpoint) -> io::Result<Vec<u8>> {
+        let mut keys = Vec::new();
+        checkpoint.load(&mut |key, _| {
+            keys.push(key[0]);
+            Ok(())
+        })?;
+        Ok(keys)
+    }
+
+    #[test]
+    fn what_was_written_adds_up_when_it_is_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoint = SledCheckpoint::open(dir.path()).unwrap();
+        checkpoint.write(vec![change(1, Some(1)), change(2, Some(2)), change(1, Some(3))]).unwrap();
+        checkpoint.write(vec![change(2, None), change(4, Some(4)), change(5, None)]).unwrap();
+        drop(checkpoint);
+        let checkpoint = SledCheckpoint::open(dir.path()).unwrap();
+        assert_eq!(keys(&checkpoint).unwrap(), [1, 4]);
+        checkpoint.clear().unwrap();
+        assert!(keys(&checkpoint).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_value_that_is_lost_or_changed_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoint = SledCheckpoint::open(dir.path()).unwrap();
+        checkpoint.write(vec![change(1, Some(1)), change(2, Some(2))]).unwrap();
+        checkpoint.tree.remove([2]).unwrap();
+        assert_eq!(keys(&checkpoint).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        checkpoint.tree.insert([2], vec![9]).unwrap();
+        assert_eq!(keys(&checkpoint).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

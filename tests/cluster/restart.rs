@@ -45,3 +45,34 @@ async fn a_cluster_of_one_comes_back_with_its_data() {
     let state = cluster.client.get(&cluster.topic_url(0, "one")).await.expect("the topic's state");
     assert_eq!(state["config"], put["config"], "the config is what it was");
 }
+
+/// A checkpoint is derived: one that was damaged, cut short or lost is noticed and made again from the log.
+#[tokio::test]
+async fn a_damaged_checkpoint_is_made_again_from_the_log() {
+    let mut cluster = Cluster::start(1).await;
+    let oracle = Arc::new(Oracle::new("damaged-checkpoint"));
+    let dir = cluster.members[0].data_dir.join("checkpoint");
+    let damages: [fn(&std::path::Path); 3] = [
+        |dir| {
+            let file = std::fs::File::options().read(true).write(true).open(dir.join("db")).expect("open it");
+            let len = file.metadata().expect("measure it").len();
+            let noise: Vec<u8> = (0..len / 2).map(|at| (at * 7) as u8).collect();
+            std::os::unix::fs::FileExt::write_all_at(&file, &noise, len / 4).expect("overwrite it");
+        },
+        |dir| {
+            let file = std::fs::File::options().write(true).open(dir.join("db")).expect("open it");
+            file.set_len(file.metadata().expect("measure it").len() / 2).expect("cut it");
+        },
+        |dir| std::fs::remove_dir_all(dir).expect("remove it"),
+    ];
+    for damage in damages {
+        let writers = Writers::start(&oracle, &cluster.urls());
+        more_acks(&oracle, 100, PATIENCE).await;
+        let status = cluster.members[0].terminate().await;
+        assert!(status.success(), "SIGTERM ended with {status}");
+        writers.finish().await;
+        damage(&dir);
+        cluster.restart(0).await;
+        println!("{}", oracle.check(&mut cluster).await);
+    }
+}
