@@ -5,6 +5,7 @@
 //! Exit codes: 0 done, 1 failed while running, 2 the command line or a setting is wrong.
 
 mod dev;
+mod local_cluster;
 mod serve;
 
 use std::process::ExitCode;
