@@ -5,6 +5,7 @@
 //! SIGKILL, and only the HTTP API to look through.
 
 mod agreement;
+mod bench;
 mod client;
 mod dev;
 mod harness;
