@@ -281,8 +281,7 @@ struct Filling<'a> {
 impl Filling<'_> {
     fn take(&mut self, run: &Run, entry: &EntryRecords) -> Result<(), Error> {
         for offset in 0..run.count {
-            if self.records.len() >= self.limit || self.examined >= MAX_PAGE_EXAMINED {
-                self.is_full = true;
+            if self.is_full {
                 return Ok(());
             }
             let position = run.first_position + offset as u32;
@@ -298,6 +297,9 @@ impl Filling<'_> {
             }
             self.examined += 1;
             self.cursor = seq;
+            // Known with the last record that fits, not with the first that does not: a page that ends
+            // where a run ends would go on to fetch the next run, of which it wants nothing, for ever.
+            self.is_full = self.records.len() >= self.limit || self.examined >= MAX_PAGE_EXAMINED;
         }
         Ok(())
     }

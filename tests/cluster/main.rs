@@ -7,6 +7,7 @@
 mod agreement;
 mod bench;
 mod client;
+mod cold_read;
 mod dev;
 mod harness;
 mod kill_loop;
