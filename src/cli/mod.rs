@@ -4,7 +4,9 @@
 //! come with a usage block that hides the line that matters in a log, so they are put into words here.
 //! Exit codes: 0 done, 1 failed while running, 2 the command line or a setting is wrong.
 
+mod bench;
 mod dev;
+mod local_cluster;
 mod serve;
 
 use std::process::ExitCode;
@@ -27,6 +29,7 @@ pub fn run() -> ExitCode {
     match matches.subcommand() {
         Some(("serve", matches)) => serve::run(matches),
         Some(("dev", matches)) => dev::run(matches),
+        Some(("bench", matches)) => bench::run(matches),
         _ => {
             let _ = command.print_help();
             ExitCode::SUCCESS
@@ -41,6 +44,7 @@ fn command() -> Command {
         .disable_help_subcommand(true)
         .subcommand(serve::command())
         .subcommand(dev::command())
+        .subcommand(bench::command())
 }
 
 /// Says `message` in one line on stderr and gives the exit code.

@@ -298,6 +298,8 @@ impl Filling<'_> {
             }
             self.examined += 1;
             self.cursor = seq;
+            // Known with the last record that fits, not with the first that does not: a page that ends
+            // where a run ends would go on to fetch the next run, of which it wants nothing, for ever.
             self.is_full = self.records.len() >= self.limit || self.examined >= MAX_PAGE_EXAMINED;
         }
         Ok(())

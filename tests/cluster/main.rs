@@ -5,7 +5,9 @@
 //! SIGKILL, and only the HTTP API to look through.
 
 mod agreement;
+mod bench;
 mod client;
+mod cold_read;
 mod dev;
 mod harness;
 mod kill_loop;

@@ -1,0 +1,84 @@
+//! What a process has used, as the kernel counts it.
+//!
+//! Read from `/proc`, not asked of the members: it must also hold for what they do not know of themselves,
+//! such as time in the kernel and pages written again.
+
+use anyhow::Context;
+use rustix::param::clock_ticks_per_second;
+
+/// What one process has used since it started, or between two points.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Usage {
+    /// In user and kernel mode, all threads.
+    pub cpu_s: f64,
+    /// What was sent to storage, in whole pages: those dirtied in the cache, and those written around it.
+    /// `None` if the kernel does not say.
+    pub written_bytes: Option<u64>,
+    /// What was handed to write calls, the ones on sockets that gather included.
+    pub wchar_bytes: Option<u64>,
+}
+
+impl Usage {
+    /// What the process `pid` has used so far.
+    pub fn of(pid: u32) -> anyhow::Result<Usage> {
+        let path = format!("/proc/{pid}/stat");
+        let stat = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let ticks = parse_cpu_ticks(&stat).with_context(|| format!("read the CPU time in {path}"))?;
+        // Readable only by the process's owner, unlike the CPU time.
+        let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        Ok(Usage {
+            cpu_s: ticks as f64 / clock_ticks_per_second() as f64,
+            written_bytes: parse_io(&io, "write_bytes"),
+            wchar_bytes: parse_io(&io, "wchar"),
+        })
+    }
+
+    /// What was used since `earlier`.
+    pub fn since(self, earlier: Usage) -> Usage {
+        let less = |now: Option<u64>, then: Option<u64>| Some(now?.saturating_sub(then?));
+        Usage {
+            cpu_s: self.cpu_s - earlier.cpu_s,
+            written_bytes: less(self.written_bytes, earlier.written_bytes),
+            wchar_bytes: less(self.wchar_bytes, earlier.wchar_bytes),
+        }
+    }
+}
+
+/// `utime` plus `stime` of a `stat` line. The name of the program, in brackets, may hold anything.
+fn parse_cpu_ticks(stat: &str) -> Option<u64> {
+    let (_, behind_name) = stat.rsplit_once(')')?;
+    let mut fields = behind_name.split_whitespace().skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let kernel: u64 = fields.next()?.parse().ok()?;
+    Some(user + kernel)
+}
+
+fn parse_io(io: &str, name: &str) -> Option<u64> {
+    let value = io.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    value.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_files_are_read() {
+        let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 100 0 0 0 250 50 7 7 20 0 3 0 99 1000 10";
+        assert_eq!(parse_cpu_ticks(stat), Some(300));
+        assert_eq!(parse_cpu_ticks("42 (a) S 1"), None);
+        let io = "rchar: 1\nwchar: 22\nsyscw: 3\nwrite_bytes: 4096\ncancelled_write_bytes: 5\n";
+        assert_eq!(parse_io(io, "wchar"), Some(22));
+        assert_eq!(parse_io(io, "write_bytes"), Some(4096));
+        assert_eq!(parse_io(io, "bytes"), None);
+    }
+
+    #[test]
+    fn this_process_has_used_something() {
+        let before = Usage::of(std::process::id()).unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_millis(100);
+        while std::time::Instant::now() < end {}
+        let used = Usage::of(std::process::id()).unwrap().since(before);
+        assert!(used.cpu_s > 0.0 && used.cpu_s < 10.0, "{used:?}");
+    }
+}

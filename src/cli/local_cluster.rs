@@ -1,0 +1,211 @@
+//! A cluster of member processes on this machine, for `dev` and `bench`.
+//!
+//! The members are real processes of the same binary, not tasks in this one: killing one, or counting what
+//! one costs, must be the same thing that it is in production. Nothing is restarted, for the same reason.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::ChildStdin;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::serve::EXIT_WITH_STDIN;
+
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+const READY_POLL: Duration = Duration::from_millis(100);
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Where one member is found.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub name: String,
+    pub client_port: u16,
+    pub peer_port: u16,
+}
+
+impl Place {
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    fn peer_address(&self) -> String {
+        format!("127.0.0.1:{}", self.peer_port)
+    }
+}
+
+/// The members' processes. Dropping it kills them.
+pub(super) struct LocalCluster {
+    /// Holds the members' data and logs, and the secret.
+    dir: PathBuf,
+    places: Vec<Place>,
+    /// Those that run, by name: the process's id, and the pipe whose end the member takes as ours.
+    running: BTreeMap<String, (u32, ChildStdin)>,
+    ends: JoinSet<(String, std::io::Result<ExitStatus>)>,
+}
+
+impl LocalCluster {
+    /// Starts one member at each of `places`, of the cluster named `cluster`, and does not wait for them.
+    pub fn start(dir: &Path, cluster: &str, places: Vec<Place>) -> anyhow::Result<Self> {
+        std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        let secret = secret_file(dir)?;
+        let mut local =
+            LocalCluster { dir: dir.to_owned(), places, running: BTreeMap::new(), ends: JoinSet::new() };
+        for place in local.places.clone() {
+            local.start_member(&place, cluster, &secret)?;
+        }
+        Ok(local)
+    }
+
+    fn start_member(&mut self, place: &Place, cluster: &str, secret: &Path) -> anyhow::Result<()> {
+        let name = &place.name;
+        let log_path = self.log_path(name);
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .with_context(|| format!("open {}", log_path.display()))?;
+        let members: Vec<String> =
+            self.places.iter().map(|place| format!("{}={}", place.name, place.peer_address())).collect();
+        let program = std::env::current_exe().context("find the path of this program")?;
+        let mut command = tokio::process::Command::new(program);
+        // Variables meant for a real member (its host, its data) would end up in all of these.
+        for (variable, _) in std::env::vars_os() {
+            let ours = variable.to_string_lossy().starts_with("ANTIPHON_");
+            if ours && variable != "ANTIPHON_LOG" && variable != "ANTIPHON_LOG_FORMAT" {
+                command.env_remove(variable);
+            }
+        }
+        command
+            .arg("serve")
+            .arg(format!("--{EXIT_WITH_STDIN}"))
+            .args(["--cluster", cluster, "--member", name])
+            .args(["--host", "127.0.0.1", "--port", &place.client_port.to_string()])
+            .args(["--peer-listen", &place.peer_address(), "--members", &members.join(",")])
+            .arg("--data-dir")
+            .arg(self.dir.join(name))
+            .arg("--cluster-secret-file")
+            .arg(secret)
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone().context("open the log twice")?)
+            .stderr(log)
+            // Ctrl-C goes to this process alone, which then stops the members in order.
+            .process_group(0)
+            .kill_on_drop(true);
+        let mut child = command.spawn().with_context(|| format!("start {name}"))?;
+        // Both are there: the pipe was asked for, and the process was not waited for yet.
+        let (Some(id), Some(stdin)) = (child.id(), child.stdin.take()) else {
+            bail!("{name} ended before it began")
+        };
+        self.running.insert(name.clone(), (id, stdin));
+        let name = name.clone();
+        self.ends.spawn(async move { (name, child.wait().await) });
+        Ok(())
+    }
+
+    pub fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    /// The processes that run: name and id.
+    pub fn pids(&self) -> Vec<(String, u32)> {
+        self.running.iter().map(|(name, (pid, _))| (name.clone(), *pid)).collect()
+    }
+
+    pub fn log_path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.log"))
+    }
+
+    /// The next member that ends and how, or `None` if none runs.
+    pub async fn next_end(&mut self) -> Option<(String, String)> {
+        let (name, status) = self.ends.join_next().await?.ok()?;
+        self.running.remove(&name);
+        let how = status.map_or_else(|error| format!("unknown: {error}"), |status| status.to_string());
+        Some((name, how))
+    }
+
+    /// Waits until all members are ready; gives the name of the leader.
+    pub async fn wait_ready(&mut self) -> anyhow::Result<String> {
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(2)).build()?;
+        let deadline = Instant::now() + READY_DEADLINE;
+        let mut leader = None;
+        let places = self.places.clone();
+        let mut waiting = places.iter();
+        let mut next = waiting.next();
+        while let Some(place) = next {
+            match ready(&client, &place.url()).await {
+                Some(seen) => {
+                    leader = seen.or(leader);
+                    next = waiting.next();
+                }
+                None if Instant::now() > deadline => bail!(
+                    "{} was not ready within {} s; see {}",
+                    place.name,
+                    READY_DEADLINE.as_secs(),
+                    self.log_path(&place.name).display()
+                ),
+                None => tokio::select! {
+                    biased;
+                    Some((name, how)) = self.next_end() => bail!(
+                        "{name} ended before it was ready ({how}); see {}",
+                        self.log_path(&name).display()
+                    ),
+                    () = tokio::time::sleep(READY_POLL) => {}
+                },
+            }
+        }
+        Ok(leader.unwrap_or_else(|| "unknown".to_owned()))
+    }
+
+    /// Stops all members: asks first, then insists. Gives what to say about those that had to be killed.
+    pub async fn stop(&mut self) -> Option<String> {
+        for (pid, _) in self.running.values() {
+            // A process that has just ended is no error; it has not been waited for, so its id is its own.
+            if let Some(pid) = i32::try_from(*pid).ok().and_then(Pid::from_raw) {
+                let _ = kill_process(pid, Signal::TERM);
+            }
+        }
+        let all = async { while self.next_end().await.is_some() {} };
+        if tokio::time::timeout(STOP_DEADLINE, all).await.is_ok() {
+            return None;
+        }
+        let names: Vec<&str> = self.running.keys().map(String::as_str).collect();
+        let seconds = STOP_DEADLINE.as_secs();
+        let note = format!("killed, as {seconds} s were not enough to stop: {}", names.join(", "));
+        self.ends.shutdown().await;
+        Some(note)
+    }
+}
+
+/// The file with the secret that the members share: made once, for this directory.
+fn secret_file(dir: &Path) -> anyhow::Result<PathBuf> {
+    let path = dir.join("cluster-secret");
+    let make = || -> std::io::Result<()> {
+        // Written under another name first: a file cut short would be taken as the secret next time.
+        let fresh = dir.join("cluster-secret.new");
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&fresh)?;
+        writeln!(file, "{:032x}", rand::random::<u128>())?;
+        std::fs::rename(&fresh, &path)
+    };
+    if !path.exists() {
+        make().with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(path)
+}
+
+/// The leader that the member at `url` names once it is ready; `None` before.
+async fn ready(client: &reqwest::Client, url: &str) -> Option<Option<String>> {
+    let response = client.get(format!("{url}/v0/ready")).send().await.ok()?;
+    if !response.status().is_success() {
+        return None;
+    }
+    let body: serde_json::Value = serde_json::from_slice(&response.bytes().await.ok()?).ok()?;
+    Some(body["leader"].as_str().map(str::to_owned))
+}
