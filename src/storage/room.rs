@@ -18,6 +18,9 @@ use crate::task;
 /// How often free space is measured. What is written meanwhile comes out of the reserve.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
+/// What must be free above the reserve, at most, before a full member takes records again.
+const MAX_SPARE_BYTES: u64 = 64 << 20;
+
 /// Watches the free space of a data directory.
 pub struct Room {
     disk: Arc<dyn Disk>,
@@ -47,7 +50,8 @@ impl Room {
     pub fn look(&self) -> io::Result<()> {
         let free_bytes = self.disk.free_bytes(&self.dir)?;
         let was_full = self.is_full();
-        let enough_bytes = if was_full { self.reserve_bytes / 4 * 5 } else { self.reserve_bytes };
+        let spare_bytes = if was_full { MAX_SPARE_BYTES.min(self.reserve_bytes / 4) } else { 0 };
+        let enough_bytes = self.reserve_bytes + spare_bytes;
         let is_full = free_bytes < enough_bytes;
         self.is_full.store(is_full, Ordering::Release);
         self.is_exhausted.store(free_bytes < self.reserve_bytes / 4, Ordering::Release);
