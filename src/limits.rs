@@ -69,3 +69,8 @@ pub const APPEND_PIPELINE_DEPTH: usize = 2;
 pub const MAX_FORWARD_COMMANDS: usize = 512;
 /// Frames that may wait to be written to one peer connection.
 pub const PEER_QUEUE_FRAMES: usize = 1024;
+
+/// Applied entries that the log keeps for members that lag; above them it is purged.
+pub const KEPT_LOG_ENTRIES: u64 = 200_000;
+/// Bytes per second that freeing space reads and writes at most.
+pub const RECLAIM_BYTES_PER_S: u64 = 32 << 20;

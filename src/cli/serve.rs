@@ -40,6 +40,7 @@ pub(super) fn command() -> Command {
             Kind::Value => arg.allow_negative_numbers(true),
             // Keys and secrets may start with a hyphen.
             Kind::Secret => arg.allow_hyphen_values(true),
+            Kind::Hidden => arg.hide(true),
         }
     });
     Command::new("serve")

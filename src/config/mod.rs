@@ -16,7 +16,7 @@ use std::path::PathBuf;
 pub use secret::Secret;
 pub use setting::{BadSetting, Given, Kind, SETTINGS, Setting, Source, flag, unknown_variables, variable};
 
-use crate::limits::{MAX_BODY_BYTES, MAX_MEMBERS, MIN_CLUSTER_SECRET_CHARS};
+use crate::limits::{KEPT_LOG_ENTRIES, MAX_BODY_BYTES, MAX_MEMBERS, MIN_CLUSTER_SECRET_CHARS};
 
 /// One entry of the static list of members.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +67,7 @@ pub struct Settings {
     pub runtime_threads: usize,
     pub segment_bytes: u64,
     pub cache_bytes: usize,
+    pub kept_log_entries: u64,
     /// A filter of tracing, known to parse.
     pub log: String,
     pub log_format: LogFormat,
@@ -124,6 +125,7 @@ impl Settings {
             runtime_threads: given.number("runtime_threads", 0, 256)? as usize,
             segment_bytes: given.bytes("segment_bytes", 64 << 10, 1 << 30)?,
             cache_bytes: given.bytes("cache_bytes", 1 << 20, 1 << 40)? as usize,
+            kept_log_entries: given.number("kept_log_entries", 0, KEPT_LOG_ENTRIES)?,
             log: given.log_filter()?,
             log_format: match given.text("log_format") {
                 Some("text") => LogFormat::Text,

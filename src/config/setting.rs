@@ -18,6 +18,8 @@ pub enum Kind {
     Switch,
     /// `--x value`, never shown.
     Secret,
+    /// A value that only tests have a reason to give: not in the help.
+    Hidden,
 }
 
 /// One setting `x_y`: flag `--x-y`, variable `ANTIPHON_X_Y`.
@@ -44,6 +46,10 @@ const fn switch(name: &'static str, help: &'static str) -> Setting {
 
 const fn secret(name: &'static str, help: &'static str) -> Setting {
     Setting { name, kind: Kind::Secret, default: None, help }
+}
+
+const fn hidden(name: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { name, kind: Kind::Hidden, default: Some(default), help }
 }
 
 /// Every setting, in the order in which help shows them.
@@ -84,6 +90,8 @@ pub const SETTINGS: &[Setting] = &[
         "What is logged: a tracing filter such as info or antiphon=debug,warn",
     ),
     value("log_format", "text", "Form of log lines: text or json"),
+    // The default is `limits::KEPT_LOG_ENTRIES`; a test checks it.
+    hidden("kept_log_entries", "200000", "Applied entries that the log keeps for members that lag"),
 ];
 
 /// `--x-y` for `x_y`.

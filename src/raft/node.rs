@@ -71,6 +71,7 @@ pub struct Node {
     time: ClusterTime,
     leadership: watch::Sender<Leadership>,
     statuses: Mutex<HashMap<NodeId, (Status, Instant)>>,
+    started: Instant,
 }
 
 /// The settings of openraft.
@@ -84,7 +85,7 @@ fn raft_config(cluster: &str, timers: Timers) -> Result<Config, String> {
         max_payload_entries: 16_384,
         max_append_entries: Some(16_384),
         replication_lag_threshold: 500_000,
-        // The log is not purged in this version, so no snapshot is ever needed.
+        // When a snapshot exists and what is purged is decided in `upkeep.rs`.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         purge_batch_size: 1024,
@@ -127,6 +128,7 @@ impl Node {
             time,
             leadership: watch::Sender::new(Leadership::default()),
             statuses: Mutex::default(),
+            started: Instant::now(),
         });
         task::spawn(node.clone().follow_leadership());
         task::spawn(node.clone().follow_statuses());
@@ -331,6 +333,36 @@ impl Node {
                 status: status_of(node_id),
             })
             .collect()
+    }
+
+    /// Tells openraft that the state as of the last checkpoint on disk can stand for the log up to there.
+    pub(super) async fn name_snapshot(&self) -> Result<(), String> {
+        self.raft.trigger().snapshot().await.map_err(|fatal| fatal.to_string())
+    }
+
+    /// The last entry that openraft knows a snapshot of, and the last one that it purged.
+    pub(super) fn snapshot_and_purged(&self) -> (u64, u64) {
+        self.metrics(|metrics| {
+            (metrics.snapshot.map_or(0, |id| id.index()), metrics.purged.map_or(0, |id| id.index()))
+        })
+    }
+
+    /// Gives up the log up to `index`, which a snapshot must cover.
+    pub(super) async fn purge(&self, index: u64) -> Result<(), String> {
+        self.raft.trigger().purge_log(index).await.map_err(|fatal| fatal.to_string())
+    }
+
+    /// The lowest index that any other member was known to have applied when it was last heard, among those
+    /// that were heard within `within`; 0 if one of the members has not been heard at all.
+    pub(super) fn lowest_applied_elsewhere(&self, within: Duration) -> Option<u64> {
+        let others = self.membership().into_iter().filter(|(node_id, ..)| *node_id != self.node_id());
+        let statuses = self.statuses.lock();
+        others
+            .filter_map(|(node_id, ..)| match statuses.get(&node_id) {
+                Some((status, heard)) => (heard.elapsed() < within).then_some(status.applied_index),
+                None => (self.started.elapsed() < within).then_some(0),
+            })
+            .min()
     }
 
     /// Whether a member was heard lately.

@@ -17,6 +17,11 @@
 //! | `queue` | What waits for the writer; its bounds. |
 //! | `log` | The handle that everybody holds. |
 //! | `log_writer` | The one writer. |
+//! | `kept`, `packed` | Files below the purge point that live entries keep; the table of a rewritten one. |
+//! | `live` | Which entries topics still name. |
+//! | `reclaim`, `rewrite` | Freeing space, step by step. |
+//! | `pin` | What a transfer keeps from being freed. |
+//! | `kept_recovery` | Opening kept files. |
 //! | `recovery` | Opening: torn tail or corruption. |
 //! | `checkpoint` | The state as of one point, in sled. |
 //! | `open_error`, `stats` | Reasons not to open; figures. |
@@ -24,12 +29,19 @@ mod checkpoint;
 pub mod disk;
 mod entry;
 pub mod frame;
+mod kept;
+mod kept_recovery;
+mod live;
 mod log;
 mod log_writer;
 mod open_error;
+mod packed;
+mod pin;
 mod queue;
 mod reader;
+mod reclaim;
 mod recovery;
+mod rewrite;
 mod runs;
 mod segment;
 pub mod sim_disk;
@@ -41,11 +53,14 @@ mod view;
 pub use checkpoint::{Change, Checkpoint, MemoryCheckpoint, SledCheckpoint, Visit};
 pub use disk::{Disk, DiskFile, OpenMode, RealDisk, create_dir_durably, write_file_atomically};
 pub use entry::{EntryId, EntryKind, LogEntry, Vote};
+pub use live::LiveEntries;
 pub use log::{Log, LogOptions};
 pub use log_writer::LogWriter;
 pub use open_error::OpenError;
+pub use pin::Pin;
 pub use queue::{Done, Op};
 pub use reader::is_damage;
+pub use reclaim::{Reclaimed, Reclaimer};
 pub use segment::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
 pub use sim_disk::SimDisk;
 pub use stats::{LogStats, SYNC_BUCKETS_US};

@@ -157,8 +157,8 @@ impl Member {
     }
 
     fn restart(&mut self) {
-        let (changes, saved) = self.state.take_changes();
-        for (key, value) in changes {
+        let Changes { values, saved, deleted } = self.state.take_changes();
+        for (key, value) in values {
             match value {
                 Some(value) => self.checkpoint.insert(key, value),
                 None => self.checkpoint.remove(&key),
