@@ -5,7 +5,6 @@
 //! what does not is fetched by a thread that may wait for the disk, a page's worth at a time. No lock is
 //! held while records are read: they never change, and neither does a run.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
