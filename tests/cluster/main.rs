@@ -7,6 +7,7 @@
 mod agreement;
 mod client;
 mod dev;
+mod freeing;
 mod harness;
 mod kill_loop;
 mod minority;

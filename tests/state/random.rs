@@ -157,7 +157,7 @@ impl Member {
     }
 
     fn restart(&mut self) {
-        let Changes { values, saved, deleted } = self.state.take_changes();
+        let Changes { values, saved, .. } = self.state.take_changes();
         for (key, value) in values {
             match value {
                 Some(value) => self.checkpoint.insert(key, value),
