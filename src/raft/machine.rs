@@ -217,7 +217,7 @@ impl Machine {
     pub fn new(applied: Arc<Applied>, observer: Arc<dyn ApplyObserver>) -> Self {
         // The checkpoint that was loaded is a snapshot too; without one openraft would not know what a log
         // that begins late rests on.
-        let snapshot = applied.saved.lock().applied.is_some().then(|| applied.saved_meta().ok()).flatten();
+        let snapshot = applied.saved_meta().ok().filter(|meta| meta.last_log_id.is_some());
         Machine { applied, observer, snapshot }
     }
 
