@@ -24,7 +24,8 @@ use crate::config::Settings;
 use crate::engine::{Engine, EngineOptions, Hub};
 use crate::raft::{
     Applied, ClusterTime, Identity, IdentityKeeper, ListedMember, Me, Member, Node, PeerListener,
-    PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, found_alone, found_listed, free_space, purge_log,
+    PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, found_alone, found_listed,
+    free_space, purge_log,
 };
 use crate::storage::{Checkpoint, Disk, Log, LogOptions, RealDisk, SledCheckpoint};
 

@@ -37,18 +37,15 @@ pub async fn purge_log(node: Arc<Node>, kept_entries: u64) -> io::Result<()> {
         sleep(REST).await;
         let (named_index, purged_index) = node.snapshot_and_purged();
         let saved_index = node.applied().saved_index();
-        let wanted_index = saved_index.saturating_sub(kept_entries);
-        let lowest = node.lowest_applied_elsewhere(LAG_PATIENCE).unwrap_or(u64::MAX);
-        let upto_index = wanted_index.min(lowest);
-        if upto_index < purged_index.saturating_add(stride) {
-            continue;
+        let lowest_index = node.lowest_applied_elsewhere(LAG_PATIENCE).unwrap_or(u64::MAX);
+        // What openraft knows a snapshot of by now: the one that is named next is for the next round.
+        let upto_index = named_index.saturating_sub(kept_entries).min(lowest_index);
+        if upto_index >= purged_index.saturating_add(stride) {
+            node.purge(upto_index).await.map_err(io::Error::other)?;
         }
-        if named_index < upto_index {
-            // The purge follows when openraft has taken note of it.
+        if saved_index >= named_index.saturating_add(stride) {
             node.name_snapshot().await.map_err(io::Error::other)?;
-            continue;
         }
-        node.purge(upto_index).await.map_err(io::Error::other)?;
     }
 }
 

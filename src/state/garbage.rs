@@ -64,9 +64,7 @@ impl Garbage {
                 let in_memory = shared.read().block_in_memory(first_seq);
                 let block = match in_memory {
                     Some(block) => Some(block),
-                    None => checkpoint
-                        .get(&key)?
-                        .map(|bytes| SealedBlock { first_seq, bytes: bytes.into() }),
+                    None => checkpoint.get(&key)?.map(|bytes| SealedBlock { first_seq, bytes: bytes.into() }),
                 };
                 for index in block.iter().flat_map(SealedBlock::entry_indexes) {
                     released.push(index?);

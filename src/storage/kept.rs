@@ -97,7 +97,10 @@ pub(super) struct KeptFile {
 #[derive(Debug)]
 enum Places {
     /// A segment as it was; its runs without what a later segment truncated.
-    Segment { runs: Vec<Run>, table: TableIndex },
+    Segment {
+        runs: Vec<Run>,
+        table: TableIndex,
+    },
     Packed(PackedIndex),
 }
 
@@ -122,10 +125,7 @@ impl KeptFile {
     }
 
     /// Opens a rewritten file. `Err(what)` inside if it is not what its name says.
-    pub(super) fn open_packed(
-        name: KeptName,
-        file: &dyn DiskFile,
-    ) -> io::Result<Result<Self, &'static str>> {
+    pub(super) fn open_packed(name: KeptName, file: &dyn DiskFile) -> io::Result<Result<Self, &'static str>> {
         let len_bytes = file.len_bytes()?;
         let mut header = [0; KEPT_HEADER_BYTES as usize];
         if len_bytes >= KEPT_HEADER_BYTES {
@@ -215,7 +215,8 @@ mod tests {
 
     #[test]
     fn names_come_back_and_later_generations_supersede_what_they_span() {
-        let name = |first_segment, last_segment, generation| KeptName { first_segment, last_segment, generation };
+        let name =
+            |first_segment, last_segment, generation| KeptName { first_segment, last_segment, generation };
         let merged = name(3, 0x1F, 2);
         assert_eq!(KeptName::parse(&merged.file_name()), Some(merged));
         assert!(is_unborn(&format!("{}.new", merged.file_name())));

@@ -33,7 +33,8 @@ impl<'a> KeptFiles<'a> {
         let mut all: Vec<KeptName> = files.iter().filter_map(|file| KeptName::parse(file)).collect();
         all.sort_unstable();
         let is_superseded = |name: &KeptName| all.iter().any(|other| other.supersedes(*name));
-        let (superseded, names): (Vec<KeptName>, Vec<KeptName>) = all.iter().partition(|name| is_superseded(name));
+        let (superseded, names): (Vec<KeptName>, Vec<KeptName>) =
+            all.iter().partition(|name| is_superseded(name));
         if let Some(pair) = names.windows(2).find(|pair| pair[0].last_segment >= pair[1].first_segment) {
             let path = dir.join(pair[1].file_name());
             return Err(corrupt(&path, 0, "another kept file holds the same segments"));

@@ -130,7 +130,8 @@ mod tests {
         (0..2_000_000u64).for_each(|number| {
             entries.insert(number * 2);
         });
-        let bytes: u64 = entries.bitmaps().map(|(_, bitmap)| bitmap.statistics().n_bytes_bitset_containers).sum();
+        let bytes: u64 =
+            entries.bitmaps().map(|(_, bitmap)| bitmap.statistics().n_bytes_bitset_containers).sum();
         assert!(bytes < 1 << 20, "{bytes} for two million entries");
     }
 }

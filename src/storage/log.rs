@@ -302,11 +302,7 @@ impl Log {
 
     /// Looks places up and reads them. A file that is gone by then was freed, or another took its place in
     /// between: the second look tells which.
-    fn read_planned(
-        &self,
-        look_up: impl Fn(&View) -> Plan,
-        max_bytes: usize,
-    ) -> io::Result<Vec<LogEntry>> {
+    fn read_planned(&self, look_up: impl Fn(&View) -> Plan, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
         let plan = look_up(&self.shared.view.read());
         match self.carry_out(plan, max_bytes) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

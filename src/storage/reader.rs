@@ -128,8 +128,7 @@ impl Reader {
                 fits
             };
             let wanted = extents.iter().take_while(is_wanted).count();
-            let is_whole =
-                self.read_extents(source, id, file, &extents[..wanted], room_bytes, out)?;
+            let is_whole = self.read_extents(source, id, file, &extents[..wanted], room_bytes, out)?;
             if !is_whole || wanted < extents.len() {
                 return Ok(false);
             }

@@ -227,7 +227,8 @@ impl Reclaimer {
             (bytes, chosen.start) = (bytes + before, chosen.start - 1);
         }
         // An offset and an index relative to the first are 32 bits wide.
-        let is_narrow = kept[chosen.end - 1].last_index - kept[chosen.start].first_index < u64::from(u32::MAX);
+        let is_narrow =
+            kept[chosen.end - 1].last_index - kept[chosen.start].first_index < u64::from(u32::MAX);
         if is_narrow { chosen } else { none }
     }
 

@@ -25,9 +25,14 @@ const STEP_BYTES: u64 = 1 << 20;
 
 /// How far a rewrite is.
 pub(super) enum Progress {
-    Copied { cost_bytes: u64 },
+    Copied {
+        cost_bytes: u64,
+    },
     /// A live frame of this file is not what it should be.
-    Damaged { name: KeptName, error: io::Error },
+    Damaged {
+        name: KeptName,
+        error: io::Error,
+    },
     /// Everything is copied; what is left is [`Rewrite::finish`].
     Done,
 }
@@ -184,7 +189,8 @@ fn neighbours(rows: &[Row]) -> usize {
     let Some(first) = rows.first() else { return 0 };
     let mut end = first.offset_bytes + first.len_bytes;
     let together = rows[1..].iter().take_while(|row| {
-        let is_next = row.offset_bytes == end && row.offset_bytes + row.len_bytes - first.offset_bytes <= READ_BYTES;
+        let is_next =
+            row.offset_bytes == end && row.offset_bytes + row.len_bytes - first.offset_bytes <= READ_BYTES;
         end = row.offset_bytes + row.len_bytes;
         is_next
     });

@@ -133,7 +133,9 @@ impl OffsetTable {
     /// damaged, which the caller has to tell apart.
     pub(super) fn load_sealed(file: &dyn DiskFile) -> io::Result<Option<SealedTable>> {
         let len_bytes = file.len_bytes()?;
-        let Some(frame_offset_bytes) = read_trailer(file, len_bytes, &TRAILER_MAGIC)? else { return Ok(None) };
+        let Some(frame_offset_bytes) = read_trailer(file, len_bytes, &TRAILER_MAGIC)? else {
+            return Ok(None);
+        };
         let frame_len = len_bytes - frame_offset_bytes;
         if frame_len > frame::frame_bytes(frame::MAX_PAYLOAD_BYTES) as u64 {
             return Ok(None);
@@ -193,16 +195,11 @@ impl TableIndex {
 }
 
 /// Where the table's frame begins, as the end of the file says.
-pub(super) fn read_trailer(
-    file: &dyn DiskFile,
-    len_bytes: u64,
-    magic: &[u8; 8],
-) -> io::Result<Option<u64>> {
+pub(super) fn read_trailer(file: &dyn DiskFile, len_bytes: u64, magic: &[u8; 8]) -> io::Result<Option<u64>> {
     let Some(trailer_at) = len_bytes.checked_sub(TRAILER_BYTES as u64) else { return Ok(None) };
     let mut trailer = [0; TRAILER_BYTES];
     file.read_exact_at(&mut trailer, trailer_at)?;
-    let frame_at =
-        take_u64(&trailer).filter(|(frame_at, found)| *found == magic && *frame_at < trailer_at);
+    let frame_at = take_u64(&trailer).filter(|(frame_at, found)| *found == magic && *frame_at < trailer_at);
     Ok(frame_at.map(|(frame_at, _)| frame_at))
 }
 

@@ -19,9 +19,9 @@ use super::disk::DiskFile;
 use super::entry::{EntryId, LogEntry, Vote};
 use super::frame::FRAME_HEADER_BYTES;
 use super::kept::{KeptFile, KeptName};
-use super::runs::{Run, Runs};
 use super::log_writer::Position;
 use super::recovery::Recovered;
+use super::runs::{Run, Runs};
 use super::table::OffsetTable;
 
 /// What an entry costs in the cache beside its payload.
@@ -49,12 +49,25 @@ pub(super) struct OpenSegment {
 
 /// What the writer has done, in order; told to the view once per group.
 pub(super) enum Change {
-    Entry { id: EntryId, offset_bytes: u32 },
-    Truncated { first_removed: u64, last: Option<EntryId> },
-    Purged { upto: EntryId },
-    Voted { vote: Vote },
+    Entry {
+        id: EntryId,
+        offset_bytes: u32,
+    },
+    Truncated {
+        first_removed: u64,
+        last: Option<EntryId>,
+    },
+    Purged {
+        upto: EntryId,
+    },
+    Voted {
+        vote: Vote,
+    },
     /// `last`: the last entry of the log where the new segment begins.
-    Rotated { segment: OpenSegment, last: Option<EntryId> },
+    Rotated {
+        segment: OpenSegment,
+        last: Option<EntryId>,
+    },
 }
 
 /// A segment of the chain that is not written any more.

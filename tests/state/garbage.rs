@@ -5,14 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use antiphon::record::Record;
-use antiphon::state::{Append, Changes, Create, Draft, Envelope, Garbage, Key, Outcome, State, TopicConfig, TopicKey};
+use antiphon::state::{
+    Append, Changes, Create, Draft, Envelope, Garbage, Key, Outcome, State, TopicConfig, TopicKey,
+};
 use antiphon::storage::{Checkpoint, EntryId, LiveEntries, MemoryCheckpoint};
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
 enum Step {
-    Append { topic: usize, count: usize },
-    Delete { topic: usize },
+    Append {
+        topic: usize,
+        count: usize,
+    },
+    Delete {
+        topic: usize,
+    },
     /// A checkpoint is cut; it is on disk only later.
     Cut,
     Write,

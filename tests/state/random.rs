@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use antiphon::record::Record;
 use antiphon::state::{
-    Append, Appended, Changes, Create, Draft, Envelope, Located, Outcome, Refusal, State, TopicConfig, TopicType,
+    Append, Appended, Changes, Create, Draft, Envelope, Located, Outcome, Refusal, State, TopicConfig,
+    TopicType,
 };
 use antiphon::storage::EntryId;
 use bytes::Bytes;

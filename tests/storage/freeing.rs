@@ -310,7 +310,8 @@ fn a_kept_file_that_is_missing_or_damaged_is_noticed() {
     history(&mut world).expect("no kills");
     world.check_space();
     let held = world.held();
-    let kept: Vec<_> = segments(&disk).into_iter().filter(|path| path.extension().is_some_and(|e| e == "kept")).collect();
+    let kept: Vec<_> =
+        segments(&disk).into_iter().filter(|path| path.extension().is_some_and(|e| e == "kept")).collect();
     assert!(!kept.is_empty());
     for path in &kept {
         let left = disk.crash(1);
