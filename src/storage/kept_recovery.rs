@@ -4,7 +4,7 @@
 //! the middle of a rewrite leaves is plain from the names alone (see `kept`): a file that another one
 //! supersedes is removed, an unfinished one too. Whether a file is missing cannot be said here, because only
 //! the state knows which entries are live; see [`super::Log::check_live`].
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::disk::{Disk, OpenMode};
 use super::kept::{KeptFile, KeptName};
@@ -63,7 +63,7 @@ impl<'a> KeptFiles<'a> {
             let file = if name.generation == 0 {
                 self.open_former_segment(*name, &path, end_index)?
             } else {
-                let at_file = |source| OpenError::Io { file: path.clone(), source };
+                let at_file = |source| OpenError::Io { file: path.to_path_buf(), source };
                 let file = self.disk.open(&path, OpenMode::Read).map_err(at_file)?;
                 let packed = KeptFile::open_packed(*name, file.as_ref()).map_err(at_file)?;
                 Some(packed.map_err(|what| corrupt(&path, 0, what))?)
@@ -84,11 +84,11 @@ impl<'a> KeptFiles<'a> {
     fn open_former_segment(
         &self,
         name: KeptName,
-        path: &PathBuf,
+        path: &Path,
         end_index: u64,
     ) -> Result<Option<KeptFile>, OpenError> {
-        let at_file = |source| OpenError::Io { file: path.clone(), source };
-        let segment = open_segment_at(self.disk, path.clone(), name.first_segment)?;
+        let at_file = |source| OpenError::Io { file: path.to_path_buf(), source };
+        let segment = open_segment_at(self.disk, path.to_path_buf(), name.first_segment)?;
         let file = segment.file.as_ref();
         let sealed = OffsetTable::load_sealed(file).map_err(at_file)?;
         let table = TableIndex::locate(file).map_err(at_file)?;

@@ -33,13 +33,14 @@ use super::live::LiveEntries;
 use super::log_writer::LogWriter;
 use super::open_error::OpenError;
 use super::pin::{Pin, Pins};
+use super::plan::Plan;
 use super::queue::{Done, Failure, OpBody, Queue};
 use super::reader::Reader;
 use super::reclaim::Reclaimer;
 use super::recovery;
 use super::segment::SEGMENT_HEADER_BYTES;
 use super::stats::{Counters, LogStats};
-use super::view::{Plan, View};
+use super::view::View;
 
 /// Sizes of the log. The defaults are for production; tests make everything small.
 #[derive(Clone, Debug)]
@@ -345,8 +346,7 @@ impl Log {
         let (queue_depth, queue_depth_peak, queue_bytes) = self.shared.queue.size();
         let view = self.shared.view.read();
         let (cached_entries, cached_bytes) = view.cache_size();
-        let (kept_files, kept_bytes) =
-            (view.kept().len() as u64, view.kept().iter().map(|kept| kept.len_bytes).sum());
+        let (kept_files, kept_bytes) = view.kept().size();
         drop(view);
         let counters = self.shared.counters.read();
         LogStats {

@@ -13,11 +13,13 @@
 //! | `table` | Where the entries of a segment lie. |
 //! | `runs` | Which entry lies in which segment. |
 //! | `view` | What the log is at this moment, in memory. |
+//! | `plan` | How a read is answered. |
 //! | `reader` | Entries that are no longer in memory. |
 //! | `queue` | What waits for the writer; its bounds. |
 //! | `log` | The handle that everybody holds. |
 //! | `log_writer` | The one writer. |
-//! | `kept`, `packed` | Files below the purge point that live entries keep; the table of a rewritten one. |
+//! | `kept`, `kept_set` | Files below the purge point that live entries keep. |
+//! | `packed` | The table of a rewritten one. |
 //! | `live` | Which entries topics still name. |
 //! | `reclaim`, `rewrite` | Freeing space, step by step. |
 //! | `pin` | What a transfer keeps from being freed. |
@@ -31,12 +33,14 @@ mod entry;
 pub mod frame;
 mod kept;
 mod kept_recovery;
+mod kept_set;
 mod live;
 mod log;
 mod log_writer;
 mod open_error;
 mod packed;
 mod pin;
+mod plan;
 mod queue;
 mod reader;
 mod reclaim;

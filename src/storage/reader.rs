@@ -21,9 +21,9 @@ use super::disk::{Disk, DiskFile, OpenMode};
 use super::entry::{EntryId, LogEntry};
 use super::frame::{self, FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES};
 use super::kept::{KeptFile, KeptName};
+use super::plan::ColdPiece;
 use super::segment;
 use super::table::TableIndex;
-use super::view::ColdPiece;
 
 /// Files that are kept open.
 const FILES_KEPT_MAX: usize = 32;

@@ -81,7 +81,7 @@ impl Reclaimer {
         if self.leave_chain(checkpointed_index, pinned_upto)? {
             return Ok(Reclaimed { cost_bytes: STEP_BYTES });
         }
-        let kept = self.shared.view.read().kept().to_vec();
+        let kept = self.shared.view.read().kept().files().to_vec();
         if kept.len() < self.assessed.len() {
             let names: std::collections::HashSet<KeptName> = kept.iter().map(|file| file.name).collect();
             self.assessed.retain(|name, _| names.contains(name));
@@ -273,7 +273,7 @@ impl Reclaimer {
     /// Puts `new`, which is durable, in the place of `gone`, which may go.
     fn replace(&self, gone: &[Arc<KeptFile>], new: Option<KeptFile>) -> io::Result<()> {
         let names: Vec<KeptName> = gone.iter().map(|file| file.name).collect();
-        self.shared.view.write().swap_kept(&names, new);
+        self.shared.view.write().kept_mut().swap(&names, new);
         let (disk, dir) = (&self.shared.reader.disk, &self.shared.reader.dir);
         for file in gone {
             disk.remove(&dir.join(file.name.file_name()))?;

@@ -18,8 +18,10 @@ use std::sync::Arc;
 use super::disk::DiskFile;
 use super::entry::{EntryId, LogEntry, Vote};
 use super::frame::FRAME_HEADER_BYTES;
-use super::kept::{KeptFile, KeptName};
+use super::kept::KeptFile;
+use super::kept_set::KeptSet;
 use super::log_writer::Position;
+use super::plan::{ColdPiece, OpenPiece, Plan};
 use super::recovery::Recovered;
 use super::runs::{Run, Runs};
 use super::table::OffsetTable;
@@ -78,31 +80,6 @@ pub(super) struct Sealed {
     pub last: Option<EntryId>,
 }
 
-/// Entries of one segment that have to be read from it.
-pub(super) struct ColdPiece {
-    pub segment_id: u64,
-    pub first: EntryId,
-    pub first_ordinal: u32,
-    pub count: u64,
-    /// Where they are in the open segment, which has no table on disk.
-    pub open: Option<OpenPiece>,
-}
-
-pub(super) struct OpenPiece {
-    pub file: Arc<dyn DiskFile>,
-    /// Offset and bound of each entry.
-    pub extents: Vec<(u64, u64)>,
-}
-
-/// How to answer a read: first the cold pieces, then the entries that were in memory.
-#[derive(Default)]
-pub(super) struct Plan {
-    /// The file that may hold the one entry that was asked for.
-    pub kept: Option<(Arc<KeptFile>, EntryId)>,
-    pub cold: Vec<ColdPiece>,
-    pub hot: Vec<LogEntry>,
-}
-
 /// A truncation that was taken into the view and has to be queued.
 pub(super) struct Cut {
     pub ticket: u64,
@@ -119,7 +96,7 @@ pub(super) struct View {
     /// The chain but for the open segment, in order.
     sealed: VecDeque<Sealed>,
     /// Files that left the chain, in order of index.
-    kept: Vec<Arc<KeptFile>>,
+    kept: KeptSet,
     open: OpenSegment,
     vote: Option<Vote>,
     /// The index at which the logical log begins, once it has had an entry or a purge.
@@ -147,7 +124,7 @@ impl View {
             first_index: purged.map(|purged| purged.index + 1).or(runs.first_index()),
             runs,
             sealed: sealed.into(),
-            kept: kept.into_iter().map(Arc::new).collect(),
+            kept: KeptSet::new(kept),
             open,
             vote,
             last,
@@ -385,13 +362,8 @@ impl View {
                 let piece = self.cold_piece(run.segment_id, id.term, id.index, ordinal, 1, &mut 0);
                 Plan { cold: vec![piece], ..Plan::default() }
             }
-            None => Plan { kept: self.kept_with(id.index).map(|kept| (kept, id)), ..Plan::default() },
+            None => Plan { kept: self.kept.find(id.index).map(|kept| (kept, id)), ..Plan::default() },
         }
-    }
-
-    fn kept_with(&self, index: u64) -> Option<Arc<KeptFile>> {
-        let after = self.kept.partition_point(|kept| kept.first_index <= index);
-        self.kept.get(after.checked_sub(1)?).filter(|kept| index <= kept.last_index).cloned()
     }
 
     /// The first segment of the chain, unless it is the open one.
@@ -410,29 +382,26 @@ impl View {
         debug_assert!(self.sealed.front().is_some_and(|first| first.segment_id == segment_id));
         self.sealed.pop_front();
         self.runs.take_leading(segment_id);
-        self.kept.extend(kept.map(Arc::new));
+        if let Some(kept) = kept {
+            self.kept.push(kept);
+        }
     }
 
-    pub(super) fn kept(&self) -> &[Arc<KeptFile>] {
+    pub(super) fn kept(&self) -> &KeptSet {
         &self.kept
+    }
+
+    pub(super) fn kept_mut(&mut self) -> &mut KeptSet {
+        &mut self.kept
     }
 
     pub(super) fn open_segment_id(&self) -> u64 {
         self.open.segment_id
     }
 
-    /// Puts one kept file, or none, in the place of some that lie side by side.
-    pub(super) fn swap_kept(&mut self, gone: &[KeptName], new: Option<KeptFile>) {
-        let at = self.kept.partition_point(|kept| gone.first().is_some_and(|first| kept.name < *first));
-        self.kept.retain(|kept| !gone.contains(&kept.name));
-        if let Some(new) = new {
-            self.kept.insert(at.min(self.kept.len()), Arc::new(new));
-        }
-    }
-
     /// Every range of indexes that lies in some file, rising.
     pub(super) fn ranges(&self) -> impl Iterator<Item = std::ops::RangeInclusive<u64>> {
-        self.kept.iter().map(|kept| kept.indexes()).chain(self.runs.ranges())
+        self.kept.files().iter().map(|kept| kept.indexes()).chain(self.runs.ranges())
     }
 
     fn cold_piece(
