@@ -69,3 +69,6 @@ pub const APPEND_PIPELINE_DEPTH: usize = 2;
 pub const MAX_FORWARD_COMMANDS: usize = 512;
 /// Frames that may wait to be written to one peer connection.
 pub const PEER_QUEUE_FRAMES: usize = 1024;
+
+/// Bytes per second that freeing space reads and writes at most.
+pub const RECLAIM_BYTES_PER_S: u64 = 32 << 20;

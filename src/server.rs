@@ -24,7 +24,8 @@ use crate::config::Settings;
 use crate::engine::{Engine, EngineOptions, Hub};
 use crate::raft::{
     Applied, ClusterTime, Identity, IdentityKeeper, ListedMember, Me, Member, Node, PeerListener,
-    PeerTransport, Peers, TcpTransport, Timers, accept_peers, found_alone, found_listed,
+    PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, found_alone, found_listed,
+    free_space, purge_log,
 };
 use crate::storage::{Checkpoint, Disk, Log, LogOptions, RealDisk, Room, SledCheckpoint};
 
@@ -85,6 +86,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         services.spawn("peers", accept_peers(listener, node.clone(), keeper.clone()));
     }
     services.spawn("checkpoint", storage.applied.clone().save_periodically(CHECKPOINT_INTERVAL, room));
+    if settings.kept_log_entries > 0 {
+        services.spawn("purging the log", purge_log(node.clone(), settings.kept_log_entries));
+    }
+    services.spawn("clearing the checkpoint", clear_garbage(storage.applied.clone()));
+    services.spawn("freeing space", free_space(storage.log.reclaimer(), storage.applied.clone()));
     let founding = found(settings.clone(), node.clone(), keeper, random.clone());
     services.spawn("founding", async { founding.await.map_err(std::io::Error::other) });
 
@@ -221,6 +227,7 @@ impl Storage {
                 ));
             }
         };
+        log.check_live()?;
         let writer = writer.run_on_thread().context("cannot start the log's writer")?;
         Ok(Storage { log, applied, writer })
     }
@@ -243,6 +250,10 @@ fn load_state(dir: &Path, log: &Log) -> anyhow::Result<Arc<Applied>> {
     let last_index = log.last_id().map_or(0, |id| id.index);
     if applied.index() > last_index {
         bail!("it is at entry {}, but the log ends at {last_index}", applied.index());
+    }
+    let purged_index = log.purged().map_or(0, |id| id.index);
+    if applied.index() < purged_index {
+        bail!("it is at entry {}, but the log begins after {purged_index}", applied.index());
     }
     Ok(applied)
 }

@@ -69,6 +69,8 @@ pub struct Settings {
     /// Records are refused while less is free where the data lies.
     pub min_free_bytes: u64,
     pub cache_bytes: usize,
+    /// 0: all.
+    pub kept_log_entries: u64,
     /// A filter of tracing, known to parse.
     pub log: String,
     pub log_format: LogFormat,
@@ -127,6 +129,7 @@ impl Settings {
             segment_bytes: given.bytes("segment_bytes", 64 << 10, 1 << 30)?,
             min_free_bytes: given.bytes("min_free_bytes", 0, u64::MAX)?,
             cache_bytes: given.bytes("cache_bytes", 1 << 20, 1 << 40)? as usize,
+            kept_log_entries: given.number("kept_log_entries", 0, u64::MAX)?,
             log: given.log_filter()?,
             log_format: match given.text("log_format") {
                 Some("text") => LogFormat::Text,

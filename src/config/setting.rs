@@ -85,6 +85,11 @@ pub const SETTINGS: &[Setting] = &[
         "What is logged: a tracing filter such as info or antiphon=debug,warn",
     ),
     value("log_format", "text", "Form of log lines: text or json"),
+    value(
+        "kept_log_entries",
+        "0",
+        "Applied entries that the log keeps for members that lag, before it is freed; 0: all",
+    ),
 ];
 
 /// `--x-y` for `x_y`.

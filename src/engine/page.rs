@@ -5,7 +5,6 @@
 //! what does not is fetched by a thread that may wait for the disk, a page's worth at a time. No lock is
 //! held while records are read: they never change, and neither does a run.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -169,12 +168,12 @@ impl Engine {
             match located.map_err(|error| damaged(&error))? {
                 Located::AtHead => break,
                 Located::Cold { block_first_seq } => {
-                    block = Some(self.fetch_block(shared.epoch, block_first_seq).await?);
+                    block = Some(self.fetch_block(shared, block_first_seq).await?);
                 }
                 Located::Runs(mut runs) => {
                     // Records appended after the floors were taken belong to the next page.
                     runs.retain(|run| run.first_seq <= floors.head_seq);
-                    self.fill_from(&mut filling, runs).await?;
+                    self.fill_from(shared, &mut filling, runs).await?;
                 }
             }
         }
@@ -194,7 +193,12 @@ impl Engine {
 
     /// Takes records from `runs` until the page is full or the runs end. Runs whose entries are not in
     /// memory are fetched together.
-    async fn fill_from(&self, filling: &mut Filling<'_>, runs: Vec<Run>) -> Result<(), Error> {
+    async fn fill_from(
+        &self,
+        shared: &SharedTopic,
+        filling: &mut Filling<'_>,
+        runs: Vec<Run>,
+    ) -> Result<(), Error> {
         let mut runs = runs.as_slice();
         while let Some((run, rest)) = runs.split_first().filter(|_| !filling.is_full) {
             if let Some(entry) = self.inner.log.cached(run.entry) {
@@ -215,7 +219,7 @@ impl Engine {
                 .copied()
                 .collect();
             let budget_bytes = filling.max_bytes - filling.bytes.min(filling.max_bytes);
-            let fetched = self.fetch_entries(cold, budget_bytes).await?;
+            let fetched = self.fetch_entries(shared, cold, budget_bytes).await?;
             runs = &runs[fetched.len()..];
             for (run, entry) in fetched {
                 if filling.is_full {
@@ -227,19 +231,22 @@ impl Engine {
         Ok(())
     }
 
-    async fn fetch_block(&self, epoch: u64, first_seq: u64) -> Result<SealedBlock, Error> {
-        let applied = self.inner.node.applied().clone();
-        let fetched = on_disk_thread(move || applied.sealed_block(epoch, first_seq)).await?;
-        fetched.ok_or_else(|| damaged(&"a block of the index is missing from the checkpoint"))
+    async fn fetch_block(&self, shared: &SharedTopic, first_seq: u64) -> Result<SealedBlock, Error> {
+        let (applied, epoch) = (self.inner.node.applied().clone(), shared.epoch);
+        let fetched = task::blocking(move || applied.sealed_block(epoch, first_seq)).await;
+        fetched
+            .map_err(|error| unreadable(shared, &error))?
+            .ok_or_else(|| unreadable(shared, &"a block of the index is missing from the checkpoint"))
     }
 
     async fn fetch_entries(
         &self,
+        shared: &SharedTopic,
         runs: Vec<Run>,
         budget_bytes: usize,
     ) -> Result<Vec<(Run, EntryRecords)>, Error> {
         let log = self.inner.log.clone();
-        on_disk_thread(move || {
+        let fetched = task::blocking(move || {
             let (mut fetched, mut bytes) = (Vec::with_capacity(runs.len()), 0);
             for run in runs {
                 let payload = log.payload(run.entry)?;
@@ -250,8 +257,8 @@ impl Engine {
                 }
             }
             Ok(fetched)
-        })
-        .await
+        });
+        fetched.await.map_err(|error| unreadable(shared, &error))
     }
 }
 
@@ -314,11 +321,10 @@ impl Filling<'_> {
     }
 }
 
-/// Runs `work`, which may wait for the disk, away from the runtime's threads.
-async fn on_disk_thread<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, Error> {
-    task::blocking(work).await.map_err(|error| damaged(&error))
+/// A part of `shared` is not there. If the topic was deleted meanwhile, that is how it should be: its space
+/// is being freed.
+fn unreadable(shared: &SharedTopic, error: &dyn std::fmt::Display) -> Error {
+    if shared.is_deleted() { Error::topic_not_found(&shared.read().name) } else { damaged(error) }
 }
 
 /// What was read does not have the form that was written. It is reported, never served.

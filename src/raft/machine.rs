@@ -24,7 +24,9 @@ use super::types::{
     CommittedLeader, Member, RaftLogId, RaftMembership, RaftStoredMembership, Types, decode_membership,
     encode_membership, entry_id, raft_log_id,
 };
-use crate::state::{Catalog, Outcome, SealedBlock, SharedTopic, State, TopicKey};
+use crate::state::{
+    Catalog, Changes, Garbage, Outcome, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
+};
 use crate::storage::{Checkpoint, EntryId, Log, Room};
 use crate::task;
 
@@ -41,25 +43,46 @@ pub struct Applied {
     checkpoint: Arc<dyn Checkpoint>,
     log: Log,
     applied_index: watch::Sender<u64>,
-    saved: Mutex<Option<EntryId>>,
+    saved: Mutex<SavedPoint>,
     is_saving: AtomicBool,
+    /// Topics that the checkpoint on disk has lost since garbage was last cleared.
+    deleted: Mutex<Vec<Arc<SharedTopic>>>,
+    /// Held while it is cleared, on a thread that may wait for the disk.
+    garbage: Mutex<Garbage>,
+}
+
+/// What the checkpoint on disk is as of.
+#[derive(Clone, Default)]
+struct SavedPoint {
+    applied: Option<EntryId>,
+    membership: StoredMembership,
+}
+
+impl SavedPoint {
+    fn of(state: &State) -> Self {
+        SavedPoint { applied: state.applied(), membership: state.membership().clone() }
+    }
 }
 
 impl Applied {
     /// Loads the state from its checkpoint.
     pub fn load(log: Log, checkpoint: Arc<dyn Checkpoint>) -> io::Result<Arc<Self>> {
-        let mut state = State::default();
+        let mut state = State::new(log.live().clone());
+        // An earlier attempt to load may have counted something.
+        state.reset();
         checkpoint.load(&mut |key, value| Ok(state.restore(key, value)?))?;
-        state.restored();
-        let applied = state.applied();
+        let orphans = state.restored();
+        let saved = SavedPoint::of(&state);
         Ok(Arc::new(Applied {
             catalog: state.catalog().clone(),
             state: Mutex::new(state),
             checkpoint,
             log,
-            applied_index: watch::Sender::new(applied.map_or(0, |id| id.index)),
-            saved: Mutex::new(applied),
+            applied_index: watch::Sender::new(saved.applied.map_or(0, |id| id.index)),
+            saved: Mutex::new(saved),
             is_saving: AtomicBool::new(false),
+            deleted: Mutex::default(),
+            garbage: Mutex::new(Garbage::of_orphans(orphans)),
         }))
     }
 
@@ -105,25 +128,42 @@ impl Applied {
     }
 
     async fn save_now(self: &Arc<Self>) -> io::Result<()> {
-        let (applied, changes, saved_topics) = {
+        let (point, Changes { values, saved, deleted }) = {
             let mut state = self.state.lock();
-            let applied = state.applied();
-            if applied == *self.saved.lock() {
+            let point = SavedPoint::of(&state);
+            if point.applied == self.saved.lock().applied {
                 return Ok(());
             }
-            let (changes, saved_topics) = state.take_changes();
-            (applied, changes, saved_topics)
+            (point, state.take_changes())
         };
-        if let Some(id) = applied {
+        if let Some(id) = point.applied {
             self.log.wait_synced(id.index).await?;
         }
         let this = self.clone();
-        task::blocking(move || this.checkpoint.write(changes)).await?;
-        for (topic, last_seq) in saved_topics {
+        task::blocking(move || this.checkpoint.write(values)).await?;
+        for (topic, last_seq) in saved {
             topic.saved_up_to(last_seq);
         }
-        *self.saved.lock() = applied;
+        self.deleted.lock().extend(deleted);
+        *self.saved.lock() = point;
         Ok(())
+    }
+
+    /// Index of the last entry that the checkpoint on disk covers.
+    pub fn saved_index(&self) -> u64 {
+        self.saved.lock().applied.map_or(0, |id| id.index)
+    }
+
+    /// Clears away some of what deleted topics left in the checkpoint; `false` if nothing is left. May block
+    /// on the disk.
+    pub fn clear_garbage(&self) -> io::Result<bool> {
+        let mut garbage = self.garbage.lock();
+        garbage.add(std::mem::take(&mut *self.deleted.lock()));
+        if garbage.is_empty() {
+            return Ok(false);
+        }
+        garbage.step(&*self.checkpoint, self.log.live())?;
+        Ok(true)
     }
 
     /// Saves the state every `interval`, as long as the member runs. What is not saved is applied again
@@ -138,15 +178,30 @@ impl Applied {
     }
 
     fn applied_state(&self) -> io::Result<(Option<RaftLogId>, RaftStoredMembership)> {
-        let state = self.state.lock();
-        let stored = state.membership();
+        Self::raft_state(&SavedPoint::of(&self.state.lock()))
+    }
+
+    /// The same as of the checkpoint on disk; as of now if there has never been one.
+    fn saved_state(&self) -> io::Result<(Option<RaftLogId>, RaftStoredMembership)> {
+        let saved = self.saved.lock().clone();
+        if saved.applied.is_none() { self.applied_state() } else { Self::raft_state(&saved) }
+    }
+
+    /// What a snapshot is named that rests on the checkpoint on disk.
+    fn saved_meta(&self) -> io::Result<SnapshotMeta<CommittedLeader, u64, Member>> {
+        let (last_log_id, last_membership) = self.saved_state()?;
+        Ok(SnapshotMeta { last_log_id, last_membership })
+    }
+
+    fn raft_state(point: &SavedPoint) -> io::Result<(Option<RaftLogId>, RaftStoredMembership)> {
+        let stored = &point.membership;
         let membership = match stored.entry {
             None => RaftStoredMembership::default(),
             Some(entry) => {
                 RaftStoredMembership::new(Some(raft_log_id(entry)), decode_membership(&stored.bytes)?)
             }
         };
-        Ok((state.applied().map(raft_log_id), membership))
+        Ok((point.applied.map(raft_log_id), membership))
     }
 }
 
@@ -163,7 +218,10 @@ pub struct Machine {
 
 impl Machine {
     pub fn new(applied: Arc<Applied>, observer: Arc<dyn ApplyObserver>) -> Self {
-        Machine { applied, observer, snapshot: None }
+        // The checkpoint that was loaded is a snapshot too; without one openraft would not know what a log
+        // that begins late rests on.
+        let snapshot = applied.saved_meta().ok().filter(|meta| meta.last_log_id.is_some());
+        Machine { applied, observer, snapshot }
     }
 
     fn apply_batch(&mut self, batch: &mut Vec<EntryResponder<Types>>) -> io::Result<()> {
@@ -235,7 +293,7 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
-        let meta = self.meta();
+        let meta = self.applied.saved_meta();
         self.snapshot = meta.as_ref().ok().cloned();
         ImageBuilder { meta }
     }
@@ -245,13 +303,15 @@ impl RaftStateMachine<Types> for Machine {
         meta: &SnapshotMeta<CommittedLeader, u64, Member>,
         _image: StateImage,
     ) -> Result<(), io::Error> {
-        // The log is never purged in this version, so a follower never needs more than the log; and an
-        // image without topics is all that can be installed.
+        // Images are not sent in this version, see `raft/network.rs`; one without topics is all that can be
+        // installed.
         if !self.applied.catalog.is_empty() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "snapshots of topics are not built yet"));
         }
         let mut state = self.applied.state.lock();
         state.reset();
+        self.applied.deleted.lock().clear();
+        self.applied.garbage.lock().clear();
         if let Some(entry) = meta.last_membership.log_id() {
             apply_membership(&mut state, entry_id(entry), meta.last_membership.membership());
         }
@@ -271,19 +331,12 @@ impl RaftStateMachine<Types> for Machine {
     }
 }
 
-impl Machine {
-    fn meta(&self) -> io::Result<SnapshotMeta<CommittedLeader, u64, Member>> {
-        let (last_log_id, last_membership) = self.applied.applied_state()?;
-        Ok(SnapshotMeta { last_log_id, last_membership })
-    }
-}
-
 /// What openraft passes around as a snapshot. It names a point; how the state as of that point reaches
 /// another member is not openraft's business.
 #[derive(Debug, Clone)]
 pub struct StateImage;
 
-/// Names the point at which it was asked for.
+/// Names the point of the last checkpoint on disk, when it was asked for.
 pub struct ImageBuilder {
     meta: io::Result<SnapshotMeta<CommittedLeader, u64, Member>>,
 }

@@ -19,6 +19,7 @@ mod rpc;
 mod runtime;
 mod transport;
 mod types;
+mod upkeep;
 
 pub use bootstrap::{IdentityKeeper, ListedMember, found_alone, found_listed};
 pub use cluster_time::ClusterTime;
@@ -33,3 +34,4 @@ pub use rpc::Proposal;
 pub use runtime::{Runtime, seed_thread};
 pub use transport::{PeerListener, PeerStream, PeerTransport, TcpTransport};
 pub use types::{Member, NodeId, Types};
+pub use upkeep::{clear_garbage, free_space, purge_log};

@@ -151,7 +151,7 @@ impl RaftNetworkV2<Types> for PeerClient {
         _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        // The log is never purged in this version, so a follower is always brought up from it.
+        // Purging leaves what a member needs that was heard lately, see `raft/upkeep.rs`.
         let why = CallError::Failed("snapshots are not sent in this version".into());
         Err(StreamingError::Unreachable(Unreachable::new(&why)))
     }

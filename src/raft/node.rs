@@ -89,7 +89,7 @@ fn raft_config(cluster: &str, timers: Timers) -> Result<Config, String> {
         max_payload_entries: 16_384,
         max_append_entries: Some(16_384),
         replication_lag_threshold: 500_000,
-        // The log is not purged in this version, so no snapshot is ever needed.
+        // When a snapshot exists and what is purged is decided in `upkeep.rs`.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         purge_batch_size: 1024,
@@ -384,6 +384,31 @@ impl Node {
                 status: status_of(node_id),
             })
             .collect()
+    }
+
+    /// Tells openraft that the state as of the last checkpoint on disk can stand for the log up to there.
+    pub(super) async fn name_snapshot(&self) -> Result<(), String> {
+        self.raft.trigger().snapshot().await.map_err(|fatal| fatal.to_string())
+    }
+
+    /// The last entry that openraft knows a snapshot of, and the last one that it purged.
+    pub(super) fn snapshot_and_purged(&self) -> (u64, u64) {
+        self.metrics(|metrics| {
+            (metrics.snapshot.map_or(0, |id| id.index()), metrics.purged.map_or(0, |id| id.index()))
+        })
+    }
+
+    /// Gives up the log up to `index`, which a snapshot must cover.
+    pub(super) async fn purge(&self, index: u64) -> Result<(), String> {
+        self.raft.trigger().purge_log(index).await.map_err(|fatal| fatal.to_string())
+    }
+
+    /// The lowest index that any other member was known to have applied when it was last heard: 0 if one has
+    /// not been heard since this one started, `None` if there are no others.
+    pub(super) fn lowest_applied_elsewhere(&self) -> Option<u64> {
+        let others = self.membership().into_iter().filter(|(node_id, ..)| *node_id != self.node_id());
+        let statuses = self.statuses.lock();
+        others.map(|(node_id, ..)| statuses.get(&node_id).map_or(0, |(status, _)| status.applied_index)).min()
     }
 
     /// Whether a member was heard lately.

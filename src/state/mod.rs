@@ -13,6 +13,7 @@ mod catalog;
 mod checkpoint_form;
 mod command;
 mod dedupe;
+mod garbage;
 mod outcome;
 mod run;
 mod session;
@@ -27,6 +28,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub use catalog::{Catalog, SharedTopic};
 pub use checkpoint_form::Key;
 pub use command::{Append, Command, Create, Decoded, Draft, Envelope, carries_records};
+pub use garbage::Garbage;
 pub use outcome::{Appended, Outcome, Refusal};
 pub use run::{Run, SealedBlock};
 pub use topic::{Located, Topic, TopicKey};
@@ -35,7 +37,7 @@ pub use topic_config::{Compaction, Discard, Durability, TopicConfig, TopicType};
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
 use crate::record::{EntryRecords, counted_bytes};
-use crate::storage::{Change, EntryId};
+use crate::storage::{Change, EntryId, LiveEntries};
 use session::{Admission, Session};
 
 /// The membership that the log has told last, in the bytes of the room that knows what they mean.
@@ -66,7 +68,12 @@ pub struct State {
     session_parts: BTreeMap<u64, u64>,
     dirty_sessions: BTreeSet<u64>,
     dirty_topics: BTreeMap<u64, Arc<SharedTopic>>,
-    deleted_keys: Vec<Key>,
+    /// Topics whose deletion no checkpoint has seen.
+    deleted: Vec<Arc<SharedTopic>>,
+    /// Blocks that a restore found without their topic.
+    orphans: Vec<Key>,
+    /// Which log entries the runs of all topics name. Not part of the state: no outcome depends on it.
+    live: Arc<LiveEntries>,
     sizes_bytes: Vec<u32>,
 }
 
@@ -84,13 +91,30 @@ impl Default for State {
             session_parts: BTreeMap::new(),
             dirty_sessions: BTreeSet::new(),
             dirty_topics: BTreeMap::new(),
-            deleted_keys: Vec::new(),
+            deleted: Vec::new(),
+            orphans: Vec::new(),
+            live: Arc::default(),
             sizes_bytes: Vec::new(),
         }
     }
 }
 
+/// What changed since the last checkpoint, and what may be done once that is on disk.
+#[derive(Default)]
+pub struct Changes {
+    pub values: Vec<Change>,
+    /// The seq up to which the blocks of a topic will be on disk.
+    pub saved: Vec<(Arc<SharedTopic>, u64)>,
+    /// Topics that the checkpoint will no longer have. Their blocks are left to [`Garbage`].
+    pub deleted: Vec<Arc<SharedTopic>>,
+}
+
 impl State {
+    /// An empty state that tells `live` which entries its topics name.
+    pub fn new(live: Arc<LiveEntries>) -> Self {
+        State { live, ..State::default() }
+    }
+
     pub fn catalog(&self) -> &Arc<Catalog> {
         &self.catalog
     }
@@ -222,8 +246,9 @@ impl State {
             (None, Create::With(config)) => (self.create(append.topic, config.clone()), true),
             (None, Create::Never) => return refused(Refusal::TopicNotFound),
         };
-        let appended =
+        let (appended, run_count) =
             shared.write().append(entry, 0, self.time_ms, &self.sizes_bytes, append.idempotency_key);
+        self.live.add(entry.index, run_count);
         self.dirty_topics.insert(shared.epoch, shared.clone());
         Applied { outcome: Outcome::Appended(Appended { created, ..appended }), touched: Some(shared) }
     }
@@ -266,7 +291,8 @@ impl State {
         }
         self.catalog.remove(name);
         self.dirty_topics.remove(&shared.epoch);
-        self.deleted_keys.extend(shared.read().stored_keys().map(|key| Key::Topic(shared.epoch, key)));
+        // Whatever it held: a topic of ten million records goes as quickly as an empty one.
+        self.deleted.push(shared.clone());
         Applied { outcome: Outcome::TopicDeleted { deleted: true }, touched: Some(shared) }
     }
 
@@ -284,13 +310,11 @@ impl State {
         digest
     }
 
-    /// Everything that changed since the last call, as the difference between two checkpoints, and the
-    /// topics whose sealed blocks will be on disk with it (up to the seq named).
-    pub fn take_changes(&mut self) -> (Vec<Change>, Vec<(Arc<SharedTopic>, u64)>) {
-        let mut changes: Vec<Change> = Vec::new();
-        for key in self.deleted_keys.drain(..) {
-            changes.push((key.encode(), None));
-        }
+    /// Everything that changed since the last call, as the difference between two checkpoints.
+    pub fn take_changes(&mut self) -> Changes {
+        let deleted = std::mem::take(&mut self.deleted);
+        let head = |topic: &Arc<SharedTopic>| (Key::Topic(topic.epoch, TopicKey::Head).encode(), None);
+        let mut changes: Vec<Change> = deleted.iter().map(head).collect();
         for node_id in std::mem::take(&mut self.dirty_sessions) {
             let parts = self.sessions.get(&node_id).map_or(Vec::new(), Session::encode);
             let stored = self.session_parts.insert(node_id, parts.len() as u64).unwrap_or(0);
@@ -308,7 +332,7 @@ impl State {
             saved.push((shared.clone(), topic.head_seq));
         }
         changes.push((Key::Machine.encode(), Some(self.encode_machine())));
-        (changes, saved)
+        Changes { values: changes, saved, deleted }
     }
 
     fn encode_machine(&self) -> Vec<u8> {
@@ -349,10 +373,18 @@ impl State {
             }
             Key::Topic(epoch, part) => {
                 // While a checkpoint is read, `dirty_topics` is the index by epoch.
-                let shared =
-                    self.dirty_topics.get(&epoch).ok_or(Malformed("checkpoint: block without topic"))?;
+                let Some(shared) = self.dirty_topics.get(&epoch) else {
+                    // Its topic is deleted, and the process ended before all blocks were.
+                    self.orphans.push(Key::Topic(epoch, part));
+                    return Ok(());
+                };
                 match part {
-                    TopicKey::Runs(first_seq) => shared.write().restore_runs(first_seq, value),
+                    TopicKey::Runs(first_seq) => {
+                        for run in run::runs(first_seq, value) {
+                            self.live.add(run?.entry.index, 1);
+                        }
+                        shared.write().restore_runs(first_seq, value)
+                    }
                     TopicKey::Keys(first) => shared.write().restore_keys(first, value),
                     TopicKey::Head => Ok(()),
                 }
@@ -360,16 +392,18 @@ impl State {
         }
     }
 
-    /// Ends a restore.
-    pub fn restored(&mut self) {
+    /// Ends a restore. Gives the keys of blocks whose topic is gone: nothing names them any more.
+    pub fn restored(&mut self) -> Vec<Key> {
         self.dirty_topics.clear();
+        std::mem::take(&mut self.orphans)
     }
 
     /// Forgets everything: the start of a rebuild.
     pub fn reset(&mut self) {
         self.catalog.clear();
-        let catalog = self.catalog.clone();
-        *self = State { catalog, ..State::default() };
+        self.live.clear();
+        let (catalog, live) = (self.catalog.clone(), self.live.clone());
+        *self = State { catalog, live, ..State::default() };
     }
 }
 

@@ -198,6 +198,13 @@ pub struct SealedBlock {
     pub bytes: Bytes,
 }
 
+impl SealedBlock {
+    /// The index of the log entry that each of its runs names.
+    pub fn entry_indexes(&self) -> impl Iterator<Item = Result<u64, Malformed>> {
+        runs(self.first_seq, &self.bytes).map(|run| Ok(run?.entry.index))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

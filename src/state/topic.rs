@@ -97,7 +97,8 @@ impl Topic {
         self.dedupe.get(key).copied()
     }
 
-    /// Appends the records of `entry` from `first_position` on; `sizes_bytes` has what each counts for.
+    /// Appends the records of `entry` from `first_position` on; `sizes_bytes` has what each counts for. Also
+    /// says in how many runs they were coded: each holds the entry live.
     pub fn append(
         &mut self,
         entry: EntryId,
@@ -105,10 +106,10 @@ impl Topic {
         ts_ms: u64,
         sizes_bytes: &[u32],
         idempotency_key: Option<&str>,
-    ) -> Appended {
+    ) -> (Appended, u64) {
         let (first_seq, count) = (self.head_seq + 1, sizes_bytes.len() as u64);
         let bytes: u64 = sizes_bytes.iter().map(|size| *size as u64).sum();
-        let mut done = 0;
+        let (mut done, mut run_count) = (0, 0);
         while done < sizes_bytes.len() {
             let run = Run {
                 first_seq: first_seq + done as u64,
@@ -119,7 +120,7 @@ impl Topic {
             };
             match self.open.push(&run, &sizes_bytes[done..]) {
                 0 => self.seal_open_block(run.first_seq),
-                taken => done += taken,
+                taken => (done, run_count) = (done + taken, run_count + 1),
             }
         }
         self.head_seq += count;
@@ -136,7 +137,8 @@ impl Topic {
             self.dedupe.insert(key, Remembered { ts_ms, first_seq, count, head_seq: self.head_seq });
         }
         self.is_dirty = true;
-        Appended { first_seq, count, head_seq: self.head_seq, created: false, deduped: false }
+        let head_seq = self.head_seq;
+        (Appended { first_seq, count, head_seq, created: false, deduped: false }, run_count)
     }
 
     fn seal_open_block(&mut self, next_seq: u64) {
@@ -219,6 +221,16 @@ impl Topic {
             .chain(self.sealed_first_seqs.iter().map(|first| TopicKey::Runs(*first)))
             .chain(std::iter::once(TopicKey::Runs(self.open.first_seq())))
             .chain(self.dedupe.stored_blocks().map(TopicKey::Keys))
+    }
+
+    /// A block of runs that is in memory.
+    pub fn block_in_memory(&self, first_seq: u64) -> Option<SealedBlock> {
+        let bytes = match self.unsaved.get(&first_seq) {
+            Some(bytes) => bytes.clone(),
+            None if first_seq == self.open.first_seq() => Bytes::copy_from_slice(self.open.bytes()),
+            None => return None,
+        };
+        Some(SealedBlock { first_seq, bytes })
     }
 
     fn encode_head(&self) -> Vec<u8> {

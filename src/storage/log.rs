@@ -29,14 +29,18 @@ use tokio::sync::{Notify, oneshot};
 use super::disk::Disk;
 use super::entry::{EntryId, LogEntry, Vote};
 use super::frame::MAX_PAYLOAD_BYTES;
+use super::live::LiveEntries;
 use super::log_writer::LogWriter;
 use super::open_error::OpenError;
+use super::pin::{Pin, Pins};
+use super::plan::Plan;
 use super::queue::{Done, Failure, OpBody, Queue};
 use super::reader::Reader;
+use super::reclaim::Reclaimer;
 use super::recovery;
 use super::segment::SEGMENT_HEADER_BYTES;
 use super::stats::{Counters, LogStats};
-use super::view::{Plan, View};
+use super::view::View;
 
 /// Sizes of the log. The defaults are for production; tests make everything small.
 #[derive(Clone, Debug)]
@@ -98,6 +102,9 @@ pub(super) struct Shared {
     pub queue: Queue,
     pub reader: Reader,
     pub counters: Counters,
+    pub live: Arc<LiveEntries>,
+    pub pins: Pins,
+    pub segment_bytes: u64,
     /// Woken whenever the writer has published a group, or has ended.
     pub synced: Notify,
     /// Set when nothing will be synced any more.
@@ -124,23 +131,19 @@ impl Log {
     ) -> Result<(Self, LogWriter), OpenError> {
         options.check()?;
         let recovered = recovery::recover(disk.as_ref(), dir, &options)?;
-        let view = View::new(
-            recovered.runs,
-            recovered.position.open_segment(),
-            recovered.position.vote,
-            recovered.position.last,
-            recovered.position.purged,
-            options.cache_bytes,
-        );
+        let (view, position) = View::new(recovered, options.cache_bytes);
         let shared = Arc::new(Shared {
             view: RwLock::new(view),
             queue: Queue::new(options.queue_bytes),
             reader: Reader::new(disk.clone(), dir.to_path_buf()),
             counters: Counters::default(),
+            live: Arc::default(),
+            pins: Pins::default(),
+            segment_bytes: options.segment_bytes,
             synced: Notify::new(),
             ended: OnceLock::new(),
         });
-        let writer = LogWriter::new(disk, dir.to_path_buf(), options, shared.clone(), recovered.position);
+        let writer = LogWriter::new(disk, dir.to_path_buf(), options, shared.clone(), position);
         let close = Arc::new(CloseOnDrop(shared.clone()));
         Ok((Self { shared, _close: close }, writer))
     }
@@ -275,8 +278,7 @@ impl Log {
     /// has any there. A part of the range that the log does not have is left out at either end. Blocks on
     /// the disk where entries have left the cache.
     pub fn entries(&self, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
-        let plan = self.shared.view.read().plan(range, max_bytes);
-        self.carry_out(plan, max_bytes)
+        self.read_planned(|view| view.plan(range.clone(), max_bytes), max_bytes)
     }
 
     /// The same from memory alone; `None` if a part of it has left the cache. Never blocks.
@@ -293,14 +295,30 @@ impl Log {
     /// The payload of an entry, from memory or from disk, also below the purge point for as long as its
     /// segment is there. `NotFound` if the log does not have it; see [`super::is_damage`] for damage.
     pub fn payload(&self, id: EntryId) -> io::Result<Bytes> {
-        let plan = self.shared.view.read().plan_one(id);
-        match self.carry_out(plan, usize::MAX)?.pop() {
+        match self.read_planned(|view| view.plan_one(id), usize::MAX)?.pop() {
             Some(entry) => Ok(entry.payload),
             None => Err(io::Error::new(io::ErrorKind::NotFound, format!("the log has no entry {id}"))),
         }
     }
 
+    /// Looks places up and reads them. A file that is gone by then was freed, or another took its place in
+    /// between: the second look tells which.
+    fn read_planned(&self, look_up: impl Fn(&View) -> Plan, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+        let plan = look_up(&self.shared.view.read());
+        match self.carry_out(plan, max_bytes) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let plan = look_up(&self.shared.view.read());
+                self.carry_out(plan, max_bytes)
+            }
+            outcome => outcome,
+        }
+    }
+
     fn carry_out(&self, plan: Plan, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+        if let Some((kept, id)) = &plan.kept {
+            Counters::add(&self.shared.counters.cold_reads, 1);
+            return Ok(self.shared.reader.read_kept(kept, *id)?.into_iter().collect());
+        }
         if plan.cold.is_empty() {
             return Ok(plan.hot);
         }
@@ -326,9 +344,48 @@ impl Log {
 
     pub fn stats(&self) -> LogStats {
         let (queue_depth, queue_depth_peak, queue_bytes) = self.shared.queue.size();
-        let (cached_entries, cached_bytes) = self.shared.view.read().cache_size();
+        let view = self.shared.view.read();
+        let (cached_entries, cached_bytes) = view.cache_size();
+        let (kept_files, kept_bytes) = view.kept().size();
+        drop(view);
         let counters = self.shared.counters.read();
-        LogStats { queue_depth, queue_depth_peak, queue_bytes, cached_entries, cached_bytes, ..counters }
+        LogStats {
+            queue_depth,
+            queue_depth_peak,
+            queue_bytes,
+            cached_entries,
+            cached_bytes,
+            kept_files,
+            kept_bytes,
+            ..counters
+        }
+    }
+
+    /// Which entries topics still name. Whoever keeps the topics keeps it true, from before the first
+    /// [`Reclaimer::step`] on.
+    pub fn live(&self) -> &Arc<LiveEntries> {
+        &self.shared.live
+    }
+
+    /// Frees space; there must be one at most.
+    pub fn reclaimer(&self) -> Reclaimer {
+        Reclaimer::new(self.shared.clone())
+    }
+
+    /// Keeps every file that is there now, and what is in it, until the guard is dropped.
+    pub fn pin(&self) -> Pin {
+        let upto = self.shared.view.read().open_segment_id();
+        Pin::new(&self.shared, upto)
+    }
+
+    /// Whether every live entry lies in some file. Asked once at start, when the live entries were counted: a
+    /// kept file that is missing shows nowhere else.
+    pub fn check_live(&self) -> Result<(), OpenError> {
+        let outside = self.shared.live.first_outside(self.shared.view.read().ranges());
+        match outside {
+            None => Ok(()),
+            Some(index) => Err(OpenError::Missing { dir: self.shared.reader.dir.clone(), index }),
+        }
     }
 
     /// Takes no more operations. The writer finishes what is queued, syncs it and ends; reads go on.

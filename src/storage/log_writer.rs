@@ -288,7 +288,7 @@ impl LogWriter {
         self.at.table = OffsetTable::default();
         self.buffer_offset_bytes = SEGMENT_HEADER_BYTES;
         self.prepared_bytes = SEGMENT_HEADER_BYTES;
-        self.changes.push(Change::Rotated { segment: self.at.open_segment() });
+        self.changes.push(Change::Rotated { segment: self.at.open_segment(), last: header.last });
         Counters::add(&self.shared.counters.rotations, 1);
         Ok(())
     }

@@ -13,10 +13,17 @@
 //! | `table` | Where the entries of a segment lie. |
 //! | `runs` | Which entry lies in which segment. |
 //! | `view` | What the log is at this moment, in memory. |
+//! | `plan` | How a read is answered. |
 //! | `reader` | Entries that are no longer in memory. |
 //! | `queue` | What waits for the writer; its bounds. |
 //! | `log` | The handle that everybody holds. |
 //! | `log_writer` | The one writer. |
+//! | `kept`, `kept_set` | Files below the purge point that live entries keep. |
+//! | `packed` | The table of a rewritten one. |
+//! | `live` | Which entries topics still name. |
+//! | `reclaim`, `rewrite` | Freeing space, step by step. |
+//! | `pin` | What a transfer keeps from being freed. |
+//! | `kept_recovery` | Opening kept files. |
 //! | `recovery` | Opening: torn tail or corruption. |
 //! | `checkpoint` | The state as of one point, in sled. |
 //! | `room` | Whether the disk has room for more. |
@@ -25,12 +32,21 @@ mod checkpoint;
 pub mod disk;
 mod entry;
 pub mod frame;
+mod kept;
+mod kept_recovery;
+mod kept_set;
+mod live;
 mod log;
 mod log_writer;
 mod open_error;
+mod packed;
+mod pin;
+mod plan;
 mod queue;
 mod reader;
+mod reclaim;
 mod recovery;
+mod rewrite;
 mod room;
 mod runs;
 mod segment;
@@ -43,11 +59,14 @@ mod view;
 pub use checkpoint::{Change, Checkpoint, MemoryCheckpoint, SledCheckpoint, Visit};
 pub use disk::{Disk, DiskFile, OpenMode, RealDisk, create_dir_durably, write_file_atomically};
 pub use entry::{EntryId, EntryKind, LogEntry, Vote};
+pub use live::LiveEntries;
 pub use log::{Log, LogOptions};
 pub use log_writer::LogWriter;
 pub use open_error::OpenError;
+pub use pin::Pin;
 pub use queue::{Done, Op};
 pub use reader::is_damage;
+pub use reclaim::{Reclaimed, Reclaimer};
 pub use room::Room;
 pub use segment::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
 pub use sim_disk::SimDisk;

@@ -11,6 +11,8 @@ pub enum OpenError {
     Io { file: PathBuf, source: io::Error },
     /// Data that was confirmed is damaged or missing. Nothing was changed on the disk.
     Corrupt { file: PathBuf, offset_bytes: u64, what: String },
+    /// A file with entries that are in use is not there.
+    Missing { dir: PathBuf, index: u64 },
     /// Written by a newer version of this program.
     NewerFormat { file: PathBuf, version: u32, known: u32 },
     /// Carries the name of a segment and is none.
@@ -28,6 +30,12 @@ impl std::fmt::Display for OpenError {
                 "log segment {} is damaged at byte {offset_bytes} ({what}): move the data directory aside \
                  and let the member rejoin, or restore a backup",
                 file.display()
+            ),
+            Self::Missing { dir, index } => write!(
+                f,
+                "a log file in {} is missing: no file holds entry {index}, whose records are in use: move \
+                 the data directory aside and let the member rejoin, or restore a backup",
+                dir.display()
             ),
             Self::NewerFormat { file, version, known } => write!(
                 f,

@@ -20,28 +20,46 @@ use parking_lot::Mutex;
 use super::disk::{Disk, DiskFile, OpenMode};
 use super::entry::{EntryId, LogEntry};
 use super::frame::{self, FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES};
+use super::kept::{KeptFile, KeptName};
+use super::plan::ColdPiece;
 use super::segment;
 use super::table::TableIndex;
-use super::view::ColdPiece;
 
-/// Sealed segments that are kept open.
-const SEGMENTS_KEPT_MAX: usize = 32;
+/// Files that are kept open.
+const FILES_KEPT_MAX: usize = 32;
 /// Frames are read together up to this size. A payload that is kept alive pins the buffer that it came in.
 const READ_BYTES: u64 = 256 * 1024;
 /// Offsets that are read together.
 const OFFSETS_MAX: u64 = 1024;
 
 pub(super) struct Reader {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
+    pub disk: Arc<dyn Disk>,
+    pub dir: PathBuf,
     /// Most recently used last.
-    kept: Mutex<VecDeque<Arc<SealedSegment>>>,
+    open: Mutex<VecDeque<Arc<OpenFile>>>,
 }
 
-struct SealedSegment {
-    segment_id: u64,
-    file: Arc<dyn DiskFile>,
-    index: TableIndex,
+/// Names a file that does not change any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FileId {
+    Segment(u64),
+    Kept(KeptName),
+}
+
+impl FileId {
+    pub(super) fn file_name(self) -> String {
+        match self {
+            Self::Segment(id) => segment::file_name(id),
+            Self::Kept(name) => name.file_name(),
+        }
+    }
+}
+
+pub(super) struct OpenFile {
+    id: FileId,
+    pub file: Arc<dyn DiskFile>,
+    /// Of a segment; a kept file's is in memory.
+    table: Option<TableIndex>,
 }
 
 /// A frame that was confirmed once and is not what it should be.
@@ -69,7 +87,7 @@ pub fn is_damage(error: &io::Error) -> bool {
 
 impl Reader {
     pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf) -> Self {
-        Self { disk, dir, kept: Mutex::new(VecDeque::new()) }
+        Self { disk, dir, open: Mutex::new(VecDeque::new()) }
     }
 
     /// Reads the entries of `piece` until `room_bytes` of payload are used up; always at least the first if
@@ -80,23 +98,27 @@ impl Reader {
         room_bytes: &mut usize,
         out: &mut Vec<LogEntry>,
     ) -> io::Result<bool> {
+        let source = FileId::Segment(piece.segment_id);
         if let Some(open) = &piece.open {
             let file = open.file.as_ref();
-            return self.read_extents(piece.segment_id, piece.first, file, &open.extents, room_bytes, out);
+            return self.read_extents(source, piece.first, file, &open.extents, room_bytes, out);
         }
-        let sealed = self.sealed(piece.segment_id, piece.first)?;
+        let sealed = self.open(source)?;
         let file = sealed.file.as_ref();
+        let Some(table) = &sealed.table else {
+            return Err(self.damaged(source, file.len_bytes()?, piece.first, "no offset table at the end"));
+        };
         let mut done = 0;
         while done < piece.count {
             let id = EntryId { index: piece.first.index + done, ..piece.first };
             let ordinal = u64::from(piece.first_ordinal) + done;
             let count = (piece.count - done).min(OFFSETS_MAX);
             let extents = match u32::try_from(ordinal) {
-                Ok(ordinal) => sealed.index.extents(file, ordinal, count as u32)?,
+                Ok(ordinal) => table.extents(file, ordinal, count as u32)?,
                 Err(_) => None,
             };
             let Some(extents) = extents else {
-                return Err(self.damaged(piece.segment_id, file.len_bytes()?, id, "bad offset table"));
+                return Err(self.damaged(source, file.len_bytes()?, id, "bad offset table"));
             };
             // The budget counts payload only, so this reads a little too far, never too little.
             let mut payload_bytes = 0;
@@ -106,8 +128,7 @@ impl Reader {
                 fits
             };
             let wanted = extents.iter().take_while(is_wanted).count();
-            let is_whole =
-                self.read_extents(piece.segment_id, id, file, &extents[..wanted], room_bytes, out)?;
+            let is_whole = self.read_extents(source, id, file, &extents[..wanted], room_bytes, out)?;
             if !is_whole || wanted < extents.len() {
                 return Ok(false);
             }
@@ -116,9 +137,21 @@ impl Reader {
         Ok(true)
     }
 
+    /// The entry `id` from a kept file; `None` if it is not there.
+    pub(super) fn read_kept(&self, kept: &KeptFile, id: EntryId) -> io::Result<Option<LogEntry>> {
+        let source = FileId::Kept(kept.name);
+        let open = self.open(source)?;
+        let file = open.file.as_ref();
+        let Some(row) = kept.find(file, id)? else { return Ok(None) };
+        let (mut found, mut room_bytes) = (Vec::new(), usize::MAX);
+        let extent = [(row.offset_bytes, row.len_bytes)];
+        self.read_extents(source, id, file, &extent, &mut room_bytes, &mut found)?;
+        Ok(found.pop())
+    }
+
     fn read_extents(
         &self,
-        segment_id: u64,
+        source: FileId,
         first: EntryId,
         file: &dyn DiskFile,
         extents: &[(u64, u64)],
@@ -140,14 +173,14 @@ impl Reader {
             let read_from = EntryId { index: first.index + next as u64, ..first };
             let mut buf = vec![0; usize::try_from(end - start).unwrap_or(usize::MAX)];
             file.read_exact_at(&mut buf, start).map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => self.damaged(segment_id, start, read_from, "file too short"),
+                io::ErrorKind::UnexpectedEof => self.damaged(source, start, read_from, "file too short"),
                 _ => error,
             })?;
             let buf = Bytes::from(buf);
             for (at, bytes) in &extents[next..behind] {
                 let id = EntryId { index: first.index + next as u64, ..first };
                 let in_buf = (at - start) as usize;
-                let entry = self.decode(segment_id, &buf, in_buf, *bytes as usize, *at, id)?;
+                let entry = self.decode(source, &buf, in_buf, *bytes as usize, *at, id)?;
                 if entry.payload.len() > *room_bytes && !out.is_empty() {
                     *room_bytes = 0;
                     return Ok(false);
@@ -162,7 +195,7 @@ impl Reader {
 
     fn decode(
         &self,
-        segment_id: u64,
+        source: FileId,
         buf: &Bytes,
         in_buf: usize,
         bound_bytes: usize,
@@ -171,43 +204,49 @@ impl Reader {
     ) -> io::Result<LogEntry> {
         let bytes = &buf[in_buf..in_buf + bound_bytes];
         let frame = frame::decode(bytes)
-            .map_err(|error| self.damaged(segment_id, offset_bytes, id, &error.to_string()))?;
+            .map_err(|error| self.damaged(source, offset_bytes, id, &error.to_string()))?;
         let payload_at = in_buf + FRAME_HEADER_BYTES;
         let payload = buf.slice(payload_at..payload_at + frame.payload.len());
         match frame.to_entry(payload).filter(|entry| entry.id == id) {
             Some(entry) => Ok(entry),
-            None => Err(self.damaged(segment_id, offset_bytes, id, "another frame lies there")),
+            None => Err(self.damaged(source, offset_bytes, id, "another frame lies there")),
         }
     }
 
-    fn sealed(&self, segment_id: u64, id: EntryId) -> io::Result<Arc<SealedSegment>> {
+    /// A file that does not change, open. It stays readable for whoever holds it, also when its name goes.
+    pub(super) fn open(&self, id: FileId) -> io::Result<Arc<OpenFile>> {
         {
-            let mut kept = self.kept.lock();
-            if let Some(position) = kept.iter().position(|segment| segment.segment_id == segment_id)
-                && let Some(segment) = kept.remove(position)
+            let mut open = self.open.lock();
+            if let Some(position) = open.iter().position(|other| other.id == id)
+                && let Some(found) = open.remove(position)
             {
-                kept.push_back(segment.clone());
-                return Ok(segment);
+                open.push_back(found.clone());
+                return Ok(found);
             }
         }
-        let path = self.dir.join(segment::file_name(segment_id));
-        let file = self.disk.open(&path, OpenMode::Read)?;
-        let Some(index) = TableIndex::locate(file.as_ref())? else {
-            return Err(self.damaged(segment_id, file.len_bytes()?, id, "no offset table at the end"));
+        let file = self.disk.open(&self.dir.join(id.file_name()), OpenMode::Read)?;
+        let table = match id {
+            FileId::Segment(_) => TableIndex::locate(file.as_ref())?,
+            FileId::Kept(_) => None,
         };
-        let segment = Arc::new(SealedSegment { segment_id, file, index });
-        let mut kept = self.kept.lock();
+        let found = Arc::new(OpenFile { id, file, table });
+        let mut open = self.open.lock();
         // Two readers may have opened it at the same time; one is enough.
-        kept.retain(|other| other.segment_id != segment_id);
-        kept.push_back(segment.clone());
-        if kept.len() > SEGMENTS_KEPT_MAX {
-            kept.pop_front();
+        open.retain(|other| other.id != id);
+        open.push_back(found.clone());
+        if open.len() > FILES_KEPT_MAX {
+            open.pop_front();
         }
-        Ok(segment)
+        Ok(found)
     }
 
-    fn damaged(&self, segment_id: u64, offset_bytes: u64, id: EntryId, what: &str) -> io::Error {
-        let file = self.dir.join(segment::file_name(segment_id));
+    /// Closes a file that was removed, so that its space is free.
+    pub(super) fn forget(&self, id: FileId) {
+        self.open.lock().retain(|other| other.id != id);
+    }
+
+    pub(super) fn damaged(&self, source: FileId, offset_bytes: u64, id: EntryId, what: &str) -> io::Error {
+        let file = self.dir.join(source.file_name());
         let what = what.to_string();
         io::Error::new(io::ErrorKind::InvalidData, DamagedFrame { file, offset_bytes, id, what })
     }

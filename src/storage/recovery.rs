@@ -26,23 +26,30 @@ use std::sync::Arc;
 use super::disk::{Disk, DiskFile, OpenMode, create_dir_durably};
 use super::entry::{EntryId, Vote};
 use super::frame::{self, Frame, FrameKind, NoFrame};
+use super::kept::{self, KeptFile};
+use super::kept_recovery::KeptFiles;
 use super::log::LogOptions;
 use super::log_writer::Position;
 use super::open_error::OpenError;
 use super::runs::Runs;
 use super::segment::{self, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::table::OffsetTable;
+use super::view::Sealed;
 
 pub(super) struct Recovered {
     pub runs: Runs,
+    /// The chain but for its last segment.
+    pub sealed: Vec<Sealed>,
+    /// Files that left the chain, in order.
+    pub kept: Vec<KeptFile>,
     pub position: Position,
 }
 
 /// One segment file with a good header.
-struct Found {
-    path: PathBuf,
-    file: Arc<dyn DiskFile>,
-    header: SegmentHeader,
+pub(super) struct Found {
+    pub path: PathBuf,
+    pub file: Arc<dyn DiskFile>,
+    pub header: SegmentHeader,
 }
 
 const DOES_NOT_CONTINUE: &str = "the next segment does not continue it";
@@ -64,11 +71,23 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path, options: &LogOptions) -> Resu
     if let Some(expected) = first_gap(&ids) {
         return Err(corrupt(&dir.join(segment::file_name(expected)), 0, "the file is missing"));
     }
-    let recovered = match ids.first() {
+    let mut files = KeptFiles::find(disk, dir, &names, ids.first().copied())?;
+    let mut recovered = match ids.first() {
         Some(first) => Recovery::new(disk, dir, *first)?.read(&ids)?,
-        None => Recovered { runs: Runs::default(), position: first_segment(disk, dir, options)? },
+        None => Recovered {
+            runs: Runs::default(),
+            sealed: Vec::new(),
+            kept: Vec::new(),
+            position: first_segment(disk, dir, options)?,
+        },
     };
-    for name in names.iter().filter(|name| segment::is_unborn(name)) {
+    let is_unborn = |name: &&String| segment::is_unborn(name) || kept::is_unborn(name);
+    recovered.kept = files.open(recovered.runs.first_index())?;
+    if !files.superseded.is_empty() {
+        // What supersedes them may be visible without its name being durable.
+        disk.sync_dir(dir).map_err(at_dir)?;
+    }
+    for name in names.iter().filter(is_unborn).chain(&files.superseded) {
         // The crash came before the rename; nothing was ever confirmed in it. The writer may need the name.
         let path = dir.join(name);
         if disk.exists(&path).map_err(at_dir)? {
@@ -80,8 +99,12 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path, options: &LogOptions) -> Resu
     Ok(recovered)
 }
 
-fn open_segment(disk: &dyn Disk, dir: &Path, id: u64) -> Result<Found, OpenError> {
-    let path = dir.join(segment::file_name(id));
+pub(super) fn open_segment(disk: &dyn Disk, dir: &Path, id: u64) -> Result<Found, OpenError> {
+    open_segment_at(disk, dir.join(segment::file_name(id)), id)
+}
+
+/// Opens the segment `id` under whatever name it has.
+pub(super) fn open_segment_at(disk: &dyn Disk, path: PathBuf, id: u64) -> Result<Found, OpenError> {
     let at_file = |source| OpenError::Io { file: path.clone(), source };
     let file = disk.open(&path, OpenMode::Write).map_err(at_file)?;
     match SegmentHeader::read(file.as_ref()).map_err(at_file)? {
@@ -149,12 +172,13 @@ struct Recovery<'a> {
     /// Where the first segment that is still there begins.
     start: SegmentHeader,
     runs: Runs,
+    sealed: Vec<Sealed>,
 }
 
 impl<'a> Recovery<'a> {
     fn new(disk: &'a dyn Disk, dir: &'a Path, first: u64) -> Result<Self, OpenError> {
         let start = open_segment(disk, dir, first)?.header;
-        Ok(Self { disk, dir, start, runs: Runs::default() })
+        Ok(Self { disk, dir, start, runs: Runs::default(), sealed: Vec::new() })
     }
 
     /// Goes through the segments in order, with two files open at a time.
@@ -168,15 +192,20 @@ impl<'a> Recovery<'a> {
             if id == last && !has_frames(&next)? {
                 let undone = self.read_interrupted(&segment, &next)?;
                 if let Some(position) = undone {
-                    return Ok(Recovered { runs: self.runs, position });
+                    return Ok(self.recovered(position));
                 }
             } else {
                 self.read_sealed(&segment, &next.header)?;
             }
+            self.sealed.push(Sealed { segment_id: segment.header.segment_id, last: next.header.last });
             segment = next;
         }
         let position = self.read_last(&segment)?;
-        Ok(Recovered { runs: self.runs, position })
+        Ok(self.recovered(position))
+    }
+
+    fn recovered(self, position: Position) -> Recovered {
+        Recovered { runs: self.runs, sealed: self.sealed, kept: Vec::new(), position }
     }
 
     /// Takes a sealed segment by its table.
@@ -391,6 +420,6 @@ fn io_error(segment: &Found, source: io::Error) -> OpenError {
     OpenError::Io { file: segment.path.clone(), source }
 }
 
-fn corrupt(file: &Path, offset_bytes: u64, what: &str) -> OpenError {
+pub(super) fn corrupt(file: &Path, offset_bytes: u64, what: &str) -> OpenError {
     OpenError::Corrupt { file: file.to_path_buf(), offset_bytes, what: what.to_string() }
 }

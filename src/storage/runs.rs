@@ -96,6 +96,25 @@ impl Runs {
         self.0[first..].iter().take_while(move |run| run.first_index < end)
     }
 
+    /// Removes the runs of the first segments, up to and including `segment_id`.
+    pub(super) fn take_leading(&mut self, segment_id: u64) -> Vec<Run> {
+        let count = self.0.partition_point(|run| run.segment_id <= segment_id);
+        self.0.drain(..count).collect()
+    }
+
+    /// The indexes of each run, rising.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = std::ops::RangeInclusive<u64>> {
+        self.0.iter().filter(|run| run.count > 0).map(|run| run.first_index..=run.end_index() - 1)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Run> {
+        self.0.iter()
+    }
+
+    pub(super) fn into_vec(self) -> Vec<Run> {
+        self.0
+    }
+
     pub(super) fn first_index(&self) -> Option<u64> {
         self.0.first().map(|run| run.first_index)
     }

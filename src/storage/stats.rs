@@ -25,6 +25,14 @@ pub struct LogStats {
     pub zero_bytes_written: u64,
     pub rotations: u64,
     pub cold_reads: u64,
+    /// Files of the log that were removed, and their bytes.
+    pub files_freed: u64,
+    pub bytes_freed: u64,
+    /// Bytes of live frames that were copied, so that the dead ones around them could go.
+    pub bytes_rewritten: u64,
+    /// Files below the purge point that live entries keep.
+    pub kept_files: u64,
+    pub kept_bytes: u64,
     /// Operations that wait or are being written, and the most there have been.
     pub queue_depth: u64,
     pub queue_depth_peak: u64,
@@ -44,6 +52,9 @@ pub(super) struct Counters {
     pub zero_bytes_written: AtomicU64,
     pub rotations: AtomicU64,
     pub cold_reads: AtomicU64,
+    pub files_freed: AtomicU64,
+    pub bytes_freed: AtomicU64,
+    pub bytes_rewritten: AtomicU64,
     sync_buckets: [AtomicU64; 12],
 }
 
@@ -70,6 +81,9 @@ impl Counters {
             zero_bytes_written: self.zero_bytes_written.load(Relaxed),
             rotations: self.rotations.load(Relaxed),
             cold_reads: self.cold_reads.load(Relaxed),
+            files_freed: self.files_freed.load(Relaxed),
+            bytes_freed: self.bytes_freed.load(Relaxed),
+            bytes_rewritten: self.bytes_rewritten.load(Relaxed),
             sync_buckets,
             ..LogStats::default()
         }

@@ -46,11 +46,12 @@ pub(super) struct SealedTable {
 }
 
 /// Where the table of a sealed segment lies: all that is kept of it in memory.
+#[derive(Debug)]
 pub(super) struct TableIndex {
     offsets_at_bytes: u64,
     entry_count: u32,
     /// Where the table's own frame begins: the end of the entries.
-    end_bytes: u64,
+    pub end_bytes: u64,
 }
 
 impl OffsetTable {
@@ -132,7 +133,9 @@ impl OffsetTable {
     /// damaged, which the caller has to tell apart.
     pub(super) fn load_sealed(file: &dyn DiskFile) -> io::Result<Option<SealedTable>> {
         let len_bytes = file.len_bytes()?;
-        let Some(frame_offset_bytes) = read_trailer(file, len_bytes)? else { return Ok(None) };
+        let Some(frame_offset_bytes) = read_trailer(file, len_bytes, &TRAILER_MAGIC)? else {
+            return Ok(None);
+        };
         let frame_len = len_bytes - frame_offset_bytes;
         if frame_len > frame::frame_bytes(frame::MAX_PAYLOAD_BYTES) as u64 {
             return Ok(None);
@@ -152,7 +155,7 @@ impl TableIndex {
     /// Reads where the offsets of a sealed file lie. `None` if the file does not end in a table.
     pub(super) fn locate(file: &dyn DiskFile) -> io::Result<Option<Self>> {
         let len_bytes = file.len_bytes()?;
-        let Some(end_bytes) = read_trailer(file, len_bytes)? else { return Ok(None) };
+        let Some(end_bytes) = read_trailer(file, len_bytes, &TRAILER_MAGIC)? else { return Ok(None) };
         let payload_at = end_bytes + FRAME_HEADER_BYTES as u64;
         let mut counts = [0; 8];
         if payload_at + counts.len() as u64 > len_bytes {
@@ -192,12 +195,11 @@ impl TableIndex {
 }
 
 /// Where the table's frame begins, as the end of the file says.
-fn read_trailer(file: &dyn DiskFile, len_bytes: u64) -> io::Result<Option<u64>> {
+pub(super) fn read_trailer(file: &dyn DiskFile, len_bytes: u64, magic: &[u8; 8]) -> io::Result<Option<u64>> {
     let Some(trailer_at) = len_bytes.checked_sub(TRAILER_BYTES as u64) else { return Ok(None) };
     let mut trailer = [0; TRAILER_BYTES];
     file.read_exact_at(&mut trailer, trailer_at)?;
-    let frame_at =
-        take_u64(&trailer).filter(|(frame_at, magic)| *magic == TRAILER_MAGIC && *frame_at < trailer_at);
+    let frame_at = take_u64(&trailer).filter(|(frame_at, found)| *found == magic && *frame_at < trailer_at);
     Ok(frame_at.map(|(frame_at, _)| frame_at))
 }
 

@@ -18,7 +18,12 @@ use std::sync::Arc;
 use super::disk::DiskFile;
 use super::entry::{EntryId, LogEntry, Vote};
 use super::frame::FRAME_HEADER_BYTES;
-use super::runs::Runs;
+use super::kept::KeptFile;
+use super::kept_set::KeptSet;
+use super::log_writer::Position;
+use super::plan::{ColdPiece, OpenPiece, Plan};
+use super::recovery::Recovered;
+use super::runs::{Run, Runs};
 use super::table::OffsetTable;
 
 /// What an entry costs in the cache beside its payload.
@@ -46,34 +51,33 @@ pub(super) struct OpenSegment {
 
 /// What the writer has done, in order; told to the view once per group.
 pub(super) enum Change {
-    Entry { id: EntryId, offset_bytes: u32 },
-    Truncated { first_removed: u64, last: Option<EntryId> },
-    Purged { upto: EntryId },
-    Voted { vote: Vote },
-    Rotated { segment: OpenSegment },
+    Entry {
+        id: EntryId,
+        offset_bytes: u32,
+    },
+    Truncated {
+        first_removed: u64,
+        last: Option<EntryId>,
+    },
+    Purged {
+        upto: EntryId,
+    },
+    Voted {
+        vote: Vote,
+    },
+    /// `last`: the last entry of the log where the new segment begins.
+    Rotated {
+        segment: OpenSegment,
+        last: Option<EntryId>,
+    },
 }
 
-/// Entries of one segment that have to be read from it.
-pub(super) struct ColdPiece {
+/// A segment of the chain that is not written any more.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sealed {
     pub segment_id: u64,
-    pub first: EntryId,
-    pub first_ordinal: u32,
-    pub count: u64,
-    /// Where they are in the open segment, which has no table on disk.
-    pub open: Option<OpenPiece>,
-}
-
-pub(super) struct OpenPiece {
-    pub file: Arc<dyn DiskFile>,
-    /// Offset and bound of each entry.
-    pub extents: Vec<(u64, u64)>,
-}
-
-/// How to answer a read: first the cold pieces, then the entries that were in memory.
-#[derive(Default)]
-pub(super) struct Plan {
-    pub cold: Vec<ColdPiece>,
-    pub hot: Vec<LogEntry>,
+    /// The last entry of the log where it ends, whether in it or before it.
+    pub last: Option<EntryId>,
 }
 
 /// A truncation that was taken into the view and has to be queued.
@@ -89,6 +93,10 @@ pub(super) struct View {
     cache_bytes: usize,
     cache_limit_bytes: usize,
     runs: Runs,
+    /// The chain but for the open segment, in order.
+    sealed: VecDeque<Sealed>,
+    /// Files that left the chain, in order of index.
+    kept: KeptSet,
     open: OpenSegment,
     vote: Option<Vote>,
     /// The index at which the logical log begins, once it has had an entry or a purge.
@@ -105,20 +113,18 @@ pub(super) struct View {
 }
 
 impl View {
-    pub(super) fn new(
-        runs: Runs,
-        open: OpenSegment,
-        vote: Option<Vote>,
-        last: Option<EntryId>,
-        purged: Option<EntryId>,
-        cache_limit_bytes: usize,
-    ) -> Self {
-        Self {
+    pub(super) fn new(recovered: Recovered, cache_limit_bytes: usize) -> (Self, Position) {
+        let Recovered { runs, sealed, kept, position } = recovered;
+        let (open, vote) = (position.open_segment(), position.vote);
+        let (last, purged) = (position.last, position.purged);
+        let view = Self {
             cache: VecDeque::new(),
             cache_bytes: 0,
             cache_limit_bytes,
             first_index: purged.map(|purged| purged.index + 1).or(runs.first_index()),
             runs,
+            sealed: sealed.into(),
+            kept: KeptSet::new(kept),
             open,
             vote,
             last,
@@ -128,7 +134,8 @@ impl View {
             written_last: last,
             written_purged: purged,
             queued_truncations: VecDeque::new(),
-        }
+        };
+        (view, position)
     }
 
     pub(super) fn vote(&self) -> Option<Vote> {
@@ -290,7 +297,10 @@ impl View {
                     }
                 }
                 Change::Voted { vote } => self.vote = Some(vote),
-                Change::Rotated { segment } => self.open = segment,
+                Change::Rotated { segment, last } => {
+                    self.sealed.push_back(Sealed { segment_id: self.open.segment_id, last });
+                    self.open = segment;
+                }
             }
         }
         self.open.end_bytes = end_bytes;
@@ -352,8 +362,46 @@ impl View {
                 let piece = self.cold_piece(run.segment_id, id.term, id.index, ordinal, 1, &mut 0);
                 Plan { cold: vec![piece], ..Plan::default() }
             }
-            None => Plan::default(),
+            None => Plan { kept: self.kept.find(id.index).map(|kept| (kept, id)), ..Plan::default() },
         }
+    }
+
+    /// The first segment of the chain, unless it is the open one.
+    pub(super) fn first_sealed(&self) -> Option<Sealed> {
+        self.sealed.front().copied()
+    }
+
+    /// The runs of the first segment of the chain.
+    pub(super) fn first_sealed_runs(&self) -> Vec<Run> {
+        let first = self.sealed.front().map(|sealed| sealed.segment_id);
+        self.runs.iter().take_while(|run| Some(run.segment_id) == first).copied().collect()
+    }
+
+    /// Takes the first segment out of the chain; what is live in it is from now on in `kept`.
+    pub(super) fn leave_chain(&mut self, segment_id: u64, kept: Option<KeptFile>) {
+        debug_assert!(self.sealed.front().is_some_and(|first| first.segment_id == segment_id));
+        self.sealed.pop_front();
+        self.runs.take_leading(segment_id);
+        if let Some(kept) = kept {
+            self.kept.push(kept);
+        }
+    }
+
+    pub(super) fn kept(&self) -> &KeptSet {
+        &self.kept
+    }
+
+    pub(super) fn kept_mut(&mut self) -> &mut KeptSet {
+        &mut self.kept
+    }
+
+    pub(super) fn open_segment_id(&self) -> u64 {
+        self.open.segment_id
+    }
+
+    /// Every range of indexes that lies in some file, rising.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = std::ops::RangeInclusive<u64>> {
+        self.kept.files().iter().map(|kept| kept.indexes()).chain(self.runs.ranges())
     }
 
     fn cold_piece(

@@ -45,7 +45,8 @@ fn adds_up(report: &Value, seconds: f64, records_per_op: u64) {
 #[tokio::test]
 async fn what_bench_reports_of_an_own_cluster_adds_up() {
     let _permit = one_cluster().await;
-    let arguments = "append --local --duration-s 1 --warmup-s 0.5 --connections 8 --batch 3 --topics 2 --json";
+    let arguments =
+        "append --local --duration-s 1 --warmup-s 0.5 --connections 8 --batch 3 --topics 2 --json";
     let report = json(&bench(arguments).await);
     adds_up(&report, 1.0, 3);
     // More was acked than was measured: the warm-up.

@@ -85,6 +85,10 @@ impl Client {
         reply(with_json(self.http.post(url), body)).await
     }
 
+    pub async fn delete(&self, url: &str) -> Reply {
+        reply(self.http.delete(url)).await
+    }
+
     pub async fn put(&self, url: &str, body: &Value) -> Reply {
         reply(with_json(self.http.put(url), body)).await
     }

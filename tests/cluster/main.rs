@@ -9,6 +9,7 @@ mod bench;
 mod client;
 mod cold_read;
 mod dev;
+mod freeing;
 mod harness;
 mod kill_loop;
 mod minority;

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use antiphon::record::Record;
 use antiphon::state::{
-    Append, Appended, Create, Draft, Envelope, Located, Outcome, Refusal, State, TopicConfig, TopicType,
+    Append, Appended, Changes, Create, Draft, Envelope, Located, Outcome, Refusal, State, TopicConfig,
+    TopicType,
 };
 use antiphon::storage::EntryId;
 use bytes::Bytes;
@@ -157,8 +158,8 @@ impl Member {
     }
 
     fn restart(&mut self) {
-        let (changes, saved) = self.state.take_changes();
-        for (key, value) in changes {
+        let Changes { values, saved, .. } = self.state.take_changes();
+        for (key, value) in values {
             match value {
                 Some(value) => self.checkpoint.insert(key, value),
                 None => self.checkpoint.remove(&key),

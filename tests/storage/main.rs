@@ -4,6 +4,7 @@
 //! confirmed; the other files are named after the promises that they check.
 mod behaviour;
 mod damage;
+mod freeing;
 mod histories;
 mod kill_points;
 mod rig;

@@ -111,9 +111,11 @@ mod tests {
 
     #[test]
     fn a_page_that_cannot_be_true_ends_the_run() {
-        for (seqs, head_seq) in [(2..=4, 10), (1..=5, 10), (1..=4, 11), (1..=0, 10), (1..=4, 3)] {
+        for (seqs, head_seq) in [(2..=4, 10), (1..=5, 10), (1..=4, 11), (1..=4, 3)] {
             assert!(read(0).accept(&page(seqs.clone(), head_seq)).is_err(), "{seqs:?}, head {head_seq}");
         }
+        let nothing = std::ops::RangeInclusive::new(1, 0);
+        assert!(read(0).accept(&page(nothing, 10)).is_err(), "an empty page below the head");
         assert!(read(0).accept(b"{}").is_err());
     }
 }

@@ -1,0 +1,83 @@
+//! What keeps a member's disk as small as its data: three chores beside the serving of requests.
+//!
+//! - **Garbage**: blocks that deleted topics left in the checkpoint are cleared away, and their log entries
+//!   released.
+//! - **Purge**: openraft purges only what a snapshot covers, and a checkpoint on disk is as good as one. So
+//!   when it is far enough beyond the last, it is named a snapshot, and the log is given up but for its last
+//!   entries. This version cannot send the state itself to a member that needs more than the log holds. So
+//!   nothing is given up that any member of the cluster may still lack, however long it has been silent;
+//!   every member decides for itself by what the others last said to have applied.
+//! - **Space**: the log's files are freed in small steps, at a bounded rate.
+//!
+//! None of them is urgent: a step that finds nothing to do is followed by a rest.
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::machine::Applied;
+use super::node::Node;
+use crate::limits::RECLAIM_BYTES_PER_S;
+use crate::storage::{Reclaimer, is_damage};
+use crate::task;
+
+/// Between two looks when there was nothing to do.
+const REST: Duration = Duration::from_millis(500);
+/// After a failure that may pass.
+const LONG_REST: Duration = Duration::from_secs(10);
+
+/// Purges the log behind the checkpoint, keeping `kept_entries`, as long as the member runs.
+pub async fn purge_log(node: Arc<Node>, kept_entries: u64) -> io::Result<()> {
+    // Rarely enough that naming snapshots costs nothing, often enough that what is kept stays near its size.
+    let stride = (kept_entries / 16).max(1);
+    loop {
+        sleep(REST).await;
+        let (named_index, purged_index) = node.snapshot_and_purged();
+        let saved_index = node.applied().saved_index();
+        let lowest_index = node.lowest_applied_elsewhere().unwrap_or(u64::MAX);
+        // What openraft knows a snapshot of by now: the one that is named next is for the next round.
+        let upto_index = named_index.saturating_sub(kept_entries).min(lowest_index);
+        if upto_index >= purged_index.saturating_add(stride) {
+            node.purge(upto_index).await.map_err(io::Error::other)?;
+        }
+        if saved_index >= named_index.saturating_add(stride) {
+            node.name_snapshot().await.map_err(io::Error::other)?;
+        }
+    }
+}
+
+/// Clears away what deleted topics left in the checkpoint, as long as the member runs.
+pub async fn clear_garbage(applied: Arc<Applied>) -> io::Result<()> {
+    loop {
+        let this = applied.clone();
+        let did_something = task::blocking(move || this.clear_garbage()).await?;
+        // Also in between: the checkpoint has other things to write.
+        sleep(if did_something { REST / 20 } else { REST }).await;
+    }
+}
+
+/// Frees the log's space, as long as the member runs.
+pub async fn free_space(mut reclaimer: Reclaimer, applied: Arc<Applied>) -> io::Result<()> {
+    loop {
+        let saved_index = applied.saved_index();
+        let (back, outcome) = task::blocking(move || Ok(step(reclaimer, saved_index))).await?;
+        reclaimer = back;
+        match outcome {
+            Ok(0) => sleep(REST).await,
+            Ok(cost_bytes) => {
+                sleep(Duration::from_micros(cost_bytes * 1_000_000 / RECLAIM_BYTES_PER_S)).await;
+            }
+            Err(error) if is_damage(&error) || error.kind() == io::ErrorKind::StorageFull => {
+                tracing::warn!("space of the log cannot be freed: {error}");
+                sleep(LONG_REST).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn step(mut reclaimer: Reclaimer, saved_index: u64) -> (Reclaimer, io::Result<u64>) {
+    let outcome = reclaimer.step(saved_index).map(|done| done.cost_bytes);
+    (reclaimer, outcome)
+}

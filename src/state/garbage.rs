@@ -1,0 +1,85 @@
+//! What deleted topics leave behind in the checkpoint.
+//!
+//! Deleting a topic must not take longer the more it held, so applying it only takes the name away, and the
+//! next checkpoint only its head. The blocks stay, as garbage that nothing leads to, and are cleared away
+//! in the background, some at a time: a block is read, its key deleted on disk, and only then are its entries
+//! released. A kill in between leaves blocks without a head, which the next start finds and hands back; their
+//! entries are not counted live then, so those have only to be deleted.
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use super::catalog::SharedTopic;
+use super::checkpoint_form::Key;
+use super::run::SealedBlock;
+use super::topic::TopicKey;
+use crate::storage::{Change, Checkpoint, LiveEntries};
+
+/// Blocks that are cleared away together: 1 MiB of runs at most, one write to the checkpoint.
+const BLOCKS_PER_STEP: usize = 256;
+
+/// Deleted topics whose blocks the checkpoint still holds.
+#[derive(Default)]
+pub struct Garbage {
+    /// Found at the start.
+    orphans: Vec<Key>,
+    topics: VecDeque<Arc<SharedTopic>>,
+    /// Blocks of topics that were taken up.
+    blocks: VecDeque<(Arc<SharedTopic>, TopicKey)>,
+}
+
+impl Garbage {
+    pub fn of_orphans(orphans: Vec<Key>) -> Self {
+        Self { orphans, ..Self::default() }
+    }
+
+    /// Takes in topics that the checkpoint on disk no longer has.
+    pub fn add(&mut self, deleted: Vec<Arc<SharedTopic>>) {
+        self.topics.extend(deleted);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.orphans.is_empty() && self.topics.is_empty() && self.blocks.is_empty()
+    }
+
+    /// Forgets everything, as the checkpoint did.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Clears away some blocks; blocks on the disk. After an error the same ones can be tried again.
+    pub fn step(&mut self, checkpoint: &dyn Checkpoint, live: &LiveEntries) -> io::Result<()> {
+        while self.blocks.len() < BLOCKS_PER_STEP
+            && let Some(shared) = self.topics.pop_front()
+        {
+            let keys = shared.read().stored_keys().filter(|key| *key != TopicKey::Head).collect::<Vec<_>>();
+            self.blocks.extend(keys.into_iter().map(|key| (shared.clone(), key)));
+        }
+        let mut deletions: Vec<Change> = Vec::new();
+        let mut released: Vec<u64> = Vec::new();
+        for (shared, part) in self.blocks.iter().take(BLOCKS_PER_STEP) {
+            let key = Key::Topic(shared.epoch, *part).encode();
+            if let TopicKey::Runs(first_seq) = *part {
+                // What is in memory may be newer than what is stored, or was never stored.
+                let in_memory = shared.read().block_in_memory(first_seq);
+                let block = match in_memory {
+                    Some(block) => Some(block),
+                    None => checkpoint.get(&key)?.map(|bytes| SealedBlock { first_seq, bytes: bytes.into() }),
+                };
+                for index in block.iter().flat_map(SealedBlock::entry_indexes) {
+                    released.push(index?);
+                }
+            }
+            deletions.push((key, None));
+        }
+        let block_count = deletions.len();
+        let orphan_count = self.orphans.len().min(BLOCKS_PER_STEP - block_count);
+        let orphans_left = self.orphans.len() - orphan_count;
+        deletions.extend(self.orphans[orphans_left..].iter().map(|key| (key.encode(), None)));
+        checkpoint.write(deletions)?;
+        self.blocks.drain(..block_count);
+        self.orphans.truncate(orphans_left);
+        released.into_iter().for_each(|index| live.release(index));
+        Ok(())
+    }
+}

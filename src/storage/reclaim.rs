@@ -1,0 +1,290 @@
+//! Freeing space, step by step.
+//!
+//! Three things happen, in this order of preference, one per step:
+//! 1. the first segment of the chain *leaves* it once the log gave up all of it for good and a checkpoint on
+//!    disk covers it: it is removed if nothing in it is live, and becomes a kept file otherwise;
+//! 2. a kept file without a live entry is removed, wherever it stands;
+//! 3. a kept file less than half live is rewritten, with its neighbours as far as they are like it or small,
+//!    into one file of at most a segment's size.
+//!
+//! So at rest at least half of all kept bytes are live, and a byte that lives for ever is copied a number of
+//! times that grows with the logarithm of what died around it: neighbours are joined only when they are of
+//! like size, as in a binary counter.
+//!
+//! Nothing here decides what may go: a live entry is one that a topic names, and its release comes after the
+//! checkpoint that no longer names it (see `live`). And nothing here changes a file: readers keep what
+//! they have open, find the new place when they look again, and notice nothing.
+//!
+//! One step is bounded work and says what it cost, so that its caller can hold a rate. It blocks on the disk.
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use super::entry::EntryId;
+use super::kept::{KeptFile, KeptName};
+use super::log::Shared;
+use super::reader::FileId;
+use super::rewrite::{Progress, Rewrite};
+use super::segment;
+use super::stats::Counters;
+use super::table::TableIndex;
+
+/// Rows that are looked at together.
+const ROWS: u64 = 1024;
+/// What a step is taken to cost at least: it renames, removes or syncs.
+const STEP_BYTES: u64 = 64 << 10;
+
+/// What one step did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reclaimed {
+    /// Bytes read and written, or what is as dear. 0: there was nothing to do.
+    pub cost_bytes: u64,
+}
+
+impl Reclaimed {
+    pub fn is_idle(self) -> bool {
+        self.cost_bytes == 0
+    }
+}
+
+/// Frees space of one log.
+pub struct Reclaimer {
+    shared: Arc<Shared>,
+    /// What is live in a kept file, as it was counted last.
+    assessed: HashMap<KeptName, Assessed>,
+    rewrite: Option<Rewrite>,
+    /// Where the next look at the kept files begins.
+    next: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Assessed {
+    entries: u64,
+    bytes: u64,
+    /// A live frame in it is damaged: it is left as it is.
+    is_damaged: bool,
+}
+
+impl Reclaimer {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, assessed: HashMap::new(), rewrite: None, next: 0 }
+    }
+
+    /// Does one thing, if there is one to do. `checkpointed_index`: the last entry that the checkpoint on disk
+    /// covers. An error leaves a state that is right in memory and on disk; whether to go on is the caller's
+    /// question.
+    pub fn step(&mut self, checkpointed_index: u64) -> io::Result<Reclaimed> {
+        let pinned_upto = self.shared.pins.upto();
+        if let Some(rewrite) = self.rewrite.take() {
+            return self.go_on(rewrite, pinned_upto);
+        }
+        if self.leave_chain(checkpointed_index, pinned_upto)? {
+            return Ok(Reclaimed { cost_bytes: STEP_BYTES });
+        }
+        let kept = self.shared.view.read().kept().files().to_vec();
+        if kept.len() < self.assessed.len() {
+            let names: std::collections::HashSet<KeptName> = kept.iter().map(|file| file.name).collect();
+            self.assessed.retain(|name, _| names.contains(name));
+        }
+        for turn in 0..kept.len() {
+            let at = (self.next + turn) % kept.len();
+            let cost_bytes = self.look_at(&kept, at, pinned_upto)?;
+            if cost_bytes > 0 {
+                self.next = at;
+                return Ok(Reclaimed { cost_bytes });
+            }
+        }
+        Ok(Reclaimed { cost_bytes: 0 })
+    }
+
+    /// Takes the first segment out of the chain, if it may go.
+    fn leave_chain(&self, checkpointed_index: u64, pinned_upto: Option<u64>) -> io::Result<bool> {
+        let (first, runs, purged) = {
+            let view = self.shared.view.read();
+            let Some(first) = view.first_sealed() else { return Ok(false) };
+            (first, view.first_sealed_runs(), view.synced_purged())
+        };
+        let covered_index = purged.map_or(0, |purged| purged.index).min(checkpointed_index);
+        let is_covered = first.last.is_none_or(|last| purged.is_some() && last.index <= covered_index);
+        if !is_covered || runs.iter().any(|run| run.end_index() > covered_index + 1) {
+            return Ok(false);
+        }
+        let id = first.segment_id;
+        let open = self.shared.reader.open(FileId::Segment(id))?;
+        let len_bytes = open.file.len_bytes()?;
+        let is_live =
+            |run: &super::runs::Run| self.shared.live.count_in(run.first_index..=run.end_index() - 1) > 0;
+        let is_pinned = pinned_upto.is_some_and(|upto| id <= upto);
+        let kept = match TableIndex::locate(open.file.as_ref())? {
+            Some(table) if is_pinned || runs.iter().any(is_live) => {
+                KeptFile::of_segment(id, runs, table, len_bytes)
+            }
+            Some(_) => None,
+            None => {
+                let (source, what) = (FileId::Segment(id), "no offset table at the end");
+                let last = first.last.unwrap_or(EntryId { term: 0, index: 0 });
+                return Err(self.shared.reader.damaged(source, len_bytes, last, what));
+            }
+        };
+        drop(open);
+        let (disk, dir) = (&self.shared.reader.disk, &self.shared.reader.dir);
+        let path = dir.join(segment::file_name(id));
+        let is_removed = kept.is_none();
+        {
+            // Whoever finds that the old name leads nowhere must find the new one when he looks again.
+            let mut view = self.shared.view.write();
+            match &kept {
+                Some(kept) => disk.rename(&path, &dir.join(kept.name.file_name()))?,
+                None => disk.remove(&path)?,
+            }
+            view.leave_chain(id, kept);
+        }
+        self.shared.reader.forget(FileId::Segment(id));
+        disk.sync_dir(dir)?;
+        if is_removed {
+            self.freed(1, len_bytes);
+        }
+        Ok(true)
+    }
+
+    /// Removes, counts or begins to rewrite one kept file. Gives what that cost; 0 if it is well as it is.
+    fn look_at(&mut self, kept: &[Arc<KeptFile>], at: usize, pinned_upto: Option<u64>) -> io::Result<u64> {
+        let file = &kept[at];
+        let is_pinned = |file: &KeptFile| pinned_upto.is_some_and(|upto| file.name.first_segment <= upto);
+        if is_pinned(file) {
+            return Ok(0);
+        }
+        let entries = self.shared.live.count_in(file.indexes());
+        if entries == 0 {
+            self.replace(std::slice::from_ref(file), None)?;
+            return Ok(STEP_BYTES);
+        }
+        if self.assessed.get(&file.name).is_none_or(|known| known.entries != entries) {
+            self.assess(file, entries)?;
+            return Ok(STEP_BYTES + file.table_bytes());
+        }
+        let chosen = self.choose(kept, at, &is_pinned);
+        if chosen.is_empty() {
+            return Ok(0);
+        }
+        self.rewrite = Some(Rewrite::begin(&self.shared, kept[chosen].to_vec())?);
+        Ok(STEP_BYTES)
+    }
+
+    /// Counts the live bytes of a file.
+    fn assess(&mut self, file: &KeptFile, entries: u64) -> io::Result<()> {
+        let open = self.shared.reader.open(FileId::Kept(file.name))?;
+        let (mut from, mut bytes) = (0, 0);
+        loop {
+            let mut rows = file.rows(open.file.as_ref(), from, ROWS)?;
+            if rows.is_empty() {
+                break;
+            }
+            from += rows.len() as u64;
+            self.shared.live.retain(&mut rows, |row| row.index);
+            bytes += rows.iter().map(|row| row.len_bytes).sum::<u64>();
+        }
+        let is_damaged = self.assessed.get(&file.name).is_some_and(|known| known.is_damaged);
+        self.assessed.insert(file.name, Assessed { entries, bytes, is_damaged });
+        Ok(())
+    }
+
+    /// Which files, side by side, to rewrite into one, given that it is the turn of the one `at`.
+    fn choose(
+        &self,
+        kept: &[Arc<KeptFile>],
+        at: usize,
+        is_pinned: &impl Fn(&KeptFile) -> bool,
+    ) -> std::ops::Range<usize> {
+        let none = at..at;
+        let limit_bytes = self.shared.segment_bytes;
+        // Live bytes, and whether it is mostly dead. `None` for what cannot be part of it now.
+        let look = |at: usize| -> Option<(u64, bool)> {
+            let file = kept.get(at).filter(|file| !is_pinned(file))?;
+            let known = self.assessed.get(&file.name).filter(|known| !known.is_damaged)?;
+            Some((known.bytes, known.bytes * 2 < file.frames_bytes))
+        };
+        let Some((mut bytes, is_mostly_dead)) = look(at) else { return none };
+        let mut chosen = at..at + 1;
+        if !is_mostly_dead {
+            // Not for its own sake; but small ones are joined.
+            match look(at + 1) {
+                Some((next, _)) if bytes + next <= limit_bytes / 2 && bytes <= 2 * next => {
+                    (bytes, chosen.end) = (bytes + next, at + 2);
+                }
+                _ => return none,
+            }
+        }
+        while let Some((next, true)) = look(chosen.end)
+            && bytes + next <= limit_bytes
+        {
+            (bytes, chosen.end) = (bytes + next, chosen.end + 1);
+        }
+        while let Some((before, is_mostly_dead)) = chosen.start.checked_sub(1).and_then(look)
+            && (is_mostly_dead || before <= 2 * bytes)
+            && bytes + before <= limit_bytes
+        {
+            (bytes, chosen.start) = (bytes + before, chosen.start - 1);
+        }
+        // An offset and an index relative to the first are 32 bits wide.
+        let is_narrow =
+            kept[chosen.end - 1].last_index - kept[chosen.start].first_index < u64::from(u32::MAX);
+        if is_narrow { chosen } else { none }
+    }
+
+    fn go_on(&mut self, mut rewrite: Rewrite, pinned_upto: Option<u64>) -> io::Result<Reclaimed> {
+        if pinned_upto.is_some_and(|upto| rewrite.first_segment() <= upto) {
+            rewrite.give_up(&self.shared)?;
+            return Ok(Reclaimed { cost_bytes: STEP_BYTES });
+        }
+        match rewrite.step(&self.shared) {
+            Ok(Progress::Copied { cost_bytes }) => {
+                self.rewrite = Some(rewrite);
+                Ok(Reclaimed { cost_bytes: cost_bytes.max(STEP_BYTES) })
+            }
+            Ok(Progress::Damaged { name, error }) => {
+                tracing::error!(%error, "a damaged file is not rewritten");
+                if let Some(known) = self.assessed.get_mut(&name) {
+                    known.is_damaged = true;
+                }
+                rewrite.give_up(&self.shared)?;
+                Ok(Reclaimed { cost_bytes: STEP_BYTES })
+            }
+            Ok(Progress::Done) => {
+                let (sources, new) = rewrite.finish(&self.shared)?;
+                if let Some(new) = &new {
+                    // What it holds was live a moment ago; a first count is not needed to know that.
+                    let entries = new.entry_count;
+                    let known = Assessed { entries, bytes: new.frames_bytes, is_damaged: false };
+                    self.assessed.insert(new.name, known);
+                    Counters::add(&self.shared.counters.bytes_rewritten, new.frames_bytes);
+                }
+                self.replace(&sources, new)?;
+                Ok(Reclaimed { cost_bytes: STEP_BYTES })
+            }
+            Err(error) => {
+                // Nothing of it has a name yet that recovery would believe.
+                let _ = rewrite.give_up(&self.shared);
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts `new`, which is durable, in the place of `gone`, which may go.
+    fn replace(&self, gone: &[Arc<KeptFile>], new: Option<KeptFile>) -> io::Result<()> {
+        let names: Vec<KeptName> = gone.iter().map(|file| file.name).collect();
+        self.shared.view.write().kept_mut().swap(&names, new);
+        let (disk, dir) = (&self.shared.reader.disk, &self.shared.reader.dir);
+        for file in gone {
+            disk.remove(&dir.join(file.name.file_name()))?;
+            self.shared.reader.forget(FileId::Kept(file.name));
+            self.freed(1, file.len_bytes);
+        }
+        disk.sync_dir(dir)
+    }
+
+    fn freed(&self, files: u64, bytes: u64) {
+        Counters::add(&self.shared.counters.files_freed, files);
+        Counters::add(&self.shared.counters.bytes_freed, bytes);
+    }
+}

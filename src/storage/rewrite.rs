@@ -1,0 +1,198 @@
+//! Writing what is live in some kept files into a new one.
+//!
+//! Frames are copied as they are, byte for byte, each checked on the way: its checksum is as old as the frame,
+//! so damage that came in between cannot pass for what was written. The new file is made under another name,
+//! synced, and only then renamed; until its sources are removed it supersedes them by its name (see `kept`), so
+//! a kill at any point leaves either the one or the other.
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::disk::{DiskFile, OpenMode};
+use super::entry::EntryId;
+use super::frame::{self, FrameHead, FrameKind};
+use super::kept::{KEPT_HEADER_BYTES, KeptFile, KeptName};
+use super::log::Shared;
+use super::packed::{PackedTable, Row};
+use super::reader::FileId;
+
+/// Rows that are looked at together.
+const ROWS: u64 = 1024;
+/// Frames are read together up to this size.
+const READ_BYTES: u64 = 256 << 10;
+/// A step ends when it has copied so much.
+const STEP_BYTES: u64 = 1 << 20;
+
+/// How far a rewrite is.
+pub(super) enum Progress {
+    Copied {
+        cost_bytes: u64,
+    },
+    /// A live frame of this file is not what it should be.
+    Damaged {
+        name: KeptName,
+        error: io::Error,
+    },
+    /// Everything is copied; what is left is [`Rewrite::finish`].
+    Done,
+}
+
+pub(super) struct Rewrite {
+    name: KeptName,
+    sources: Vec<Arc<KeptFile>>,
+    /// Where to go on: source, and row in it.
+    at: (usize, u64),
+    unborn: PathBuf,
+    file: Arc<dyn DiskFile>,
+    end_bytes: u64,
+    table: PackedTable,
+}
+
+impl Rewrite {
+    /// Begins a file in the place of `sources`, which lie side by side.
+    pub(super) fn begin(shared: &Shared, sources: Vec<Arc<KeptFile>>) -> io::Result<Self> {
+        let name = KeptName {
+            first_segment: sources.first().map_or(0, |first| first.name.first_segment),
+            last_segment: sources.last().map_or(0, |last| last.name.last_segment),
+            generation: sources.iter().map(|source| source.name.generation).max().unwrap_or(0) + 1,
+        };
+        let unborn = shared.reader.dir.join(format!("{}.new", name.file_name()));
+        let disk = &shared.reader.disk;
+        if disk.exists(&unborn)? {
+            // Left by an attempt that failed.
+            disk.remove(&unborn)?;
+        }
+        let file = disk.open(&unborn, OpenMode::Create)?;
+        file.write_all_at(&name.header(), 0)?;
+        let (end_bytes, table) = (KEPT_HEADER_BYTES, PackedTable::default());
+        Ok(Self { name, sources, at: (0, 0), unborn, file, end_bytes, table })
+    }
+
+    pub(super) fn first_segment(&self) -> u64 {
+        self.name.first_segment
+    }
+
+    /// Copies about [`STEP_BYTES`].
+    pub(super) fn step(&mut self, shared: &Shared) -> io::Result<Progress> {
+        let mut cost_bytes = 0;
+        while cost_bytes < STEP_BYTES {
+            let Some(source) = self.sources.get(self.at.0).cloned() else {
+                return Ok(if cost_bytes == 0 { Progress::Done } else { Progress::Copied { cost_bytes } });
+            };
+            let open = shared.reader.open(FileId::Kept(source.name))?;
+            let mut rows = source.rows(open.file.as_ref(), self.at.1, ROWS)?;
+            let indexes: Vec<u64> = rows.iter().map(|row| row.index).collect();
+            let row_count = rows.len() as u64;
+            if row_count == 0 {
+                self.at = (self.at.0 + 1, 0);
+                continue;
+            }
+            shared.live.retain(&mut rows, |row| row.index);
+            cost_bytes += row_count * 8;
+            let mut rest = rows.as_slice();
+            while !rest.is_empty() {
+                let (group, behind) = rest.split_at(neighbours(rest));
+                match self.copy(shared, &source, open.file.as_ref(), group)? {
+                    Ok(bytes) => cost_bytes += 2 * bytes,
+                    Err(error) => return Ok(Progress::Damaged { name: source.name, error }),
+                }
+                rest = behind;
+                if cost_bytes >= STEP_BYTES {
+                    break;
+                }
+            }
+            let next = rest.first().map(|next| next.index);
+            let done = indexes.iter().take_while(|index| Some(**index) != next).count();
+            self.at.1 += done as u64;
+        }
+        Ok(Progress::Copied { cost_bytes })
+    }
+
+    /// Copies frames that lie behind each other. The inner error tells of damage.
+    fn copy(
+        &mut self,
+        shared: &Shared,
+        source: &KeptFile,
+        from: &dyn DiskFile,
+        rows: &[Row],
+    ) -> io::Result<Result<u64, io::Error>> {
+        let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(Ok(0)) };
+        let bytes = last.offset_bytes + last.len_bytes - first.offset_bytes;
+        let mut buf = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
+        from.read_exact_at(&mut buf, first.offset_bytes)?;
+        let mut out = Vec::with_capacity(buf.len());
+        for row in rows {
+            let at = (row.offset_bytes - first.offset_bytes) as usize;
+            let damaged = |what: &str| {
+                let id = EntryId { term: row.term.unwrap_or(0), index: row.index };
+                shared.reader.damaged(FileId::Kept(source.name), row.offset_bytes, id, what)
+            };
+            let frame_bytes = match frame::decode(&buf[at..at + row.len_bytes as usize]) {
+                Err(error) => return Ok(Err(damaged(&error.to_string()))),
+                Ok(frame) => {
+                    let is_asked_for = frame.head.index == row.index
+                        && row.term.is_none_or(|term| term == frame.head.term)
+                        && frame.head.kind.entry_kind().is_some();
+                    if !is_asked_for {
+                        return Ok(Err(damaged("another frame lies there")));
+                    }
+                    frame.total_bytes()
+                }
+            };
+            self.table.push(row.index, self.end_bytes + out.len() as u64)?;
+            // What lies between two entries, a vote or a truncation, is left behind.
+            out.extend_from_slice(&buf[at..at + frame_bytes]);
+        }
+        self.file.write_all_at(&out, self.end_bytes)?;
+        self.end_bytes += out.len() as u64;
+        Ok(Ok(bytes))
+    }
+
+    /// Gives the new file its table and its name, both durable on return. No file if nothing is live.
+    pub(super) fn finish(mut self, shared: &Shared) -> io::Result<(Vec<Arc<KeptFile>>, Option<KeptFile>)> {
+        let (disk, dir) = (&shared.reader.disk, &shared.reader.dir);
+        if self.table.is_empty() {
+            let sources = std::mem::take(&mut self.sources);
+            self.give_up(shared)?;
+            return Ok((sources, None));
+        }
+        let payload = self.table.encode(self.end_bytes);
+        let head = FrameHead {
+            prev_crc: 0,
+            kind: FrameKind::Table,
+            synced_lsn: None,
+            lsn: 0,
+            term: 0,
+            index: 0,
+            stamp_ms: 0,
+        };
+        let mut bytes = Vec::new();
+        frame::encode(&mut bytes, &head, &payload);
+        self.file.write_all_at(&bytes, self.end_bytes)?;
+        self.file.sync_data()?;
+        let path = dir.join(self.name.file_name());
+        disk.rename(&self.unborn, &path)?;
+        disk.sync_dir(dir)?;
+        let new = KeptFile::open_packed(self.name, self.file.as_ref())?;
+        let new = new.map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
+        Ok((self.sources, Some(new)))
+    }
+
+    /// Removes what was written.
+    pub(super) fn give_up(self, shared: &Shared) -> io::Result<()> {
+        shared.reader.disk.remove(&self.unborn)
+    }
+}
+
+/// How many of the first rows lie behind each other and are read together; at least one.
+fn neighbours(rows: &[Row]) -> usize {
+    let Some(first) = rows.first() else { return 0 };
+    let mut end = first.offset_bytes + first.len_bytes;
+    let together = rows[1..].iter().take_while(|row| {
+        let is_next =
+            row.offset_bytes == end && row.offset_bytes + row.len_bytes - first.offset_bytes <= READ_BYTES;
+        end = row.offset_bytes + row.len_bytes;
+        is_next
+    });
+    1 + together.count()
+}

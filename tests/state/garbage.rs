@@ -1,0 +1,215 @@
+//! Deleted topics: their blocks leave the checkpoint and their entries are released, not too early, not
+//! never, and not twice, whenever the process ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use antiphon::record::Record;
+use antiphon::state::{
+    Append, Changes, Create, Draft, Envelope, Garbage, Key, Outcome, State, TopicConfig, TopicKey,
+};
+use antiphon::storage::{Checkpoint, EntryId, LiveEntries, MemoryCheckpoint};
+use proptest::prelude::*;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Append {
+        topic: usize,
+        count: usize,
+    },
+    Delete {
+        topic: usize,
+    },
+    /// A checkpoint is cut; it is on disk only later.
+    Cut,
+    Write,
+    Clear,
+    Restart,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        12 => (0usize..3, prop_oneof![1usize..5, 200usize..1200])
+            .prop_map(|(topic, count)| Step::Append { topic, count }),
+        2 => (0usize..3).prop_map(|topic| Step::Delete { topic }),
+        3 => Just(Step::Cut),
+        3 => Just(Step::Write),
+        2 => Just(Step::Clear),
+        1 => Just(Step::Restart),
+    ];
+    proptest::collection::vec(step, 1..60)
+}
+
+struct Member {
+    state: State,
+    live: Arc<LiveEntries>,
+    checkpoint: MemoryCheckpoint,
+    garbage: Garbage,
+    cut: Option<Changes>,
+    /// Commands that the checkpoint on disk does not cover: the log.
+    log: Vec<(EntryId, bytes::Bytes)>,
+    cut_log_len: usize,
+    number: u64,
+    /// The entries of each topic.
+    model: BTreeMap<usize, BTreeSet<u64>>,
+}
+
+impl Member {
+    fn new() -> Self {
+        let live = Arc::<LiveEntries>::default();
+        let mut member = Self {
+            state: State::new(live.clone()),
+            live,
+            checkpoint: MemoryCheckpoint::default(),
+            garbage: Garbage::default(),
+            cut: None,
+            log: Vec::new(),
+            cut_log_len: 0,
+            number: 0,
+            model: BTreeMap::new(),
+        };
+        member.apply(Draft::open_session());
+        member
+    }
+
+    fn apply(&mut self, draft: Draft) -> (u64, Outcome) {
+        let number = self.number;
+        self.number += 1;
+        let command = draft.seal(Envelope { node_id: 1, session: 5, number, done_below: number });
+        let entry = EntryId { term: 1, index: 10 + number };
+        self.log.push((entry, command.clone()));
+        let applied = self.state.apply_command(entry, 1_000_000, &command).expect("own commands can be read");
+        (entry.index, applied.outcome)
+    }
+
+    fn take(&mut self, step: &Step) {
+        match step {
+            Step::Append { topic, count } => {
+                let data: Vec<String> = (0..*count).map(|at| "7".repeat(1 + at % 7)).collect();
+                let name = format!("t{topic}");
+                let create = Create::With(TopicConfig::default());
+                let key = format!("key-{}", self.number);
+                let append =
+                    Append { topic: &name, create, expect_head_seq: None, idempotency_key: Some(&key) };
+                let records = data.iter().map(|data| Record { data, ..Record::default() });
+                let (index, outcome) = self.apply(Draft::append(&append, records, 0));
+                assert!(matches!(outcome, Outcome::Appended(_)));
+                self.model.entry(*topic).or_default().insert(index);
+            }
+            Step::Delete { topic } => {
+                self.apply(Draft::delete_topic(&format!("t{topic}"), false));
+                self.model.remove(topic);
+            }
+            Step::Cut if self.cut.is_none() => {
+                self.cut = Some(self.state.take_changes());
+                self.cut_log_len = self.log.len();
+            }
+            Step::Cut => {}
+            Step::Write => {
+                let Some(Changes { values, saved, deleted }) = self.cut.take() else { return };
+                self.checkpoint.write(values).expect("write");
+                saved.iter().for_each(|(topic, last_seq)| topic.saved_up_to(*last_seq));
+                self.garbage.add(deleted);
+                self.log.drain(..self.cut_log_len);
+            }
+            Step::Clear => {
+                if !self.garbage.is_empty() {
+                    self.garbage.step(&self.checkpoint, &self.live).expect("clear");
+                }
+            }
+            Step::Restart => {
+                self.live.clear();
+                self.state = State::new(self.live.clone());
+                self.checkpoint
+                    .load(&mut |key, value| Ok(self.state.restore(key, value)?))
+                    .expect("own checkpoint can be read");
+                self.garbage = Garbage::of_orphans(self.state.restored());
+                self.cut = None;
+                for (entry, command) in &self.log {
+                    self.state.apply_command(*entry, 1_000_000, command).expect("own commands can be read");
+                }
+            }
+        }
+    }
+
+    /// What topics name is live.
+    fn check(&self) {
+        for index in self.model.values().flatten() {
+            assert!(self.live.contains(*index), "entry {index} was released too early");
+        }
+    }
+
+    /// What they do not name is not, once everything is cleared, and the checkpoint holds nothing else.
+    fn check_at_rest(&mut self) {
+        for step in [Step::Write, Step::Cut, Step::Write] {
+            self.take(&step);
+        }
+        while !self.garbage.is_empty() {
+            self.take(&Step::Clear);
+            self.check();
+        }
+        let named: BTreeSet<u64> = self.model.values().flatten().copied().collect();
+        assert_eq!(self.live.count(), named.len() as u64);
+        let mut heads = BTreeSet::new();
+        let each = &mut |key: &[u8], _: &[u8]| {
+            match Key::decode(key)? {
+                Key::Topic(epoch, TopicKey::Head) => assert!(heads.insert(epoch)),
+                Key::Topic(epoch, part) => assert!(heads.contains(&epoch), "{part:?} without a topic"),
+                _ => {}
+            }
+            Ok(())
+        };
+        self.checkpoint.load(each).expect("load");
+        assert_eq!(heads.len(), self.model.len());
+    }
+}
+
+fn run(steps: &[Step]) {
+    let mut member = Member::new();
+    for step in steps {
+        member.take(step);
+        member.check();
+    }
+    member.check_at_rest();
+    member.take(&Step::Restart);
+    member.check();
+    member.check_at_rest();
+    (0..3).for_each(|topic| member.take(&Step::Delete { topic }));
+    member.check_at_rest();
+    assert_eq!(member.live.count(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn entries_are_live_while_a_topic_names_them_and_no_longer(steps in steps()) {
+        run(&steps);
+    }
+}
+
+/// A deletion touches nothing that the topic held; clearing goes on where a killed process was.
+#[test]
+fn a_large_topic_is_cleared_in_parts_over_restarts() {
+    let mut member = Member::new();
+    for _ in 0..3000 {
+        member.take(&Step::Append { topic: 0, count: 1200 });
+    }
+    member.take(&Step::Append { topic: 1, count: 3 });
+    for step in [Step::Cut, Step::Write, Step::Delete { topic: 0 }, Step::Cut, Step::Write] {
+        member.take(&step);
+    }
+    assert_eq!(member.live.count(), 3001, "nothing is released before its block is gone");
+    let mut rounds = 0;
+    loop {
+        rounds += 1;
+        member.take(&Step::Clear);
+        if member.garbage.is_empty() {
+            break;
+        }
+        member.take(&Step::Restart);
+        assert_eq!(member.live.count(), 1, "blocks without a topic hold nothing after a restart");
+    }
+    assert!(rounds > 3, "{rounds} rounds");
+    member.check_at_rest();
+}
