@@ -5,7 +5,7 @@
 //! are cut out of the receive buffer without copying: an entry that arrives here is the very memory that
 //! goes into the log.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -70,8 +70,9 @@ enum Waiter {
 pub struct Connection {
     sender: FrameSender,
     next_id: AtomicU64,
-    /// `None` once the connection is gone.
-    waiters: Mutex<Option<HashMap<u64, Waiter>>>,
+    /// `None` once the connection is gone. By id, so that the oldest learns of its end first: a hash map
+    /// would wake them in an order that no seed decides.
+    waiters: Mutex<Option<BTreeMap<u64, Waiter>>>,
 }
 
 impl Connection {
@@ -82,7 +83,7 @@ impl Connection {
         let connection = Arc::new(Connection {
             sender,
             next_id: AtomicU64::new(1),
-            waiters: Mutex::new(Some(HashMap::new())),
+            waiters: Mutex::new(Some(BTreeMap::new())),
         });
         let writing = task::spawn(write_frames(write, frames));
         let weak = Arc::downgrade(&connection);

@@ -1,6 +1,6 @@
 //! What this member does for its peers: the accepting side of every connection.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -107,7 +107,8 @@ async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: NodeId) {
     let (replies, frames) = mpsc::channel(PEER_QUEUE_FRAMES);
     let writing = task::spawn(write_frames(write, frames));
     let mut reader = FrameReader::new(read);
-    let mut streams: HashMap<u64, mpsc::Sender<AppendRequest>> = HashMap::new();
+    // By id: when the connection ends they end in the order in which they were opened, also in a simulation.
+    let mut streams: BTreeMap<u64, mpsc::Sender<AppendRequest>> = BTreeMap::new();
     while let Ok(frame) = reader.next().await {
         match frame.kind {
             Kind::StreamOpen => {
@@ -132,7 +133,7 @@ async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: NodeId) {
     writing.abort();
 }
 
-async fn push(streams: &HashMap<u64, mpsc::Sender<AppendRequest>>, frame: &Frame, room: &Room) {
+async fn push(streams: &BTreeMap<u64, mpsc::Sender<AppendRequest>>, frame: &Frame, room: &Room) {
     // A request that was sent before the sender learned that its stream had ended is dropped here.
     let Some(requests) = streams.get(&frame.id) else { return };
     match rpc::decode_append(&frame.body) {

@@ -140,8 +140,14 @@ impl LogWriter {
     }
 
     /// Runs as a task, blocking it during each step: for simulations, where a disk takes no time.
-    pub async fn run_as_task(mut self) {
+    pub async fn run_as_task(self) {
+        self.run_as_slow_task(|| std::future::ready(())).await;
+    }
+
+    /// The same for a disk that does take time: `pause` passes before each step.
+    pub async fn run_as_slow_task<P: Future<Output = ()>>(mut self, mut pause: impl FnMut() -> P) {
         while let Some(ops) = self.shared.queue.wait_as_task(self.options.write_bytes).await {
+            pause().await;
             self.step(ops);
         }
     }

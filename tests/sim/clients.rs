@@ -1,0 +1,433 @@
+//! Clients: they write and read at members that come and go, and tell the oracle what they were told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use antiphon::engine::{Consistency, Engine, Page, PageQuery};
+use antiphon::error::{Code, Error};
+use antiphon::record::Record;
+use antiphon::state::{Append, Create, Draft, Outcome, Refusal, TopicConfig};
+use antiphon::storage::sim_disk::Dice;
+
+use crate::member::engine_of;
+use crate::oracle::{Fate, Seen, data};
+use crate::seeded::Throw;
+use crate::world::{MEMBERS, World};
+
+/// Topics that are never deleted.
+const STEADY: [&str; 3] = ["steady-0", "steady-1", "steady-2"];
+/// Topics that come and go.
+const FLEETING: [&str; 2] = ["fleeting-0", "fleeting-1"];
+/// Longer than clocks can jump.
+const KEY_WINDOW_MS: u64 = 90 * 24 * 3_600_000;
+/// Most tries of one append.
+const TRIES: u64 = 6;
+
+pub fn topics() -> impl Iterator<Item = &'static str> {
+    STEADY.into_iter().chain(FLEETING)
+}
+
+/// What became of a command.
+#[derive(Debug)]
+pub enum Told {
+    Outcome(Outcome),
+    /// It had and will have no effect.
+    Refused(Error),
+    /// Nobody knows.
+    Unknown,
+    /// The member was not there to be asked.
+    Down,
+}
+
+/// Runs one client until the history is over.
+pub async fn run(world: Arc<World>, number: usize, mut dice: Dice) {
+    let mut client = Client { world, number, cursors: BTreeMap::new() };
+    let pause_ms = dice.between(2, 150);
+    while !client.world.is_over() && !client.world.trace.has_complaints() {
+        tokio::time::sleep(dice.time_ms(0, pause_ms)).await;
+        let member = dice.below(MEMBERS as u64) as usize;
+        match dice.below(100) {
+            0..50 => client.append(member, &mut dice).await,
+            50..85 => client.read(member, &mut dice).await,
+            85..92 => client.configure(member, &mut dice).await,
+            _ => client.delete(member, &mut dice).await,
+        }
+    }
+}
+
+/// The configuration of every topic, but for what changes nothing that is checked.
+fn config(dice: &mut Dice) -> TopicConfig {
+    TopicConfig {
+        idempotency_window_ms: KEY_WINDOW_MS,
+        max_deliveries: dice.below(5),
+        priority: dice.chance(50).then_some(7),
+        ..TopicConfig::default()
+    }
+}
+
+/// Runs `call` at a member; it ends with the member's process. `None` if that happens, or if it is down.
+async fn at<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+    world: &World,
+    member: usize,
+    call: impl FnOnce(Engine) -> F,
+) -> Option<T> {
+    let (engine, _, scope) = engine_of(&world.machines[member])?;
+    // A call that panics is in the verdict with its own words.
+    scope.spawn(call(engine)).await.ok()
+}
+
+async fn propose(world: &World, member: usize, draft: Draft) -> Told {
+    if engine_of(&world.machines[member]).is_none() {
+        return Told::Down;
+    }
+    let proposed = at(world, member, |engine| async move {
+        engine.admit()?;
+        engine.propose(draft).await
+    });
+    match proposed.await {
+        Some(Ok((outcome, _))) => Told::Outcome(outcome),
+        Some(Err(error)) => match error.code {
+            Code::NoLeader | Code::NotReady | Code::ShuttingDown => Told::Refused(error),
+            Code::CommitUnknown => Told::Unknown,
+            _ => {
+                world.trace.complain(format_args!("a command got {error}"));
+                Told::Unknown
+            }
+        },
+        None => Told::Unknown,
+    }
+}
+
+/// One batch as it is sent.
+struct Batch<'a> {
+    topic: &'a str,
+    number: usize,
+    count: u32,
+    pad_bytes: usize,
+    create: Create,
+    expect_head_seq: Option<u64>,
+    key: Option<String>,
+}
+
+impl Batch<'_> {
+    fn draft(&self) -> Draft {
+        let append = Append {
+            topic: self.topic,
+            create: self.create.clone(),
+            expect_head_seq: self.expect_head_seq,
+            idempotency_key: self.key.as_deref(),
+        };
+        let data: Vec<String> =
+            (0..self.count).map(|part| data((self.number, part), self.pad_bytes)).collect();
+        let records = data.iter().map(|data| Record { data, ..Record::default() });
+        Draft::append(&append, records, self.pad_bytes * data.len())
+    }
+
+    /// What an outcome says; complains if no promise allows it.
+    fn fate(&self, world: &World, outcome: &Outcome) -> Fate {
+        match outcome {
+            Outcome::Appended(appended) => {
+                let last_seq = appended.first_seq + appended.count - 1;
+                let is_fresh = !appended.deduped;
+                let is_odd = appended.count != u64::from(self.count)
+                    || appended.head_seq < last_seq
+                    || (is_fresh && appended.head_seq != last_seq)
+                    || (appended.deduped && self.key.is_none())
+                    || (is_fresh && self.expect_head_seq.is_some_and(|head| head + 1 != appended.first_seq));
+                if is_odd {
+                    world.trace.complain(format_args!("append {} came out as {appended:?}", self.number));
+                }
+                Fate::Acked { first_seq: appended.first_seq }
+            }
+            Outcome::Refused(refusal) => {
+                let is_allowed = match refusal {
+                    Refusal::TopicNotFound => self.create == Create::Never,
+                    Refusal::HeadMismatch { head_seq } => {
+                        self.expect_head_seq.is_some_and(|expected| expected != *head_seq)
+                    }
+                    _ => false,
+                };
+                if !is_allowed {
+                    world.trace.complain(format_args!("append {} was refused: {refusal:?}", self.number));
+                }
+                Fate::Refused
+            }
+            other => {
+                world.trace.complain(format_args!("append {} came out as {other:?}", self.number));
+                Fate::Unknown
+            }
+        }
+    }
+}
+
+/// One record to one topic at one member, once.
+pub async fn append_one(world: &World, member: usize, topic: &str) -> Told {
+    let number = world.oracle.begin_append(topic, 1);
+    let config = TopicConfig { idempotency_window_ms: KEY_WINDOW_MS, ..TopicConfig::default() };
+    let create = Create::With(config);
+    let batch = Batch { topic, number, count: 1, pad_bytes: 0, create, expect_head_seq: None, key: None };
+    let told = propose(world, member, batch.draft()).await;
+    let fate = match &told {
+        Told::Outcome(outcome) => batch.fate(world, outcome),
+        Told::Refused(_) | Told::Down => Fate::Refused,
+        Told::Unknown => Fate::Unknown,
+    };
+    world.oracle.end_append(number, fate, false);
+    told
+}
+
+struct Client {
+    world: Arc<World>,
+    number: usize,
+    /// Per topic: epoch, seq read last, head seen last.
+    cursors: BTreeMap<&'static str, (u64, u64, u64)>,
+}
+
+impl Client {
+    fn topic(dice: &mut Dice) -> &'static str {
+        if dice.chance(75) {
+            STEADY[dice.below(STEADY.len() as u64) as usize]
+        } else {
+            FLEETING[dice.below(FLEETING.len() as u64) as usize]
+        }
+    }
+
+    async fn append(&mut self, first_member: usize, dice: &mut Dice) {
+        let world = self.world.clone();
+        let topic = Self::topic(dice);
+        let count = if dice.chance(5) { dice.between(20, 150) } else { dice.between(1, 4) } as u32;
+        let pad_bytes = if dice.chance(10) { dice.between(0, 6000) } else { dice.between(0, 40) } as usize;
+        let number = world.oracle.begin_append(topic, count);
+        // A topic that is deleted takes the keys that it remembers with it.
+        let has_key = STEADY.contains(&topic) && dice.chance(40);
+        let head_seq = self.cursors.get(topic).map(|(_, _, head_seq)| *head_seq);
+        let batch = Batch {
+            topic,
+            number,
+            count,
+            pad_bytes: if count > 20 { pad_bytes.min(400) } else { pad_bytes },
+            create: if dice.chance(10) { Create::Never } else { Create::With(config(dice)) },
+            expect_head_seq: head_seq.filter(|_| dice.chance(10)),
+            key: has_key.then(|| format!("key {number}")),
+        };
+        let (mut sum, mut tries, mut member) = (Fate::Refused, 0, first_member);
+        loop {
+            tries += 1;
+            let told = propose(&world, member, batch.draft()).await;
+            let is_final = match &told {
+                Told::Outcome(outcome) => {
+                    let fate = batch.fate(&world, outcome);
+                    // A refusal says nothing of a try before it that is still on its way.
+                    if !(fate == Fate::Refused && sum == Fate::Unknown) {
+                        sum = fate;
+                    }
+                    true
+                }
+                Told::Refused(_) | Told::Down => false,
+                Told::Unknown => {
+                    sum = Fate::Unknown;
+                    !has_key
+                }
+            };
+            world.trace.note(format_args!(
+                "c{} m{} append {number} of {count} to {topic}: {}",
+                self.number,
+                member + 1,
+                Short(&told)
+            ));
+            if is_final || tries == TRIES || world.trace.has_complaints() {
+                break;
+            }
+            tokio::time::sleep(dice.time_ms(1, 400)).await;
+            member = dice.below(MEMBERS as u64) as usize;
+        }
+        world.oracle.end_append(number, sum, tries > 1);
+    }
+
+    async fn configure(&mut self, member: usize, dice: &mut Dice) {
+        let (topic, config) = (Self::topic(dice), config(dice));
+        let told = propose(&self.world, member, Draft::put_topic(topic, &config)).await;
+        if let Told::Outcome(outcome) = &told {
+            let is_right = matches!(outcome, Outcome::TopicPut { config: put, .. } if *put == config);
+            if !is_right {
+                self.world.trace.complain(format_args!("a put of {config:?} came out as {outcome:?}"));
+            }
+        }
+        self.world.trace.note(format_args!("c{} m{} put {topic}: {}", self.number, member + 1, Short(&told)));
+    }
+
+    async fn delete(&mut self, member: usize, dice: &mut Dice) {
+        let topic = FLEETING[dice.below(FLEETING.len() as u64) as usize];
+        let if_empty = dice.chance(20);
+        let number = self.world.oracle.begin_delete(topic);
+        let told = propose(&self.world, member, Draft::delete_topic(topic, if_empty)).await;
+        let (is_known, is_refused) = match &told {
+            Told::Outcome(Outcome::TopicDeleted { deleted }) => (true, !deleted),
+            Told::Outcome(Outcome::Refused(Refusal::NotEmpty { .. })) if if_empty => (true, true),
+            Told::Outcome(Outcome::Refused(Refusal::TopicNotFound)) => (true, true),
+            Told::Outcome(outcome) => {
+                self.world.trace.complain(format_args!("a delete came out as {outcome:?}"));
+                (true, false)
+            }
+            Told::Refused(_) | Told::Down => (true, true),
+            Told::Unknown => (false, false),
+        };
+        self.world.oracle.end_delete(number, is_known, is_refused);
+        self.world.trace.note(format_args!(
+            "c{} m{} delete {topic}: {}",
+            self.number,
+            member + 1,
+            Short(&told)
+        ));
+    }
+
+    async fn read(&mut self, member: usize, dice: &mut Dice) {
+        let topic = Self::topic(dice);
+        let (epoch, from_seq, _) = self.cursors.get(topic).copied().unwrap_or_default();
+        let query = PageQuery {
+            from_seq,
+            limit: dice.between(1, 200) as usize,
+            max_bytes: dice.between(1, 64 << 10) as usize,
+            drop_nodes: Vec::new(),
+            epoch: (epoch > 0).then_some(epoch),
+            consistency: if dice.chance(60) { Consistency::Strong } else { Consistency::Eventual },
+            wait_ms: if dice.chance(20) { dice.between(1, 2000) } else { 0 },
+        };
+        let told = match read_page(&self.world, member, topic, &query).await {
+            Some(Ok(page)) => {
+                self.world.trace.note(format_args!(
+                    "c{} m{} {:?} read of {topic} from {from_seq}: to {} of {}",
+                    self.number,
+                    member + 1,
+                    query.consistency,
+                    page.next_from_seq,
+                    page.head_seq
+                ));
+                // Once in a while a reader starts again.
+                let cursor = if dice.chance(5) { 0 } else { page.next_from_seq };
+                let is_lagging = page.epoch < epoch;
+                if !is_lagging {
+                    self.cursors.insert(topic, (page.epoch, cursor, page.head_seq));
+                }
+                return;
+            }
+            Some(Err(error)) => {
+                if error.code == Code::TopicNotFound {
+                    self.cursors.remove(topic);
+                }
+                error.code.name()
+            }
+            None => "no answer",
+        };
+        self.world.trace.note(format_args!("c{} m{} read of {topic}: {told}", self.number, member + 1));
+    }
+}
+
+/// Reads one page and shows it to the oracle.
+async fn read_page(
+    world: &World,
+    member: usize,
+    topic: &'static str,
+    query: &PageQuery,
+) -> Option<Result<Page, Error>> {
+    let began = world.oracle.begin_read();
+    let asked = query.clone();
+    let read = at(world, member, move |engine| async move {
+        engine.admit()?;
+        engine.page(topic, asked).await
+    });
+    let result = read.await?;
+    let is_strong = query.consistency == Consistency::Strong;
+    match &result {
+        Ok(page) => {
+            show(world, member, topic, query, page);
+            if is_strong {
+                world.oracle.strong_read(member, topic, began, Some((page.epoch, page.head_seq)));
+            }
+        }
+        Err(error) => match error.code {
+            Code::TopicNotFound if is_strong => world.oracle.strong_read(member, topic, began, None),
+            Code::TopicNotFound | Code::NoLeader | Code::NotReady | Code::ShuttingDown => {}
+            _ => world.trace.complain(format_args!("a read of {topic} at m{} got {error}", member + 1)),
+        },
+    }
+    Some(result)
+}
+
+fn show(world: &World, member: usize, topic: &str, query: &PageQuery, page: &Page) {
+    let mut records = Vec::with_capacity(page.records.len());
+    for record in &page.records {
+        let bytes = record.entry.record(record.position).unwrap_or_default();
+        match Record::decode(bytes) {
+            Ok(decoded) => records.push((record.seq, record.ts_ms, decoded.data.to_owned())),
+            Err(error) => world.trace.complain(format_args!("seq {} of {topic}: {error:?}", record.seq)),
+        }
+    }
+    let from_seq = match &page.tombstone {
+        None => query.from_seq,
+        Some(tombstone) => {
+            let is_expected = tombstone.reason == "recreated" && FLEETING.contains(&topic);
+            if !is_expected {
+                world.trace.complain(format_args!("m{} {topic}: {tombstone:?}", member + 1));
+            }
+            tombstone.earliest_seq - 1
+        }
+    };
+    world.oracle.page(&Seen {
+        member,
+        topic,
+        epoch: page.epoch,
+        from_seq,
+        next_from_seq: page.next_from_seq,
+        head_seq: page.head_seq,
+        records,
+    });
+}
+
+/// Reads a whole topic with strong reads: its epoch and head, or `None` if there is none.
+pub async fn read_all(
+    world: &World,
+    member: usize,
+    topic: &'static str,
+) -> Result<Option<(u64, u64)>, String> {
+    let mut query = PageQuery {
+        from_seq: 0,
+        limit: 1000,
+        max_bytes: 1 << 20,
+        drop_nodes: Vec::new(),
+        epoch: None,
+        consistency: Consistency::Strong,
+        wait_ms: 0,
+    };
+    loop {
+        match read_page(world, member, topic, &query).await {
+            None => return Err("no answer".to_owned()),
+            Some(Err(error)) if error.code == Code::TopicNotFound => return Ok(None),
+            Some(Err(error)) => return Err(error.to_string()),
+            Some(Ok(page)) if page.caught_up => return Ok(Some((page.epoch, page.head_seq))),
+            Some(Ok(page)) if page.next_from_seq <= query.from_seq => {
+                return Err(format!("no progress at {}", query.from_seq));
+            }
+            Some(Ok(page)) => query.from_seq = page.next_from_seq,
+        }
+    }
+}
+
+/// A short form for the trace.
+struct Short<'a>(&'a Told);
+
+impl std::fmt::Display for Short<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Told::Outcome(Outcome::Appended(appended)) => {
+                let deduped = if appended.deduped { ", deduped" } else { "" };
+                write!(f, "seq {}{deduped}", appended.first_seq)
+            }
+            Told::Outcome(Outcome::TopicPut { created, .. }) => write!(f, "put, created {created}"),
+            Told::Outcome(other) => write!(f, "{other:?}"),
+            Told::Refused(error) => f.write_str(error.code.name()),
+            Told::Unknown => f.write_str("unknown"),
+            Told::Down => f.write_str("down"),
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! One simulated member: wired as `server.rs` does it, but for HTTP, and ended like a machine.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use antiphon::engine::{Engine, EngineOptions, Hub};
+use antiphon::raft::{
+    Applied, ApplyObserver, ClusterTime, Identity, IdentityKeeper, ListedMember, Me, Member, Node,
+    PeerTransport, Peers, accept_peers, found_listed,
+};
+use antiphon::state::SharedTopic;
+use antiphon::storage::sim_disk::Dice;
+use antiphon::storage::{Disk, Log, MemoryCheckpoint, Room, SimDisk};
+use antiphon::task::{self, Scope};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::network::{SimTransport, address};
+use crate::oracle::Oracle;
+use crate::seeded::{SimClock, SimRandom, Throw};
+use crate::world::{MEMBERS, World};
+
+const DATA_DIR: &str = "/data";
+const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What outlives a member's process, and the process if there is one.
+pub struct Machine {
+    pub disk: SimDisk,
+    /// Every batch is written at once and as a whole, so what a crash leaves is what is in there.
+    checkpoint: Arc<MemoryCheckpoint>,
+    pub clock: Arc<SimClock>,
+    dice: Dice,
+    /// Counts the processes, so that a late word of an earlier one is known as such.
+    life: u32,
+    pub running: Option<Running>,
+    /// The disk was told to fail: the member may end by itself, or fail to start.
+    pub is_harmed: bool,
+}
+
+/// A process.
+pub struct Running {
+    pub scope: Arc<Scope>,
+    /// `None` until it has started.
+    pub engine: Option<(Engine, Arc<Applied>)>,
+}
+
+impl Machine {
+    pub fn new(mut dice: Dice) -> Self {
+        let offset_ms = dice.between(0, 2000) as i64 - 1000;
+        Machine {
+            disk: SimDisk::new(dice.roll()),
+            checkpoint: Arc::default(),
+            clock: Arc::new(SimClock::new(offset_ms)),
+            dice,
+            life: 0,
+            running: None,
+            is_harmed: false,
+        }
+    }
+
+    /// Ends the process, if there is one. What it wrote is still there.
+    pub fn kill(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.scope.end();
+        }
+    }
+
+    /// Ends the process and forgets what was not synced.
+    pub fn lose_power(&mut self) {
+        self.kill();
+        let seed = self.dice.roll();
+        self.disk = self.disk.crash(seed);
+        self.is_harmed = false;
+    }
+}
+
+/// Starts the process of a member, unless it runs.
+pub fn start(world: &Arc<World>, number: usize) {
+    let mut machine = world.machines[number].lock();
+    if machine.running.is_some() {
+        return;
+    }
+    machine.life += 1;
+    let life = machine.life;
+    let scope = Scope::new();
+    machine.running = Some(Running { scope: scope.clone(), engine: None });
+    drop(machine);
+    world.net.lighten(number);
+    world.trace.note(format_args!("m{} starts, life {life}", number + 1));
+    let world = world.clone();
+    scope.spawn(async move {
+        let reason = live(&world, number, life).await;
+        let mut machine = world.machines[number].lock();
+        if machine.life != life {
+            return;
+        }
+        if machine.is_harmed {
+            world.trace.note(format_args!("m{} ended: {reason}", number + 1));
+        } else {
+            world.trace.complain(format_args!("m{} ended by itself: {reason}", number + 1));
+        }
+        machine.kill();
+    });
+}
+
+/// Runs a member until it cannot go on, and says why.
+async fn live(world: &Arc<World>, number: usize, life: u32) -> String {
+    match wire(world, number, life).await {
+        Ok((node, mut failed)) => {
+            tokio::select! {
+                biased;
+                reason = node.stopped() => reason,
+                // `None` if all services have ended well, which those that accept and save never do.
+                reason = failed.recv() => reason.unwrap_or("its services ended".to_owned()),
+            }
+        }
+        Err(reason) => format!("cannot start: {reason}"),
+    }
+}
+
+async fn wire(
+    world: &Arc<World>,
+    number: usize,
+    life: u32,
+) -> Result<(Arc<Node>, mpsc::Receiver<String>), String> {
+    let (disk, checkpoint, clock, mut dice) = {
+        let mut machine = world.machines[number].lock();
+        (machine.disk.clone(), machine.checkpoint.clone(), machine.clock.clone(), machine.dice.fork())
+    };
+    let disk: Arc<dyn Disk> = Arc::new(disk);
+    let random = Arc::new(SimRandom::new(dice.roll()));
+    let transport = Arc::new(SimTransport { net: world.net.clone(), number });
+    let name = format!("m{}", number + 1);
+    let dir = Path::new(DATA_DIR);
+
+    let listener = transport.listen(&address(number)).await.map_err(|error| error.to_string())?;
+    let identity = Identity::open(&*disk, dir, "sim", &name, &*random)?;
+    let room_disk = disk.clone();
+    let (log, writer) = Log::open(disk.clone(), &dir.join("log"), world.setup.log_options.clone())
+        .map_err(|error| error.to_string())?;
+    let applied = Applied::load(log.clone(), checkpoint).map_err(|error| error.to_string())?;
+    if applied.index() > log.last_id().map_or(0, |id| id.index) {
+        return Err(format!("the checkpoint is at {}, the log ends at {:?}", applied.index(), log.last_id()));
+    }
+    world.trace.note(format_args!("{name} opens at {:?}, applied {}", log.last_id(), applied.index()));
+    let sync_us = world.setup.sync_us;
+    task::spawn(writer.run_as_slow_task(move || {
+        tokio::time::sleep(Duration::from_micros(dice.between(sync_us.0, sync_us.1)))
+    }));
+
+    let member =
+        Member { name, peer_address: address(number), client_url: format!("http://{}", address(number)) };
+    let me = Me::new(&identity, member, b"a secret of the simulation".to_vec(), false);
+    let keeper = IdentityKeeper::new(disk, dir.to_path_buf(), identity, me.clone());
+    let peers = Peers::new(me, transport, random.clone());
+    let hub = Arc::new(Hub::default());
+    let witness = Arc::new(Witness {
+        number,
+        hub: hub.clone(),
+        applied: applied.clone(),
+        oracle: world.oracle.clone(),
+    });
+    let time = ClusterTime::new(clock);
+    // Simulated disks are large enough.
+    let room = Room::new(room_disk, dir.to_path_buf(), 0);
+    let node =
+        Node::start(peers, log.clone(), applied.clone(), witness, time, room.clone(), world.setup.timers)
+            .await?;
+
+    let (failure, failed) = mpsc::channel(4);
+    serve("peers", accept_peers(listener, node.clone(), keeper.clone()), &failure);
+    serve("checkpoint", applied.clone().save_periodically(CHECKPOINT_INTERVAL, room), &failure);
+    let (founder, founder_random) = (node.clone(), random.clone());
+    let founding = async move {
+        let list: Vec<ListedMember> =
+            (0..MEMBERS).map(|number| (format!("m{}", number + 1), address(number))).collect();
+        found_listed(&founder, &keeper, &*founder_random, &list).await.map_err(std::io::Error::other)
+    };
+    serve("founding", founding, &failure);
+    task::spawn(follow_leader(world.clone(), number, node.clone()));
+
+    let options = EngineOptions {
+        request_timeout: Duration::from_millis(world.setup.request_timeout_ms),
+        quorum_loss_after: Duration::from_millis(2 * world.setup.timers.election_timeout_max_ms + 1000),
+    };
+    let engine = Engine::new(node.clone(), log, hub, random, options);
+    let mut machine = world.machines[number].lock();
+    if machine.life == life
+        && let Some(running) = &mut machine.running
+    {
+        running.engine = Some((engine, applied));
+    }
+    Ok((node, failed))
+}
+
+fn serve(
+    name: &'static str,
+    service: impl Future<Output = std::io::Result<()>> + Send + 'static,
+    failure: &mpsc::Sender<String>,
+) {
+    let failure = failure.clone();
+    task::spawn(async move {
+        if let Err(error) = service.await {
+            let _ = failure.send(format!("{name}: {error}")).await;
+        }
+    });
+}
+
+async fn follow_leader(world: Arc<World>, number: usize, node: Arc<Node>) {
+    let mut leadership = node.leadership();
+    while leadership.changed().await.is_ok() {
+        let leader = {
+            let now = leadership.borrow_and_update();
+            (now.term, now.leader.clone())
+        };
+        if let (term, Some(antiphon::raft::Leader::Here)) = leader {
+            world.trace.note(format_args!("m{} leads in term {term}", number + 1));
+        }
+    }
+}
+
+/// Compares the state after every batch of entries, and passes the news on.
+struct Witness {
+    number: usize,
+    hub: Arc<Hub>,
+    applied: Arc<Applied>,
+    oracle: Arc<Oracle>,
+}
+
+impl ApplyObserver for Witness {
+    fn topics_changed(&self, topics: &[Arc<SharedTopic>]) {
+        let (index, digest) = self.applied.digest();
+        self.oracle.digest(self.number, index, digest);
+        self.hub.topics_changed(topics);
+    }
+}
+
+/// A member's state: `None` while it is down or starting.
+pub fn engine_of(machine: &Mutex<Machine>) -> Option<(Engine, Arc<Applied>, Arc<Scope>)> {
+    let machine = machine.lock();
+    let running = machine.running.as_ref()?;
+    let (engine, applied) = running.engine.as_ref()?;
+    Some((engine.clone(), applied.clone(), running.scope.clone()))
+}

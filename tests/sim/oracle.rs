@@ -1,0 +1,352 @@
+//! What the clients were told, and whether what they see agrees with it.
+//!
+//! Everything happens in one thread, so a counter that moves with each begin and end orders all calls:
+//! what ended before another began happened before it. Records carry the number of their attempt, and
+//! whoever reads reports what it saw, so that a record that is somewhere else at another member, or later,
+//! is found at once. What needs the whole story is checked at the end.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::trace::Trace;
+
+/// What an attempt's client knows of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// The records are there, from this seq on.
+    Acked { first_seq: u64 },
+    /// None of the records is there, now or later.
+    Refused,
+    /// All of the records are there once, or none is.
+    Unknown,
+}
+
+/// One batch, and all tries to append it.
+#[derive(Debug)]
+struct Attempt {
+    topic: String,
+    count: u32,
+    began: u64,
+    ended: u64,
+    fate: Fate,
+    /// Some try failed before the last: it may have been placed long before it was acked.
+    is_repeated: bool,
+}
+
+struct Delete {
+    topic: String,
+    began: u64,
+    /// `u64::MAX` if it may still take effect.
+    ended: u64,
+}
+
+/// What a strong read told.
+struct StrongRead {
+    ended: u64,
+    epoch: u64,
+    head_seq: u64,
+}
+
+/// Number of an attempt, and place in its batch.
+pub type RecordId = (usize, u32);
+/// Epoch and seq.
+type Place = (u64, u64);
+
+#[derive(Default)]
+struct Story {
+    now: u64,
+    attempts: Vec<Attempt>,
+    deletes: Vec<Option<Delete>>,
+    seen: BTreeMap<(String, Place), (RecordId, u64)>,
+    places: HashMap<RecordId, Place>,
+    strong_reads: BTreeMap<String, Vec<StrongRead>>,
+    digests: BTreeMap<u64, (u64, usize)>,
+    tally: Tally,
+}
+
+/// Totals of a history.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    pub acked: u64,
+    pub refused: u64,
+    pub unknown: u64,
+    pub reads: u64,
+    pub faults: u64,
+    /// Times that a member came by an entry that another one, or itself, had applied before.
+    pub digests: u64,
+}
+
+/// The book of one history.
+pub struct Oracle {
+    trace: Arc<Trace>,
+    story: Mutex<Story>,
+}
+
+/// What a page told, as the oracle needs it.
+pub struct Seen<'a> {
+    pub member: usize,
+    pub topic: &'a str,
+    pub epoch: u64,
+    pub from_seq: u64,
+    pub next_from_seq: u64,
+    pub head_seq: u64,
+    /// Seq, time and data of each record.
+    pub records: Vec<(u64, u64, String)>,
+}
+
+/// The data of a record, with `pad_bytes` to make it larger.
+pub fn data(id: RecordId, pad_bytes: usize) -> String {
+    format!("\"{}.{}:{}\"", id.0, id.1, "x".repeat(pad_bytes))
+}
+
+fn parse_id(data: &str) -> Option<RecordId> {
+    let (attempt, part) = data.strip_prefix('"')?.split_once(':')?.0.split_once('.')?;
+    Some((attempt.parse().ok()?, part.parse().ok()?))
+}
+
+impl Story {
+    fn tick(&mut self) -> u64 {
+        self.now += 1;
+        self.now
+    }
+
+    /// Whether some delete may have removed what was appended by an attempt that began at `began`, before
+    /// a read that ended at `until`.
+    fn may_be_deleted(&self, topic: &str, began: u64, until: u64) -> bool {
+        let mut deletes = self.deletes.iter().flatten();
+        deletes.any(|delete| delete.topic == topic && delete.ended > began && delete.began < until)
+    }
+}
+
+impl Oracle {
+    pub fn new(trace: Arc<Trace>) -> Self {
+        Oracle { trace, story: Mutex::default() }
+    }
+
+    pub fn tally(&self) -> Tally {
+        self.story.lock().tally
+    }
+
+    pub fn count_fault(&self) {
+        self.story.lock().tally.faults += 1;
+    }
+
+    pub fn begin_append(&self, topic: &str, count: u32) -> usize {
+        let mut story = self.story.lock();
+        let began = story.tick();
+        story.attempts.push(Attempt {
+            topic: topic.to_owned(),
+            count,
+            began,
+            ended: u64::MAX,
+            fate: Fate::Unknown,
+            is_repeated: false,
+        });
+        story.attempts.len() - 1
+    }
+
+    pub fn end_append(&self, number: usize, fate: Fate, is_repeated: bool) {
+        let mut story = self.story.lock();
+        let ended = story.tick();
+        match fate {
+            Fate::Acked { .. } => story.tally.acked += 1,
+            Fate::Refused => story.tally.refused += 1,
+            Fate::Unknown => story.tally.unknown += 1,
+        }
+        let attempt = &mut story.attempts[number];
+        (attempt.ended, attempt.fate, attempt.is_repeated) = (ended, fate, is_repeated);
+    }
+
+    pub fn begin_delete(&self, topic: &str) -> usize {
+        let mut story = self.story.lock();
+        let began = story.tick();
+        story.deletes.push(Some(Delete { topic: topic.to_owned(), began, ended: u64::MAX }));
+        story.deletes.len() - 1
+    }
+
+    /// `is_known` says that it took effect or not by now; `is_refused` that it never will.
+    pub fn end_delete(&self, number: usize, is_known: bool, is_refused: bool) {
+        let mut story = self.story.lock();
+        let now = story.tick();
+        if is_refused {
+            story.deletes[number] = None;
+        } else if is_known && let Some(delete) = &mut story.deletes[number] {
+            delete.ended = now;
+        }
+    }
+
+    pub fn begin_read(&self) -> u64 {
+        let mut story = self.story.lock();
+        story.tally.reads += 1;
+        story.tick()
+    }
+
+    /// A member stands at `index` with `digest`.
+    pub fn digest(&self, member: usize, index: u64, digest: u64) {
+        let mut story = self.story.lock();
+        let (known, of) = *story.digests.entry(index).or_insert((digest, member));
+        story.tally.digests += 1;
+        if known != digest {
+            self.trace.complain(format_args!(
+                "digests differ at entry {index}: m{} had {known:016x}, m{} has {digest:016x}",
+                of + 1,
+                member + 1
+            ));
+        }
+    }
+
+    /// Any page, strong or not: its records follow each other, and are what everybody else saw there.
+    pub fn page(&self, seen: &Seen<'_>) {
+        let mut story = self.story.lock();
+        let mut complaints = Vec::new();
+        let Seen { topic, epoch, .. } = *seen;
+        let mut expected = seen.from_seq;
+        let mut last_ts_ms = 0;
+        for (seq, ts_ms, data) in &seen.records {
+            expected += 1;
+            if *seq != expected {
+                complaints.push(format!("seq {seq} where {expected} should be"));
+                expected = *seq;
+            }
+            if *ts_ms < last_ts_ms {
+                complaints.push(format!("time goes back at seq {seq}"));
+            }
+            last_ts_ms = *ts_ms;
+            let Some(id) = parse_id(data) else {
+                complaints.push(format!("a record that nobody wrote: {data}"));
+                continue;
+            };
+            let place = (epoch, *seq);
+            let known = *story.seen.entry((topic.to_owned(), place)).or_insert((id, *ts_ms));
+            if known != (id, *ts_ms) {
+                complaints.push(format!("seq {seq} holds {id:?} at {ts_ms}, once it held {known:?}"));
+            }
+            let first_place = *story.places.entry(id).or_insert(place);
+            if first_place != place {
+                complaints.push(format!("{id:?} is at seq {seq}, and also at {first_place:?}"));
+            }
+            match story.attempts.get(id.0) {
+                None => complaints.push(format!("{id:?} was never sent")),
+                Some(attempt) if attempt.topic != topic || id.1 >= attempt.count => {
+                    complaints.push(format!("{id:?} was not sent to this topic: {attempt:?}"));
+                }
+                Some(attempt) if attempt.fate == Fate::Refused => {
+                    complaints.push(format!("{id:?} was refused, and is at seq {seq}"));
+                }
+                Some(_) => {}
+            }
+        }
+        if expected != seen.next_from_seq {
+            complaints.push(format!("next_from_seq is {} after seq {expected}", seen.next_from_seq));
+        }
+        if seen.next_from_seq > seen.head_seq && seen.records.is_empty().eq(&false) {
+            complaints.push(format!("records above the head {}", seen.head_seq));
+        }
+        drop(story);
+        for complaint in complaints {
+            self.trace.complain(format_args!("m{} {topic} epoch {epoch}: {complaint}", seen.member + 1));
+        }
+    }
+
+    /// A strong read that began at `began` ended now: with epoch and head of the topic, or with its absence.
+    pub fn strong_read(&self, member: usize, topic: &str, began: u64, told: Option<(u64, u64)>) {
+        let mut story = self.story.lock();
+        let now = story.tick();
+        let mut complaints = Vec::new();
+        for (number, attempt) in story.attempts.iter().enumerate() {
+            let Fate::Acked { first_seq } = attempt.fate else { continue };
+            let is_due = attempt.topic == topic && attempt.ended < began;
+            if !is_due || story.may_be_deleted(topic, attempt.began, now) {
+                continue;
+            }
+            let last_seq = first_seq + u64::from(attempt.count) - 1;
+            if told.is_none_or(|(_, head_seq)| head_seq < last_seq) {
+                complaints.push(format!("does not see append {number}, acked before up to {last_seq}"));
+            }
+        }
+        if let Some((epoch, head_seq)) = told {
+            let reads = story.strong_reads.entry(topic.to_owned()).or_default();
+            for before in reads.iter().filter(|before| before.ended < began) {
+                if before.epoch > epoch || (before.epoch == epoch && before.head_seq > head_seq) {
+                    let earlier = (before.epoch, before.head_seq);
+                    complaints.push(format!("went back: {earlier:?} was read before"));
+                }
+            }
+            reads.push(StrongRead { ended: now, epoch, head_seq });
+        }
+        drop(story);
+        for complaint in complaints {
+            self.trace.complain(format_args!(
+                "strong read of {topic} at m{} told {told:?}: it {complaint}",
+                member + 1
+            ));
+        }
+    }
+
+    /// Checks the whole story. `contents` has for each topic its epoch and how many records it holds; all
+    /// of them have been read.
+    pub fn finish(&self, contents: &BTreeMap<String, (u64, u64)>) {
+        let story = self.story.lock();
+        let mut complaints = Vec::new();
+        for (number, attempt) in story.attempts.iter().enumerate() {
+            let found: Vec<Option<Place>> =
+                (0..attempt.count).map(|part| story.places.get(&(number, part)).copied()).collect();
+            let final_epoch = contents.get(&attempt.topic).map(|(epoch, _)| *epoch);
+            let is_deletable = story.may_be_deleted(&attempt.topic, attempt.began, u64::MAX);
+            let is_in = |first: u64| {
+                found.iter().zip(first..).all(|(place, seq)| {
+                    place
+                        .is_some_and(|place| place.1 == seq && (is_deletable || Some(place.0) == final_epoch))
+                })
+            };
+            // A topic that may have been deleted may not have been read in time.
+            let may_be_in = |first: u64| {
+                found.iter().zip(first..).all(|(place, seq)| place.is_none_or(|place| place.1 == seq))
+            };
+            let is_right = match attempt.fate {
+                Fate::Acked { first_seq } if is_deletable => may_be_in(first_seq),
+                Fate::Acked { first_seq } => is_in(first_seq),
+                Fate::Refused => found.iter().all(Option::is_none),
+                Fate::Unknown if found.iter().all(Option::is_none) => true,
+                Fate::Unknown if is_deletable => {
+                    let at = found.iter().position(Option::is_some).unwrap_or(0);
+                    may_be_in(found[at].map_or(0, |place| place.1.saturating_sub(at as u64)))
+                }
+                Fate::Unknown => is_in(found[0].map_or(0, |place| place.1)),
+            };
+            if !is_right {
+                complaints.push(format!("append {number} {attempt:?} is found at {found:?}"));
+            }
+        }
+        complaints.extend(out_of_order(&story.attempts, |attempt| {
+            story.may_be_deleted(&attempt.topic, 0, u64::MAX)
+        }));
+        drop(story);
+        complaints.into_iter().take(10).for_each(|complaint| self.trace.complain(complaint));
+    }
+}
+
+/// C-WRITE-16: what was sent after the ack of another has a higher seq.
+fn out_of_order(attempts: &[Attempt], is_excused: impl Fn(&Attempt) -> bool) -> Vec<String> {
+    let mut complaints = Vec::new();
+    let acked: Vec<(&Attempt, u64)> = attempts
+        .iter()
+        .filter(|attempt| !is_excused(attempt))
+        .filter_map(|attempt| match attempt.fate {
+            Fate::Acked { first_seq } => Some((attempt, first_seq)),
+            _ => None,
+        })
+        .collect();
+    for (later, later_seq) in acked.iter().filter(|(later, _)| !later.is_repeated) {
+        for (earlier, earlier_seq) in &acked {
+            let is_before = earlier.topic == later.topic && earlier.ended < later.began;
+            if is_before && earlier_seq >= later_seq {
+                complaints
+                    .push(format!("{later:?} was sent after {earlier:?} was acked, and lies before it"));
+            }
+        }
+    }
+    complaints
+}

@@ -1,0 +1,254 @@
+//! One history: a cluster, its clients and its faults, from the seed to the verdict.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use antiphon::engine::Consistency;
+use antiphon::raft::{Timers, seed_thread};
+use antiphon::storage::LogOptions;
+use antiphon::storage::sim_disk::Dice;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::clients::{self, Told};
+use crate::faults;
+use crate::member::{self, Machine, engine_of};
+use crate::network::Net;
+use crate::oracle::{Oracle, Tally};
+use crate::seeded::Throw;
+use crate::trace::{self, Trace};
+
+/// Members of the simulated cluster.
+pub const MEMBERS: usize = 3;
+/// A healed cluster must serve again within this time.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the seed decides before anything runs.
+pub struct Setup {
+    pub log_options: LogOptions,
+    pub timers: Timers,
+    pub request_timeout_ms: u64,
+    /// How long a sync takes.
+    pub sync_us: (u64, u64),
+    clients: usize,
+    faults_for: Duration,
+    /// Whether the faults wait until the cluster stands.
+    is_founded_in_peace: bool,
+}
+
+impl Setup {
+    fn new(dice: &mut Dice) -> Self {
+        let election_timeout_min_ms = dice.between(200, 800);
+        Setup {
+            // Small enough that a history meets rotations, cold reads and full queues.
+            log_options: LogOptions {
+                segment_bytes: 16 << (10 + dice.below(5)),
+                cache_bytes: 4 << (10 + dice.below(9)),
+                queue_bytes: 256 << 10,
+                write_bytes: 1 << (12 + dice.below(8)),
+                zero_below_bytes: 16 << 10,
+                zero_step_bytes: 8 << 10,
+            },
+            timers: Timers {
+                heartbeat_ms: election_timeout_min_ms / 4,
+                election_timeout_min_ms,
+                election_timeout_max_ms: 2 * election_timeout_min_ms,
+            },
+            request_timeout_ms: dice.between(1000, 8000),
+            sync_us: if dice.chance(20) { (1000, 30_000) } else { (50, 2000) },
+            clients: dice.between(2, 6) as usize,
+            faults_for: dice.time_ms(5_000, 20_000),
+            is_founded_in_peace: dice.chance(75),
+        }
+    }
+}
+
+/// A history while it goes on.
+pub struct World {
+    pub trace: Arc<Trace>,
+    pub oracle: Arc<Oracle>,
+    pub net: Arc<Net>,
+    pub setup: Setup,
+    pub machines: [Mutex<Machine>; MEMBERS],
+    is_over: AtomicBool,
+}
+
+impl World {
+    /// Whether clients should stop.
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+}
+
+/// How a history went.
+pub struct Verdict {
+    seed: u64,
+    pub complaints: Vec<String>,
+    lines: Vec<String>,
+    hash: u64,
+    pub tally: Tally,
+    pub simulated_ms: u64,
+}
+
+impl Verdict {
+    pub fn broken(seed: u64, complaint: String) -> Self {
+        let (complaints, lines) = (vec![complaint], Vec::new());
+        Verdict { seed, complaints, lines, hash: 0, tally: Tally::default(), simulated_ms: 0 }
+    }
+
+    /// The same seed must give the same history.
+    pub fn compare(&mut self, again: &Verdict) {
+        if self.hash != again.hash {
+            self.complaints.push("the same seed went another way when it was run again".to_owned());
+            let same = self.lines.iter().zip(&again.lines).take_while(|(one, other)| one == other).count();
+            self.complaints.push(format!("{:?} and {:?}", self.lines.get(same), again.lines.get(same)));
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "seed {} FAILED; its last events:", self.seed)?;
+        self.lines.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
+        self.complaints.iter().try_for_each(|complaint| writeln!(f, "seed {}: {complaint}", self.seed))?;
+        write!(f, "replay: cargo sim --from {} --seeds 1 --trace", self.seed)
+    }
+}
+
+/// Runs the history of `seed` on this thread.
+pub fn run(seed: u64, is_traced: bool) -> Verdict {
+    seed_thread(seed);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return Verdict::broken(seed, error.to_string()),
+    };
+    let (trace, tally, simulated_ms) = runtime.block_on(live(seed, is_traced));
+    drop(runtime);
+    let (hash, mut complaints, lines) = trace.end();
+    complaints.extend(trace::take_panics());
+    Verdict { seed, complaints, lines, hash, tally, simulated_ms }
+}
+
+async fn live(seed: u64, is_traced: bool) -> (Arc<Trace>, Tally, u64) {
+    let begin = Instant::now();
+    let mut dice = Dice::new(seed);
+    let trace = Arc::new(Trace::new(is_traced));
+    let setup = Setup::new(&mut dice);
+    let world = Arc::new(World {
+        oracle: Arc::new(Oracle::new(trace.clone())),
+        net: Net::new(dice.fork(), (100, 2000)),
+        machines: std::array::from_fn(|_| Mutex::new(Machine::new(dice.fork()))),
+        is_over: AtomicBool::new(false),
+        setup,
+        trace,
+    });
+    let watching = tokio::spawn(watch_digests(world.clone()));
+    story(&world, &mut dice).await;
+    watching.abort();
+    world.machines.iter().for_each(|machine| machine.lock().kill());
+    (world.trace.clone(), world.oracle.tally(), begin.elapsed().as_millis() as u64)
+}
+
+async fn story(world: &Arc<World>, dice: &mut Dice) {
+    for number in 0..MEMBERS {
+        member::start(world, number);
+        tokio::time::sleep(dice.time_ms(0, 300)).await;
+    }
+    if world.setup.is_founded_in_peace {
+        serve_again(world, "after the start").await;
+    }
+    let clients: Vec<_> = (0..world.setup.clients)
+        .map(|number| tokio::spawn(clients::run(world.clone(), number, dice.fork())))
+        .collect();
+    faults::rage(world, dice, world.setup.faults_for).await;
+    faults::heal(world).await;
+    serve_again(world, "after the faults").await;
+    world.is_over.store(true, Ordering::Relaxed);
+    for client in clients {
+        let _ = client.await;
+    }
+    if dice.chance(50) && !world.trace.has_complaints() {
+        world.trace.note("everything loses power");
+        faults::black_out(world);
+        tokio::time::sleep(dice.time_ms(0, 2000)).await;
+        faults::heal(world).await;
+        serve_again(world, "after the black-out").await;
+    }
+    if !world.trace.has_complaints() {
+        check_everything(world).await;
+    }
+}
+
+/// Waits until every member serves, and lets each carry out a write.
+async fn serve_again(world: &Arc<World>, when: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    for number in 0..MEMBERS {
+        loop {
+            if world.trace.has_complaints() {
+                return;
+            }
+            let told = clients::append_one(world, number, "steady-0").await;
+            if matches!(told, Told::Outcome(_)) {
+                break;
+            }
+            if Instant::now() >= deadline {
+                world.trace.complain(format_args!("m{} does not serve {when}: {told:?}", number + 1));
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    world.trace.note(format_args!("all serve {when}"));
+}
+
+/// Looks at the digests now and then, also of members that apply nothing.
+async fn watch_digests(world: Arc<World>) {
+    loop {
+        for number in 0..MEMBERS {
+            if let Some((_, applied, _)) = engine_of(&world.machines[number]) {
+                let (index, digest) = applied.digest();
+                world.oracle.digest(number, index, digest);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(97)).await;
+    }
+}
+
+/// Reads every topic at every member, and settles the book.
+async fn check_everything(world: &Arc<World>) {
+    let mut contents: [BTreeMap<String, (u64, u64)>; MEMBERS] = Default::default();
+    for (number, contents) in contents.iter_mut().enumerate() {
+        for topic in clients::topics() {
+            match clients::read_all(world, number, topic).await {
+                Ok(Some(content)) => {
+                    contents.insert(topic.to_owned(), content);
+                }
+                Ok(None) => {}
+                Err(problem) => {
+                    world.trace.complain(format_args!("m{} cannot read {topic}: {problem}", number + 1));
+                    return;
+                }
+            }
+        }
+        if let Some((engine, applied, _)) = engine_of(&world.machines[number]) {
+            let (index, digest) = applied.digest();
+            world.oracle.digest(number, index, digest);
+            world.trace.note(format_args!("m{} ends at {index} with {digest:016x}", number + 1));
+            let _ = engine.cluster(Consistency::Eventual).await;
+        }
+    }
+    for (number, other) in contents.iter().enumerate() {
+        if *other != contents[0] {
+            world.trace.complain(format_args!(
+                "m1 and m{} differ in the end: {:?} and {other:?}",
+                number + 1,
+                contents[0]
+            ));
+        }
+    }
+    world.oracle.finish(&contents[0]);
+}
