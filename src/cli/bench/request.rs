@@ -158,7 +158,7 @@ mod tests {
     fn an_append_names_its_topic_and_has_unlike_payloads_of_the_wanted_size() {
         let topics = Topics::new(20);
         let mut append = AppendRequest::new(&url(), &topics, 3, 30);
-        for (topic, number) in [(0, 0), (19, 0xab), (7, u64::MAX - 2)] {
+        for (topic, number) in [(0, 0), (19, 0xab), (7, u64::MAX - 9)] {
             let (line, body) = parts(append.fill(topic, number));
             assert_eq!(line, format!("POST /v0/topics/{}?return_seqs=false HTTP/1.1", topics.name(topic)));
             let records = body["records"].as_array().unwrap();
