@@ -32,8 +32,10 @@ fn adds_up(report: &Value, seconds: f64, records_per_op: u64) {
     let ops = number("/ops");
     assert!(ops > 0.0, "{report}");
     assert!((number("/records") - ops * records_per_op as f64).abs() < 0.5, "{report}");
-    assert!((number("/ops_per_s") - ops / seconds).abs() < 1.0, "{report}");
-    assert!((number("/records_per_s") - number("/records") / seconds).abs() < 1.0, "{report}");
+    // The last answers may come a little after the time is over.
+    let is_near = |rate: f64, exact: f64| (rate - exact).abs() < 1.0 + exact / 20.0;
+    assert!(is_near(number("/ops_per_s"), ops / seconds), "{report}");
+    assert!(is_near(number("/records_per_s"), number("/records") / seconds), "{report}");
     assert!(number("/errors/count") < 0.5, "{report}");
     assert!((number("/verified/acked_records") - number("/verified/head_sum")).abs() < 0.5, "{report}");
     let latencies = ["p50", "p99", "p99_9", "max"].map(|name| number(&format!("/latency_ms/{name}")));
