@@ -19,6 +19,7 @@
 //!
 //! What this cannot see: damage to the very last group of frames, of which no later frame speaks, looks like
 //! a torn tail. That is the price of one sync per group.
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -166,6 +167,17 @@ fn first_gap(ids: &[u64]) -> Option<u64> {
     ids.windows(2).find(|pair| pair[0] + 1 != pair[1]).map(|pair| pair[0] + 1)
 }
 
+/// What a segment was found to hold.
+struct Scanned {
+    /// Behind the last good frame.
+    position: Position,
+    end: End,
+    /// The bytes of all frames.
+    body: Vec<u8>,
+    /// Where the frames begin that no later one calls synced.
+    unproven_from_bytes: u64,
+}
+
 struct Recovery<'a> {
     disk: &'a dyn Disk,
     dir: &'a Path,
@@ -232,11 +244,12 @@ impl<'a> Recovery<'a> {
     /// table can be on the disk without the frames before it. Read it through, and finish the rotation
     /// (`None`: go on with the last) or undo it (the end of `segment` is the end of the log).
     fn read_interrupted(&mut self, segment: &Found, last: &Found) -> Result<Option<Position>, OpenError> {
-        let (position, end, body) = self.scan(segment)?;
+        let Scanned { position, end, body, unproven_from_bytes } = self.scan(segment)?;
         match end {
             End::Sealed { lsn }
                 if last.header.chain == position.chain && last.header.first_lsn == lsn + 1 =>
             {
+                write_again(segment, &body, unproven_from_bytes, position.end_bytes)?;
                 let finished =
                     segment.file.set_len(position.end_bytes).and_then(|()| segment.file.sync_data());
                 finished.map_err(|source| io_error(segment, source))?;
@@ -250,6 +263,7 @@ impl<'a> Recovery<'a> {
             )),
             End::Open => {
                 // The old end first: while the empty segment is there, this can be done again.
+                write_again(segment, &body, unproven_from_bytes, position.end_bytes)?;
                 self.cut(segment, &position, &body)?;
                 let removed = self.disk.remove(&last.path).and_then(|()| self.disk.sync_dir(self.dir));
                 removed.map_err(|source| io_error(last, source))?;
@@ -260,7 +274,7 @@ impl<'a> Recovery<'a> {
 
     fn read_last(&mut self, last: &Found) -> Result<Position, OpenError> {
         let len_bytes = segment_len(last)?;
-        let (position, end, body) = self.scan(last)?;
+        let Scanned { position, end, body, unproven_from_bytes } = self.scan(last)?;
         match end {
             // Its successor was durable before the table was written.
             End::Sealed { .. } => Err(corrupt(
@@ -272,18 +286,24 @@ impl<'a> Recovery<'a> {
                 Err(corrupt(&last.path, len_bytes, "the file was cut short"))
             }
             End::Open => {
+                write_again(last, &body, unproven_from_bytes, position.end_bytes)?;
                 self.cut(last, &position, &body)?;
                 Ok(position)
             }
         }
     }
 
-    /// Reads frame by frame. Gives the position behind the last good frame, and the bytes of all frames.
-    /// The whole segment is in memory meanwhile: 64 MiB, once, at start.
-    fn scan(&mut self, segment: &Found) -> Result<(Position, End, Vec<u8>), OpenError> {
+    /// Reads frame by frame. The whole segment is in memory meanwhile: 64 MiB, once, at start.
+    fn scan(&mut self, segment: &Found) -> Result<Scanned, OpenError> {
         let body = read_body(segment)?;
         self.begin_segment(&segment.header);
         let mut position = start_of(segment);
+        // Frames that none behind them has called synced so far: those of the last group or two.
+        let mut unproven: VecDeque<(u64, u64)> = VecDeque::new();
+        let scanned = |position: Position, end, body, unproven: &VecDeque<(u64, u64)>| {
+            let unproven_from_bytes = unproven.front().map_or(position.end_bytes, |(_, offset)| *offset);
+            Scanned { position, end, body, unproven_from_bytes }
+        };
         loop {
             let in_body = (position.end_bytes - SEGMENT_HEADER_BYTES) as usize;
             let rest = body.get(in_body..).unwrap_or_default();
@@ -291,6 +311,10 @@ impl<'a> Recovery<'a> {
                 Ok(frame) if frame.head.lsn != position.next_lsn => "a frame of another place",
                 Ok(frame) if frame.head.prev_crc != position.chain => "the chain of checksums is broken",
                 Ok(frame) => {
+                    unproven.push_back((frame.head.lsn, position.end_bytes));
+                    while unproven.front().is_some_and(|(lsn, _)| Some(*lsn) <= frame.head.synced_lsn) {
+                        unproven.pop_front();
+                    }
                     if !self.take_frame(&mut position, &frame) {
                         return Err(corrupt(
                             &segment.path,
@@ -299,7 +323,8 @@ impl<'a> Recovery<'a> {
                         ));
                     }
                     if frame.head.kind == FrameKind::Table {
-                        return Ok((position, End::Sealed { lsn: frame.head.lsn }, body));
+                        let end = End::Sealed { lsn: frame.head.lsn };
+                        return Ok(scanned(position, end, body, &unproven));
                     }
                     continue;
                 }
@@ -309,7 +334,7 @@ impl<'a> Recovery<'a> {
                 Err(NoFrame::Checksum) => "a wrong checksum",
             };
             return match frame::find_witness(rest, position.next_lsn) {
-                None => Ok((position, End::Open, body)),
+                None => Ok(scanned(position, End::Open, body, &unproven)),
                 Some(behind) => {
                     let witness = position.end_bytes + behind as u64;
                     let what = format!("{bad}; a later frame, at byte {witness}, says that it was synced");
@@ -391,6 +416,15 @@ impl<'a> Recovery<'a> {
         let lost = self.dir.join(segment::file_name(self.start.segment_id.saturating_sub(1)));
         Err(corrupt(&lost, 0, "the file is missing, and its entries are not purged"))
     }
+}
+
+/// Writes the frames in `[from_bytes, to_bytes)` once more, before they are synced. That they can be read does
+/// not mean that they are on the disk: after a sync that failed, the system may show what it has given up
+/// writing, and sync it successfully the next time by doing nothing. What is written anew is synced for real.
+fn write_again(segment: &Found, body: &[u8], from_bytes: u64, to_bytes: u64) -> Result<(), OpenError> {
+    let in_body = |at_bytes: u64| (at_bytes - SEGMENT_HEADER_BYTES) as usize;
+    let frames = body.get(in_body(from_bytes)..in_body(to_bytes)).unwrap_or_default();
+    segment.file.write_all_at(frames, from_bytes).map_err(|source| io_error(segment, source))
 }
 
 /// Whether a segment has a frame, a damaged first one included.
