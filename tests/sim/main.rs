@@ -33,6 +33,9 @@ use world::Verdict;
 const DEFAULT_SEEDS: u64 = 20;
 /// Every so many seeds one is run twice, and must go the same way.
 const TWICE_EVERY: u64 = 10;
+/// Without `cargo sim`'s flag tokio draws numbers that no seed decides: good enough to look for failures,
+/// not to run one again.
+const IS_EXACT: bool = cfg!(tokio_unstable);
 /// Threads that run histories, each its own.
 const THREADS: usize = 2;
 
@@ -100,7 +103,7 @@ fn main() -> ExitCode {
                     return verdicts;
                 }
                 let mut verdict = run(seed, args.is_traced);
-                if seed % args.twice_every == 0 && !args.is_traced && verdict.complaints.is_empty() {
+                if IS_EXACT && seed % args.twice_every == 0 && !args.is_traced && verdict.complaints.is_empty() {
                     verdict.compare(&run(seed, false));
                 }
                 if !verdict.complaints.is_empty() {

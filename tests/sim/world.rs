@@ -121,8 +121,12 @@ impl fmt::Display for Verdict {
 /// Runs the history of `seed` on this thread.
 pub fn run(seed: u64, is_traced: bool) -> Verdict {
     seed_thread(seed);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    let runtime = match runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().start_paused(true);
+    // Decides in which order those who watch a value are woken.
+    #[cfg(tokio_unstable)]
+    builder.rng_seed(tokio::runtime::RngSeed::from_bytes(&seed.to_le_bytes()));
+    let runtime = match builder.build() {
         Ok(runtime) => runtime,
         Err(error) => return Verdict::broken(seed, error.to_string()),
     };
