@@ -5,6 +5,7 @@
 //! Exit codes: 0 done, 1 failed while running, 2 the command line or a setting is wrong.
 
 mod dev;
+mod health;
 mod serve;
 
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ pub fn run() -> ExitCode {
     match matches.subcommand() {
         Some(("serve", matches)) => serve::run(matches),
         Some(("dev", matches)) => dev::run(matches),
+        Some(("health", matches)) => health::run(matches),
         _ => {
             let _ = command.print_help();
             ExitCode::SUCCESS
@@ -41,6 +43,7 @@ fn command() -> Command {
         .disable_help_subcommand(true)
         .subcommand(serve::command())
         .subcommand(dev::command())
+        .subcommand(health::command())
 }
 
 /// Says `message` in one line on stderr and gives the exit code.

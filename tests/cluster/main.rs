@@ -8,6 +8,7 @@ mod agreement;
 mod client;
 mod dev;
 mod harness;
+mod health;
 mod kill_loop;
 mod minority;
 mod oracle;
