@@ -25,7 +25,9 @@ export COMPOSE_PROJECT_NAME=$project ANTIPHON_IMAGE=$project
 export M1_PORT=$((base_port + 1)) M2_PORT=$((base_port + 2)) M3_PORT=$((base_port + 3))
 # The classic builder is what every version has.
 export DOCKER_BUILDKIT=0 COMPOSE_DOCKER_CLI_BUILD=0
-unset ANTIPHON_CLUSTER ANTIPHON_LOG ANTIPHON_KEYS_DIR ANTIPHON_CLUSTER_SECRET_FILE ANTIPHON_API_KEYS_FILE
+# Empty ones, as a .env beside the compose file would fill in those that are unset.
+export ANTIPHON_CLUSTER='' ANTIPHON_LOG='' ANTIPHON_KEYS_DIR=''
+export ANTIPHON_CLUSTER_SECRET_FILE='' ANTIPHON_API_KEYS_FILE=''
 export ANTIPHON_CLUSTER_SECRET=$secret ANTIPHON_API_KEYS=$key
 
 step() { echo "== $*"; }
@@ -94,12 +96,14 @@ start_docker() {
 
 # The mirror and the suite that this machine's apt is set to, in either of its two forms.
 apt_source() {
-  cat /etc/apt/sources.list /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list 2>/dev/null |
+  # Not all of these files need be there.
+  { cat /etc/apt/sources.list /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list 2>/dev/null || true; } |
     awk '
       /^deb / { line = $0; sub(/\[[^]]*\] */, "", line); split(line, word, " ")
-                if (word[4] == "main" && word[3] == "bookworm") { print word[2]; exit } }
+                if (word[3] == "bookworm" && word[4] == "main") found[++count] = word[2] }
       /^URIs:/ { uri = $2 }
-      /^Suites:/ && $2 == "bookworm" { print uri; exit }'
+      /^Suites:/ && $2 == "bookworm" { found[++count] = uri }
+      END { print found[1] }'
 }
 
 runtime_stand_in() {
@@ -231,7 +235,8 @@ start_docker
 build_image
 
 step "without keys compose says what to set"
-if (unset ANTIPHON_API_KEYS && docker-compose --env-file /dev/null config) >"$work/output" 2>&1; then
+touch "$work/empty.env"
+if (unset ANTIPHON_API_KEYS && docker-compose --env-file "$work/empty.env" config) >"$work/output" 2>&1; then
   fail "compose takes an environment without keys"
 fi
 grep -q 'ANTIPHON_API_KEYS.*deploy/.env.example' "$work/output" || fail "$(cat "$work/output")"
