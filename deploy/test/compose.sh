@@ -56,6 +56,8 @@ clean_up() {
   if [ -n "$dockerd_pid" ]; then
     kill "$dockerd_pid" 2>/dev/null
     wait "$dockerd_pid" 2>/dev/null
+    # dockerd leaves its network namespaces mounted.
+    umount "$work"/exec/netns/* 2>/dev/null
     [ "$had_bridge" = 1 ] || ip link delete docker0 2>/dev/null
   fi
   rm -rf --one-file-system "$work"
