@@ -6,6 +6,7 @@
 
 mod bench;
 mod dev;
+mod health;
 mod local_cluster;
 mod serve;
 
@@ -30,6 +31,7 @@ pub fn run() -> ExitCode {
         Some(("serve", matches)) => serve::run(matches),
         Some(("dev", matches)) => dev::run(matches),
         Some(("bench", matches)) => bench::run(matches),
+        Some(("health", matches)) => health::run(matches),
         _ => {
             let _ = command.print_help();
             ExitCode::SUCCESS
@@ -45,6 +47,7 @@ fn command() -> Command {
         .subcommand(serve::command())
         .subcommand(dev::command())
         .subcommand(bench::command())
+        .subcommand(health::command())
 }
 
 /// Says `message` in one line on stderr and gives the exit code.

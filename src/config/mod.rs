@@ -11,6 +11,7 @@ mod setting;
 #[cfg(test)]
 mod tests;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub use secret::Secret;
@@ -164,6 +165,18 @@ impl Settings {
         }
         lines
     }
+}
+
+/// The URL at which this machine itself reaches the member that `given` describes. A wildcard address
+/// includes loopback, and loopback is what a container's own check can rely on.
+pub fn client_url(given: &Given) -> Result<String, BadSetting> {
+    let (host, port) = given.client_address()?;
+    let host = match host.parse::<IpAddr>() {
+        Ok(IpAddr::V4(ip)) if ip.is_unspecified() => "127.0.0.1".to_owned(),
+        Ok(IpAddr::V6(ip)) if ip.is_unspecified() => "::1".to_owned(),
+        _ => host,
+    };
+    Ok(format!("http://{}", parse::join_host_port(&host, port)))
 }
 
 impl Given {

@@ -192,3 +192,19 @@ fn empty_variables_count_as_absent_and_unknown_ones_are_found() {
     let unknown = unknown_variables(names.iter().map(|name| (*name).to_owned()));
     assert_eq!(unknown, ["ANTIPHON_PORT_FILE", "ANTIPHON_PROT"]);
 }
+
+#[test]
+fn a_machine_reaches_its_own_member_by_loopback_where_the_address_is_a_wildcard() {
+    let url = |pairs: &[(&'static str, &str)]| {
+        let mut given = Given::default();
+        pairs.iter().for_each(|(name, text)| given.set(name, (*text).to_owned(), Source::Variable));
+        client_url(&given).map_err(|bad| bad.to_string())
+    };
+    assert_eq!(url(&[]).unwrap(), "http://127.0.0.1:4000");
+    assert_eq!(url(&[("host", ""), ("port", "")]).unwrap(), "http://127.0.0.1:4000");
+    assert_eq!(url(&[("host", "0.0.0.0"), ("port", "5")]).unwrap(), "http://127.0.0.1:5");
+    assert_eq!(url(&[("host", "0.0.0.0:7"), ("port", "5")]).unwrap(), "http://127.0.0.1:7");
+    assert_eq!(url(&[("host", "::")]).unwrap(), "http://[::1]:4000");
+    assert_eq!(url(&[("host", "10.1.2.3")]).unwrap(), "http://10.1.2.3:4000");
+    assert!(url(&[("port", "x")]).unwrap_err().contains("ANTIPHON_PORT"));
+}

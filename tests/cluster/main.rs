@@ -11,6 +11,7 @@ mod cold_read;
 mod dev;
 mod freeing;
 mod harness;
+mod health;
 mod kill_loop;
 mod minority;
 mod oracle;

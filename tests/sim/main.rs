@@ -103,7 +103,11 @@ fn main() -> ExitCode {
                     return verdicts;
                 }
                 let mut verdict = run(seed, args.is_traced);
-                if IS_EXACT && seed % args.twice_every == 0 && !args.is_traced && verdict.complaints.is_empty() {
+                if IS_EXACT
+                    && seed % args.twice_every == 0
+                    && !args.is_traced
+                    && verdict.complaints.is_empty()
+                {
                     verdict.compare(&run(seed, false));
                 }
                 if !verdict.complaints.is_empty() {

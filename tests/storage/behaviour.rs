@@ -225,7 +225,7 @@ fn what_a_failed_sync_left_is_written_anew_before_it_is_trusted() {
         rig.append(&[2000]).expect("append");
         assert!(rig.run().is_err());
         let same = rig.disk.clone();
-        rig.after_crash(&same).expect("start again without a power loss");
+        let mut rig = rig.after_crash(&same).expect("start again without a power loss");
         rig.append(&[30]).expect("append");
         rig.run().expect("run");
         let left = rig.disk.crash(seed);
