@@ -26,12 +26,15 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).expect("one JSON object")
 }
 
-/// What holds for every run.
+/// What holds for every run. Each append carries all of `records_per_op`; a page at the head of its topic may
+/// hold fewer.
 fn adds_up(report: &Value, seconds: f64, records_per_op: u64) {
     let number = |pointer: &str| report.pointer(pointer).and_then(Value::as_f64).expect(pointer);
     let ops = number("/ops");
     assert!(ops > 0.0, "{report}");
-    assert!((number("/records") - ops * records_per_op as f64).abs() < 0.5, "{report}");
+    let missing = ops * records_per_op as f64 - number("/records");
+    let allowed = if report["verb"] == "read" { ops * records_per_op as f64 / 10.0 } else { 0.5 };
+    assert!((-0.5..=allowed).contains(&missing), "{report}");
     // The last answers may come a little after the time is over.
     let is_near = |rate: f64, exact: f64| (rate - exact).abs() < 1.0 + exact / 20.0;
     assert!(is_near(number("/ops_per_s"), ops / seconds), "{report}");
