@@ -19,6 +19,7 @@ use std::path::Path;
 
 use parking_lot::Mutex;
 
+use super::frozen::Page;
 use crate::digest::Digest;
 
 /// One change of the checkpoint: `None` deletes the key.
@@ -33,10 +34,11 @@ pub trait Checkpoint: Send + Sync + 'static {
     fn load(&self, each: Visit<'_>) -> io::Result<()>;
     /// One value.
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
+    /// Keys above `after` and their values, in key order, until they reach `max_bytes`; at least one if there
+    /// is one.
+    fn page(&self, after: Option<&[u8]>, max_bytes: usize) -> io::Result<Page>;
     /// Moves the checkpoint forward: all changes or none, on disk when this returns.
     fn write(&self, changes: Vec<Change>) -> io::Result<()>;
-    /// Empties it, on disk when this returns.
-    fn clear(&self) -> io::Result<()>;
 }
 
 /// The checkpoint in sled.
@@ -96,6 +98,11 @@ impl Checkpoint for SledCheckpoint {
         if sum == *self.sum.lock() { Ok(()) } else { Err(damaged()) }
     }
 
+    fn page(&self, after: Option<&[u8]>, max_bytes: usize) -> io::Result<Page> {
+        let items = self.tree.range::<&[u8], _>(above(Some(after.unwrap_or(SUM_KEY))));
+        page_of(items.map(|item| item.map(|(key, value)| (key.to_vec(), value.to_vec())).map_err(into_io)), max_bytes)
+    }
+
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         Ok(self.tree.get(key).map_err(into_io)?.map(|value| value.to_vec()))
     }
@@ -125,18 +132,28 @@ impl Checkpoint for SledCheckpoint {
         Ok(())
     }
 
-    fn clear(&self) -> io::Result<()> {
-        let mut sum = self.sum.lock();
-        self.tree.clear().map_err(into_io)?;
-        self.db.flush().map_err(into_io)?;
-        *sum = 0;
-        Ok(())
-    }
 }
 
 /// The keys above `after`.
 fn above(after: Option<&[u8]>) -> (Bound<&[u8]>, Bound<&[u8]>) {
     (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
+}
+
+/// The first of `items`, until they reach `max_bytes`.
+fn page_of(
+    items: impl Iterator<Item = io::Result<(Vec<u8>, Vec<u8>)>>,
+    max_bytes: usize,
+) -> io::Result<Page> {
+    let (mut page, mut bytes) = (Page::new(), 0);
+    for item in items {
+        let (key, value) = item?;
+        bytes += key.len() + value.len();
+        page.push((key, value));
+        if bytes >= max_bytes {
+            break;
+        }
+    }
+    Ok(page)
 }
 
 fn into_io(error: sled::Error) -> io::Error {
@@ -157,6 +174,12 @@ impl Checkpoint for MemoryCheckpoint {
         self.values.lock().iter().try_for_each(|(key, value)| each(key, value))
     }
 
+    fn page(&self, after: Option<&[u8]>, max_bytes: usize) -> io::Result<Page> {
+        let values = self.values.lock();
+        let items = values.range::<[u8], _>(above(after));
+        page_of(items.map(|(key, value)| Ok((key.clone(), value.clone()))), max_bytes)
+    }
+
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         Ok(self.values.lock().get(key).cloned())
     }
@@ -172,10 +195,6 @@ impl Checkpoint for MemoryCheckpoint {
         Ok(())
     }
 
-    fn clear(&self) -> io::Result<()> {
-        self.values.lock().clear();
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -204,8 +223,6 @@ mod tests {
         drop(checkpoint);
         let checkpoint = SledCheckpoint::open(dir.path()).unwrap();
         assert_eq!(keys(&checkpoint).unwrap(), [1, 4]);
-        checkpoint.clear().unwrap();
-        assert!(keys(&checkpoint).unwrap().is_empty());
     }
 
     #[test]

@@ -19,19 +19,23 @@
 //! | `log` | The handle that everybody holds. |
 //! | `log_writer` | The one writer. |
 //! | `kept`, `kept_set` | Files below the purge point that live entries keep. |
-//! | `packed` | The table of a rewritten one. |
+//! | `packed`, `packed_file` | The table of a rewritten one; one that is being written. |
 //! | `live` | Which entries topics still name. |
 //! | `reclaim`, `rewrite` | Freeing space, step by step. |
 //! | `pin` | What a transfer keeps from being freed. |
 //! | `kept_recovery` | Opening kept files. |
+//! | `incoming` | A log made of what another member sends. |
+//! | `stores` | Which log and checkpoint of a data directory are the ones. |
 //! | `recovery` | Opening: torn tail or corruption. |
-//! | `checkpoint` | The state as of one point, in sled. |
+//! | `checkpoint`, `frozen` | The state as of one point, in sled; the same as of an earlier one. |
 //! | `room` | Whether the disk has room for more. |
 //! | `open_error`, `stats` | Reasons not to open; figures. |
 mod checkpoint;
 pub mod disk;
 mod entry;
 pub mod frame;
+mod frozen;
+mod incoming;
 mod kept;
 mod kept_recovery;
 mod kept_set;
@@ -40,6 +44,7 @@ mod log;
 mod log_writer;
 mod open_error;
 mod packed;
+mod packed_file;
 mod pin;
 mod plan;
 mod queue;
@@ -53,12 +58,15 @@ mod segment;
 pub mod sim_disk;
 mod sim_file;
 mod stats;
+mod stores;
 mod table;
 mod view;
 
 pub use checkpoint::{Change, Checkpoint, MemoryCheckpoint, SledCheckpoint, Visit};
 pub use disk::{Disk, DiskFile, OpenMode, RealDisk, create_dir_durably, write_file_atomically};
 pub use entry::{EntryId, EntryKind, LogEntry, Vote};
+pub use frozen::{Freezer, Frozen, Page};
+pub use incoming::IncomingLog;
 pub use live::LiveEntries;
 pub use log::{Log, LogOptions};
 pub use log_writer::LogWriter;
@@ -71,3 +79,4 @@ pub use room::Room;
 pub use segment::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
 pub use sim_disk::SimDisk;
 pub use stats::{LogStats, SYNC_BUCKETS_US};
+pub use stores::{OpenCheckpoint, StagedStore, Stores};

@@ -5,15 +5,15 @@
 //! synced, and only then renamed; until its sources are removed it supersedes them by its name (see `kept`), so
 //! a kill at any point leaves either the one or the other.
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::disk::{DiskFile, OpenMode};
+use super::disk::DiskFile;
 use super::entry::EntryId;
-use super::frame::{self, FrameHead, FrameKind};
-use super::kept::{KEPT_HEADER_BYTES, KeptFile, KeptName};
+use super::frame;
+use super::kept::{KeptFile, KeptName};
 use super::log::Shared;
-use super::packed::{PackedTable, Row};
+use super::packed::Row;
+use super::packed_file::PackedFile;
 use super::reader::FileId;
 
 /// Rows that are looked at together.
@@ -38,14 +38,10 @@ pub(super) enum Progress {
 }
 
 pub(super) struct Rewrite {
-    name: KeptName,
     sources: Vec<Arc<KeptFile>>,
     /// Where to go on: source, and row in it.
     at: (usize, u64),
-    unborn: PathBuf,
-    file: Arc<dyn DiskFile>,
-    end_bytes: u64,
-    table: PackedTable,
+    packed: PackedFile,
 }
 
 impl Rewrite {
@@ -56,20 +52,12 @@ impl Rewrite {
             last_segment: sources.last().map_or(0, |last| last.name.last_segment),
             generation: sources.iter().map(|source| source.name.generation).max().unwrap_or(0) + 1,
         };
-        let unborn = shared.reader.dir.join(format!("{}.new", name.file_name()));
-        let disk = &shared.reader.disk;
-        if disk.exists(&unborn)? {
-            // Left by an attempt that failed.
-            disk.remove(&unborn)?;
-        }
-        let file = disk.open(&unborn, OpenMode::Create)?;
-        file.write_all_at(&name.header(), 0)?;
-        let (end_bytes, table) = (KEPT_HEADER_BYTES, PackedTable::default());
-        Ok(Self { name, sources, at: (0, 0), unborn, file, end_bytes, table })
+        let packed = PackedFile::begin(shared.reader.disk.as_ref(), &shared.reader.dir, name)?;
+        Ok(Self { sources, at: (0, 0), packed })
     }
 
     pub(super) fn first_segment(&self) -> u64 {
-        self.name.first_segment
+        self.packed.name.first_segment
     }
 
     /// Copies about [`STEP_BYTES`].
@@ -120,7 +108,6 @@ impl Rewrite {
         let bytes = last.offset_bytes + last.len_bytes - first.offset_bytes;
         let mut buf = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
         from.read_exact_at(&mut buf, first.offset_bytes)?;
-        let mut out = Vec::with_capacity(buf.len());
         for row in rows {
             let at = (row.offset_bytes - first.offset_bytes) as usize;
             let damaged = |what: &str| {
@@ -139,48 +126,23 @@ impl Rewrite {
                     frame.total_bytes()
                 }
             };
-            self.table.push(row.index, self.end_bytes + out.len() as u64)?;
             // What lies between two entries, a vote or a truncation, is left behind.
-            out.extend_from_slice(&buf[at..at + frame_bytes]);
+            self.packed.push(row.index, |out| out.extend_from_slice(&buf[at..at + frame_bytes]))?;
         }
-        self.file.write_all_at(&out, self.end_bytes)?;
-        self.end_bytes += out.len() as u64;
+        self.packed.flush()?;
         Ok(Ok(bytes))
     }
 
     /// Gives the new file its table and its name, both durable on return. No file if nothing is live.
     pub(super) fn finish(mut self, shared: &Shared) -> io::Result<(Vec<Arc<KeptFile>>, Option<KeptFile>)> {
-        let (disk, dir) = (&shared.reader.disk, &shared.reader.dir);
-        if self.table.is_empty() {
-            let sources = std::mem::take(&mut self.sources);
-            self.give_up(shared)?;
-            return Ok((sources, None));
-        }
-        let payload = self.table.encode(self.end_bytes);
-        let head = FrameHead {
-            prev_crc: 0,
-            kind: FrameKind::Table,
-            synced_lsn: None,
-            lsn: 0,
-            term: 0,
-            index: 0,
-            stamp_ms: 0,
-        };
-        let mut bytes = Vec::new();
-        frame::encode(&mut bytes, &head, &payload);
-        self.file.write_all_at(&bytes, self.end_bytes)?;
-        self.file.sync_data()?;
-        let path = dir.join(self.name.file_name());
-        disk.rename(&self.unborn, &path)?;
-        disk.sync_dir(dir)?;
-        let new = KeptFile::open_packed(self.name, self.file.as_ref())?;
-        let new = new.map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?;
-        Ok((self.sources, Some(new)))
+        let (disk, dir) = (shared.reader.disk.as_ref(), &shared.reader.dir);
+        let sources = std::mem::take(&mut self.sources);
+        Ok((sources, self.packed.finish(disk, dir)?))
     }
 
     /// Removes what was written.
     pub(super) fn give_up(self, shared: &Shared) -> io::Result<()> {
-        shared.reader.disk.remove(&self.unborn)
+        self.packed.give_up(shared.reader.disk.as_ref())
     }
 }
 

@@ -249,6 +249,13 @@ impl Disk for SimDisk {
         Ok(state.dirs.get(dir).ok_or_else(not_found)?.files.keys().cloned().collect())
     }
 
+    fn list_dirs(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let state = self.0.lock();
+        let children = state.dirs.keys().filter(|child| child.parent() == Some(dir));
+        let name = |child: &PathBuf| child.file_name()?.to_str().map(str::to_string);
+        Ok(children.filter_map(name).collect())
+    }
+
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.0.lock();
         let file = if mode == OpenMode::Create {
@@ -291,6 +298,14 @@ impl Disk for SimDisk {
         let dir = state.dirs.get_mut(dir).ok_or_else(not_found)?;
         dir.files.remove(&name).ok_or_else(not_found)?;
         dir.unsynced.push(NameChange::Remove(name));
+        Ok(())
+    }
+
+    /// At once and durably, which no program may rely on: what is removed whole is of no use to anybody.
+    fn remove_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.begin()?;
+        state.dirs.retain(|path, _| !path.starts_with(dir));
         Ok(())
     }
 

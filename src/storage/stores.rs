@@ -1,0 +1,142 @@
+//! Which log and which checkpoint of a data directory are the ones.
+//!
+//! Log and checkpoint belong together: each says something about the other. A member that takes over the
+//! state of its cluster replaces both at once, and a kill in the middle must leave the old pair or the new
+//! one. So they are a *store*, stores are numbered, and one small file, replaced atomically, says which
+//! counts. The next one is prepared beside it for as long as that takes, and what does not count is removed
+//! at the next start.
+//!
+//! The first store has no number and needs no such file: `log`, `checkpoint`; later ones are `log-1` and so on.
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::checkpoint::Checkpoint;
+use super::disk::{Disk, OpenMode, write_file_atomically};
+use super::entry::{EntryId, Vote};
+use super::incoming::IncomingLog;
+
+/// Names the store that counts.
+const POINTER: &str = "store";
+const POINTER_BYTES_MAX: u64 = 64;
+
+/// Opens or creates the checkpoint in a directory.
+pub type OpenCheckpoint = dyn Fn(&Path) -> io::Result<Arc<dyn Checkpoint>> + Send + Sync;
+
+/// The stores of one data directory.
+pub struct Stores {
+    disk: Arc<dyn Disk>,
+    data_dir: PathBuf,
+    number: u64,
+    segment_bytes: u64,
+    open_checkpoint: Box<OpenCheckpoint>,
+}
+
+/// A store that is prepared and does not count yet.
+pub struct StagedStore {
+    number: u64,
+    pub log: IncomingLog,
+    /// Dropped before the store counts: it is opened anew then.
+    pub checkpoint: Option<Arc<dyn Checkpoint>>,
+}
+
+impl Stores {
+    /// Looks up the store that counts and removes what is left of others. New log files get `segment_bytes`.
+    /// `InvalidData` if the file that names it is damaged or lost.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        data_dir: &Path,
+        segment_bytes: u64,
+        open_checkpoint: Box<OpenCheckpoint>,
+    ) -> io::Result<Self> {
+        let number = read_pointer(disk.as_ref(), data_dir)?;
+        let stores = Self { disk, data_dir: data_dir.to_path_buf(), number, segment_bytes, open_checkpoint };
+        let is_there = |number| stores.disk.exists(&stores.dir("log", number));
+        // A store that was made the one took the place of another, so there is at most one gap to look at:
+        // the first store and its file go together.
+        if number > 0 && !is_there(number)? {
+            return Err(lost(&stores.dir("log", number)));
+        }
+        for other in (0..number).chain([number + 1]) {
+            stores.remove(other)?;
+        }
+        Ok(stores)
+    }
+
+    pub fn log_dir(&self) -> PathBuf {
+        self.dir("log", self.number)
+    }
+
+    pub fn checkpoint_dir(&self) -> PathBuf {
+        self.dir("checkpoint", self.number)
+    }
+
+    /// Opens the checkpoint that counts.
+    pub fn open_checkpoint(&self) -> io::Result<Arc<dyn Checkpoint>> {
+        (self.open_checkpoint)(&self.checkpoint_dir())
+    }
+
+    /// Begins the next store; what an earlier attempt left is removed.
+    pub fn stage(&self) -> io::Result<StagedStore> {
+        let number = self.number + 1;
+        self.remove(number)?;
+        let log = IncomingLog::begin(self.disk.clone(), &self.dir("log", number), self.segment_bytes)?;
+        let checkpoint = (self.open_checkpoint)(&self.dir("checkpoint", number))?;
+        Ok(StagedStore { number, log, checkpoint: Some(checkpoint) })
+    }
+
+    /// Makes a staged store the one that counts, from the next start on. Its log goes on behind `last`, under
+    /// `vote`. Durable on return; a kill before that leaves the old one.
+    pub fn publish(&self, staged: StagedStore, last: EntryId, vote: Option<Vote>) -> io::Result<()> {
+        let StagedStore { number, log, checkpoint } = staged;
+        drop(checkpoint);
+        log.finish(last, vote)?;
+        let text = format!("{number}");
+        let text = format!("{text} {:08x}\n", crc32c::crc32c(text.as_bytes()));
+        write_file_atomically(self.disk.as_ref(), &self.data_dir, POINTER, text.as_bytes())
+    }
+
+    fn dir(&self, what: &str, number: u64) -> PathBuf {
+        match number {
+            0 => self.data_dir.join(what),
+            _ => self.data_dir.join(format!("{what}-{number}")),
+        }
+    }
+
+    fn remove(&self, number: u64) -> io::Result<()> {
+        for dir in [self.dir("checkpoint", number), self.dir("log", number)] {
+            if self.disk.exists(&dir)? {
+                self.disk.remove_dir_all(&dir)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_pointer(disk: &dyn Disk, data_dir: &Path) -> io::Result<u64> {
+    let path = data_dir.join(POINTER);
+    if !disk.exists(&path)? {
+        // Whoever lost the file must not start blank beside the data.
+        let first = data_dir.join("log");
+        let names = if disk.exists(data_dir)? { disk.list_dirs(data_dir)? } else { Vec::new() };
+        let has_later = names.iter().any(|name| name.starts_with("log-"));
+        return if has_later && !disk.exists(&first)? { Err(lost(&path)) } else { Ok(0) };
+    }
+    let file = disk.open(&path, OpenMode::Read)?;
+    let mut bytes = vec![0; file.len_bytes()?.min(POINTER_BYTES_MAX) as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    let parse = || {
+        let (number, crc) = std::str::from_utf8(&bytes).ok()?.trim_end().split_once(' ')?;
+        let is_right = u32::from_str_radix(crc, 16).ok()? == crc32c::crc32c(number.as_bytes());
+        number.parse().ok().filter(|_| is_right)
+    };
+    parse().ok_or_else(|| invalid(format!("{} is damaged", path.display())))
+}
+
+fn lost(path: &Path) -> io::Error {
+    invalid(format!("{} is missing", path.display()))
+}
+
+fn invalid(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
