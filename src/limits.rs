@@ -69,6 +69,10 @@ pub const APPEND_PIPELINE_DEPTH: usize = 2;
 pub const MAX_FORWARD_COMMANDS: usize = 512;
 /// Frames that may wait to be written to one peer connection.
 pub const PEER_QUEUE_FRAMES: usize = 1024;
+/// Bytes of state or entries in one message to a member that takes over the state (one value always fits).
+pub const TRANSFER_PAGE_BYTES: usize = 1 << 20;
+/// Entries that such a member asks for at once.
+pub const TRANSFER_INDEXES: usize = 4096;
 
 /// Bytes per second that freeing space reads and writes at most.
 pub const RECLAIM_BYTES_PER_S: u64 = 32 << 20;

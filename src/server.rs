@@ -23,11 +23,11 @@ use crate::clock::{Random, SystemClock, SystemRandom};
 use crate::config::Settings;
 use crate::engine::{Engine, EngineOptions, Hub};
 use crate::raft::{
-    Applied, ClusterTime, Identity, IdentityKeeper, ListedMember, Me, Member, Node, PeerListener,
-    PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, found_alone, found_listed,
-    free_space, purge_log,
+    Applied, ClusterTime, Identity, IdentityKeeper, Installer, ListedMember, Me, Member, Node, Parts,
+    PeerListener, PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, found_alone,
+    found_listed, free_space, purge_log,
 };
-use crate::storage::{Checkpoint, Disk, Log, LogOptions, RealDisk, Room, SledCheckpoint};
+use crate::storage::{Disk, Log, LogOptions, RealDisk, Room, SledCheckpoints, Stores};
 
 /// How often the state is saved.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
@@ -36,8 +36,17 @@ const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long it waits for requests that are under way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Runs one member until it is told to stop (SIGTERM, Ctrl-C) or cannot go on.
-pub async fn run(settings: Settings) -> anyhow::Result<()> {
+/// What comes after a member has ended well.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing: it was told to stop.
+    Stop,
+    /// It took over the state of its cluster and has to start from it, as a new process with the same settings.
+    StartAgain,
+}
+
+/// Runs one member until it is told to stop (SIGTERM, Ctrl-C), has to start again, or cannot go on.
+pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let random = SystemRandom::shared();
     let keys = match &settings.api_keys {
@@ -55,8 +64,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let _lock = lock_directory(&settings.data_dir)?;
     let identity = Identity::open(&*disk, &settings.data_dir, &settings.cluster, &settings.member, &*random)
         .map_err(|line| anyhow!(line))?;
-    let storage = Storage::open(&settings, disk.clone())?;
+    let checkpoints = Arc::new(SledCheckpoints);
+    let stores = Stores::open(disk.clone(), &settings.data_dir, settings.segment_bytes, checkpoints);
+    let stores = Arc::new(stores.context("the data directory cannot be used")?);
+    let storage = Storage::open(&settings, disk.clone(), &stores)?;
     let room = Room::new(disk.clone(), settings.data_dir.clone(), settings.min_free_bytes);
+    let installer = Installer::new(storage.log.clone(), room.clone(), stores);
 
     let member = Member {
         name: settings.member.clone(),
@@ -68,17 +81,16 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
     let keeper = IdentityKeeper::new(disk, settings.data_dir.clone(), identity, me.clone());
     let peers = Peers::new(me, transport, random.clone());
     let hub = Arc::new(Hub::default());
-    let node = Node::start(
-        peers,
-        storage.log.clone(),
-        storage.applied.clone(),
-        hub.clone(),
-        ClusterTime::new(SystemClock::shared()),
-        room.clone(),
-        timers(&settings),
-    )
-    .await
-    .map_err(|line| anyhow!(line))?;
+    let parts = Parts {
+        log: storage.log.clone(),
+        applied: storage.applied.clone(),
+        observer: hub.clone(),
+        time: ClusterTime::new(SystemClock::shared()),
+        room: room.clone(),
+        installer: installer.clone(),
+        random: random.clone(),
+    };
+    let node = Node::start(peers, parts, timers(&settings)).await.map_err(|line| anyhow!(line))?;
 
     let mut services = Services::default();
     services.spawn("room", room.clone().watch());
@@ -121,8 +133,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         biased;
         signal = told_to_stop() => {
             tracing::info!("{}: stopping", signal?);
-            Ok(())
+            Ok(Next::Stop)
         }
+        () = installer.installed() => Ok(Next::StartAgain),
         reason = node.stopped() => Err(anyhow!("this member cannot go on: {reason}")),
         failed = services.failed() => Err(failed),
         served = &mut serving => Err(anyhow!("the client listener ended: {served:?}")),
@@ -136,10 +149,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<()> {
         }
     }
     node.shut_down().await;
-    if outcome.is_ok() {
+    if let Ok(Next::Stop) = outcome {
         storage.save().await?;
     }
     storage.close();
+    if let Ok(Next::StartAgain) = outcome {
+        installer.adopt().context("the state that was taken over cannot be started from")?;
+    }
     outcome
 }
 
@@ -209,17 +225,16 @@ struct Storage {
 }
 
 impl Storage {
-    fn open(settings: &Settings, disk: Arc<dyn Disk>) -> anyhow::Result<Storage> {
+    fn open(settings: &Settings, disk: Arc<dyn Disk>, stores: &Stores) -> anyhow::Result<Storage> {
         let options = LogOptions {
             segment_bytes: settings.segment_bytes,
             cache_bytes: settings.cache_bytes,
             ..LogOptions::default()
         };
-        let (log, writer) = Log::open(disk, &settings.data_dir.join("log"), options)?;
-        let dir = settings.data_dir.join("checkpoint");
-        let applied = match load_state(&dir, &log) {
+        let (log, writer) = Log::open(disk, &stores.log_dir(), options)?;
+        let applied = match load_state(stores, &log) {
             Ok(applied) => applied,
-            Err(error) if log.purged().is_none() => rebuild_state(&dir, &log, &error)?,
+            Err(error) if log.purged().is_none() => rebuild_state(stores, &log, &error)?,
             Err(error) => {
                 return Err(error.context(
                     "the checkpoint cannot be used and the log alone is not enough to rebuild it: move the \
@@ -244,9 +259,8 @@ impl Storage {
     }
 }
 
-fn load_state(dir: &Path, log: &Log) -> anyhow::Result<Arc<Applied>> {
-    let checkpoint: Arc<dyn Checkpoint> = Arc::new(SledCheckpoint::open(dir)?);
-    let applied = Applied::load(log.clone(), checkpoint)?;
+fn load_state(stores: &Stores, log: &Log) -> anyhow::Result<Arc<Applied>> {
+    let applied = Applied::load(log.clone(), stores.open_checkpoint()?)?;
     let last_index = log.last_id().map_or(0, |id| id.index);
     if applied.index() > last_index {
         bail!("it is at entry {}, but the log ends at {last_index}", applied.index());
@@ -259,7 +273,8 @@ fn load_state(dir: &Path, log: &Log) -> anyhow::Result<Arc<Applied>> {
 }
 
 /// The whole log is still there, so the state can be made again by applying all of it.
-fn rebuild_state(dir: &Path, log: &Log, error: &anyhow::Error) -> anyhow::Result<Arc<Applied>> {
+fn rebuild_state(stores: &Stores, log: &Log, error: &anyhow::Error) -> anyhow::Result<Arc<Applied>> {
+    let dir = &stores.checkpoint_dir();
     tracing::warn!("the checkpoint in {} is not used ({error:#}): rebuilding it from the log", dir.display());
     let aside = dir.with_extension("damaged");
     if aside.exists() {
@@ -268,7 +283,7 @@ fn rebuild_state(dir: &Path, log: &Log, error: &anyhow::Error) -> anyhow::Result
     if dir.exists() {
         std::fs::rename(dir, &aside).with_context(|| format!("cannot move {} aside", dir.display()))?;
     }
-    load_state(dir, log)
+    load_state(stores, log)
 }
 
 /// Tasks that must go on for the member to go on.

@@ -3,6 +3,7 @@
 //! The flags are built from the table of settings, so this file knows none of them by name.
 
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::fail;
 use crate::config::{Given, Kind, SETTINGS, Settings, Source, flag, unknown_variables, variable};
+use crate::server::Next;
 use crate::{server, telemetry};
 
 /// How long a member may take to stop in order once its parent is gone.
@@ -55,8 +57,22 @@ pub(super) fn run(matches: &ArgMatches) -> ExitCode {
         Err(bad) => return fail(2, &bad.to_string()),
     };
     match serve(settings, matches.get_flag(EXIT_WITH_STDIN)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Next::Stop) => ExitCode::SUCCESS,
+        Ok(Next::StartAgain) => fail(1, &start_again()),
         Err(error) => fail(1, &format!("{error:#}")),
+    }
+}
+
+/// Turns this process into a new one of the same program, with the same arguments and variables: whoever
+/// watches it sees one process, and nothing of the old one is left behind. Returns only if that fails, with
+/// what to do.
+fn start_again() -> String {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| "antiphon".into());
+    let failed = |error| format!("start this member again: it could not do so by itself ({error})");
+    match std::env::current_exe() {
+        Ok(program) => failed(std::process::Command::new(program).arg0(name).args(arguments).exec()),
+        Err(error) => failed(error),
     }
 }
 
@@ -74,7 +90,7 @@ fn given(matches: &ArgMatches) -> Given {
     given
 }
 
-fn serve(settings: Settings, exit_with_stdin: bool) -> anyhow::Result<()> {
+fn serve(settings: Settings, exit_with_stdin: bool) -> anyhow::Result<Next> {
     telemetry::start(&settings.log, settings.log_format)?;
     let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned()));
     if !unknown.is_empty() {

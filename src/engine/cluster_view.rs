@@ -2,6 +2,7 @@
 
 use super::{Consistency, Engine};
 use crate::error::Error;
+use crate::raft::InstallProgress;
 
 /// One member, contract section 22.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +17,8 @@ pub struct MemberView {
     pub applied: u64,
     pub lag: u64,
     pub version: String,
+    /// How far it is with taking over the state of another member, if it does.
+    pub installing: Option<InstallProgress>,
 }
 
 /// The whole cluster, and what distinguishes the member that answers.
@@ -56,6 +59,7 @@ impl Engine {
                     state: if status.is_some() { "up" } else { "down" },
                     applied,
                     lag: commit.saturating_sub(applied),
+                    installing: status.and_then(|status| status.installing),
                     version: status.map_or(String::new(), |status| status.version.clone()),
                     id: member.member.name,
                     address: member.member.client_url,

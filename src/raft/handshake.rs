@@ -38,6 +38,16 @@ pub enum Lane {
     Control = 0,
     /// Entries and forwarded commands.
     Bulk = 1,
+    /// The state, page by page, for a member that takes it over.
+    Transfer = 2,
+}
+
+impl Lane {
+    pub const COUNT: usize = 3;
+
+    fn from_u8(lane: u8) -> Option<Lane> {
+        [Lane::Control, Lane::Bulk, Lane::Transfer].into_iter().find(|known| *known as u8 == lane)
+    }
 }
 
 /// What a member says of itself.
@@ -219,7 +229,7 @@ pub async fn accept(
     let call = match read_hello(&mut reader) {
         Ok(hello) => Call {
             hello,
-            lane: if reader.u8()? == Lane::Control as u8 { Lane::Control } else { Lane::Bulk },
+            lane: Lane::from_u8(reader.u8()?).ok_or(reader.malformed())?,
             expected_node_id: reader.u64()?,
         },
         Err(error) => {

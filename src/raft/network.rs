@@ -23,6 +23,8 @@ use super::handshake::Lane;
 use super::machine::StateImage;
 use super::peers::{Peer, Peers};
 use super::rpc::{self, Body, Kind};
+use super::transfer::Transfers;
+use super::transfer_rpc::{self, InstallRequest};
 use super::types::{
     AppendRequest, AppendResponse, CommittedLeader, Member, NodeId, RaftVoteOf, TransferRequest, Types,
     VoteRequest, VoteResponse,
@@ -31,11 +33,21 @@ use crate::codec::Malformed;
 use crate::limits::APPEND_PIPELINE_DEPTH;
 
 /// Makes openraft's network clients.
-pub struct Network(pub Arc<Peers>);
+pub struct Network {
+    pub peers: Arc<Peers>,
+    pub transfers: Arc<Transfers>,
+}
 
 impl Network {
     fn client(&self, target: NodeId, member: &Member, lane: Lane) -> PeerClient {
-        PeerClient { peer: self.0.peer(target, member), lane, from: self.0.me().node_id }
+        let me = self.peers.me();
+        PeerClient {
+            peer: self.peers.peer(target, member),
+            lane,
+            from: me.node_id,
+            me: me.member.clone(),
+            transfers: self.transfers.clone(),
+        }
     }
 }
 
@@ -56,7 +68,12 @@ pub struct PeerClient {
     peer: Arc<Peer>,
     lane: Lane,
     from: NodeId,
+    me: Member,
+    transfers: Arc<Transfers>,
 }
+
+/// An installation has no deadline of its own: it goes on as long as the member fetches.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 type Failure = RPCError<Types>;
 
@@ -146,14 +163,34 @@ impl RaftNetworkV2<Types> for PeerClient {
 
     async fn full_snapshot(
         &mut self,
-        _vote: RaftVoteOf,
-        _snapshot: Snapshot<CommittedLeader, NodeId, Member, StateImage>,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        vote: RaftVoteOf,
+        snapshot: Snapshot<CommittedLeader, NodeId, Member, StateImage>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        // Purging leaves what a member needs that was heard lately, see `raft/upkeep.rs`.
-        let why = CallError::Failed("snapshots are not sent in this version".into());
-        Err(StreamingError::Unreachable(Unreachable::new(&why)))
+        let unreachable = |error: CallError| StreamingError::Unreachable(Unreachable::new(&error));
+        let Some(last) = snapshot.meta.last_log_id else {
+            return Err(unreachable(CallError::Failed("there is no state to send".into())));
+        };
+        // What is sent is the state now, which is that of the snapshot's point or a later one.
+        let transfer = self.transfers.begin(self.peer.node_id);
+        let (node_id, member) = (self.from, self.me.clone());
+        let request = InstallRequest { vote, last, transfer, node_id, member };
+        let installing = async {
+            let connection = self.peer.connection(Lane::Bulk).await?;
+            connection.call(Kind::Install, request.encode(), INSTALL_TIMEOUT).await
+        };
+        let reply = tokio::select! {
+            biased;
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            reply = installing => reply.map_err(unreachable)?,
+            () = self.transfers.stalled(transfer) => {
+                return Err(unreachable(CallError::Lost("the member stopped fetching the state".into())));
+            }
+        };
+        self.transfers.finish(transfer);
+        let vote = transfer_rpc::decode_installed(&reply);
+        Ok(SnapshotResponse::new(vote.map_err(|error| unreachable(CallError::Failed(error.to_string())))?))
     }
 
     async fn transfer_leader(

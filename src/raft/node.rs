@@ -19,12 +19,15 @@ use tokio::time::Instant;
 use super::cluster_time::ClusterTime;
 use super::connection::CallError;
 use super::handshake::Lane;
+use super::install::Installer;
 use super::log::LogStore;
 use super::machine::{Applied, ApplyObserver, Machine};
 use super::network::Network;
 use super::peers::{Peer, Peers};
 use super::rpc::{self, Body, Kind, Proposal, Status};
+use super::transfer::Transfers;
 use super::types::{Member, NodeId, Raft, StampedCommand, Types};
+use crate::clock::Random;
 use crate::state::carries_records;
 use crate::storage::{Log, Room};
 use crate::task;
@@ -65,6 +68,17 @@ pub struct MemberStatus {
     pub status: Option<Status>,
 }
 
+/// What a member is made of, beside its peers.
+pub struct Parts {
+    pub log: Log,
+    pub applied: Arc<Applied>,
+    pub observer: Arc<dyn ApplyObserver>,
+    pub time: ClusterTime,
+    pub room: Arc<Room>,
+    pub installer: Arc<Installer>,
+    pub random: Arc<dyn Random>,
+}
+
 /// One member of a cluster.
 pub struct Node {
     raft: Raft,
@@ -74,6 +88,9 @@ pub struct Node {
     leadership: watch::Sender<Leadership>,
     statuses: Mutex<HashMap<NodeId, (Status, Instant)>>,
     room: Arc<Room>,
+    transfers: Arc<Transfers>,
+    installer: Arc<Installer>,
+    started: Instant,
     /// Whether a majority of the voters has room, as of the last round of statuses.
     quorum_has_room: AtomicBool,
 }
@@ -108,19 +125,14 @@ fn raft_config(cluster: &str, timers: Timers) -> Result<Config, String> {
 impl Node {
     /// Starts openraft over the log and the state. Nothing happens on the network before peers call or
     /// the cluster is founded.
-    pub async fn start(
-        peers: Arc<Peers>,
-        log: Log,
-        applied: Arc<Applied>,
-        observer: Arc<dyn ApplyObserver>,
-        time: ClusterTime,
-        room: Arc<Room>,
-        timers: Timers,
-    ) -> Result<Arc<Node>, String> {
+    pub async fn start(peers: Arc<Peers>, parts: Parts, timers: Timers) -> Result<Arc<Node>, String> {
         let me = peers.me().clone();
         let config = Arc::new(raft_config(&me.cluster, timers)?);
+        let Parts { log, applied, observer, time, room, installer, random } = parts;
         let machine = Machine::new(applied.clone(), observer);
-        let raft = Raft::new(me.node_id, config, Network(peers.clone()), LogStore(log), machine)
+        let transfers = Transfers::new(applied.clone(), random);
+        let network = Network { peers: peers.clone(), transfers: transfers.clone() };
+        let raft = Raft::new(me.node_id, config, network, LogStore(log), machine)
             .await
             .map_err(|error| format!("cannot start from the stored log and state: {error}"))?;
         if raft.is_initialized().await.map_err(|error| error.to_string())? {
@@ -134,6 +146,9 @@ impl Node {
             leadership: watch::Sender::new(Leadership::default()),
             statuses: Mutex::default(),
             room,
+            transfers,
+            installer,
+            started: Instant::now(),
             quorum_has_room: AtomicBool::new(true),
         });
         task::spawn(node.clone().follow_leadership());
@@ -292,7 +307,18 @@ impl Node {
             applied_index: self.applied.index(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             is_storage_full: self.room.is_full(),
+            installing: self.installer.progress(),
         }
+    }
+
+    /// What this member holds ready for members that lack its state.
+    pub(super) fn transfers(&self) -> &Transfers {
+        &self.transfers
+    }
+
+    /// Takes over the state of a leader.
+    pub(super) fn installer(&self) -> &Installer {
+        &self.installer
     }
 
     pub fn room(&self) -> &Arc<Room> {
@@ -403,12 +429,20 @@ impl Node {
         self.raft.trigger().purge_log(index).await.map_err(|fatal| fatal.to_string())
     }
 
-    /// The lowest index that any other member was known to have applied when it was last heard: 0 if one has
-    /// not been heard since this one started, `None` if there are no others.
-    pub(super) fn lowest_applied_elsewhere(&self) -> Option<u64> {
+    /// The lowest index that another member may have to go on from by the log: what those heard within
+    /// `patience` have applied, and where a state is being taken to. One that lacks what is purged already
+    /// needs a state in any case. `None` if there is no such member.
+    pub(super) fn lowest_needed_elsewhere(&self, purged_index: u64, patience: Duration) -> Option<u64> {
         let others = self.membership().into_iter().filter(|(node_id, ..)| *node_id != self.node_id());
         let statuses = self.statuses.lock();
-        others.map(|(node_id, ..)| statuses.get(&node_id).map_or(0, |(status, _)| status.applied_index)).min()
+        let needed = others.filter_map(|(node_id, ..)| match statuses.get(&node_id) {
+            Some((status, heard)) if heard.elapsed() < patience => Some(status.applied_index),
+            Some(_) => None,
+            None if self.started.elapsed() < patience => Some(purged_index),
+            None => None,
+        });
+        let by_log = needed.filter(|applied_index| *applied_index >= purged_index).min();
+        by_log.into_iter().chain(self.transfers.lowest_index()).min()
     }
 
     /// Whether a member was heard lately.

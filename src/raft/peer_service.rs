@@ -17,6 +17,7 @@ use super::handshake::{self, Call, HANDSHAKE_TIMEOUT, HandshakeError};
 use super::node::Node;
 use super::peers::check_same_cluster;
 use super::rpc::{self, Body, Kind};
+use super::transfer_rpc::{self, InstallRequest};
 use super::transport::{PeerListener, PeerStream};
 use super::types::{AppendRequest, NodeId};
 use crate::limits::{APPEND_PIPELINE_DEPTH, PEER_QUEUE_FRAMES};
@@ -214,6 +215,20 @@ async fn respond(node: &Node, frame: Frame) -> Result<Body, String> {
             Ok(rpc::encode_proposals(&node.propose_many_here(commands).await))
         }
         Kind::Status => Ok(node.status().encode()),
+        Kind::Install => {
+            let request = InstallRequest::decode(body).map_err(|error| said(&error))?;
+            let vote = node.installer().install(node.peers(), request).await?;
+            Ok(transfer_rpc::encode_installed(&vote))
+        }
+        Kind::TransferState => {
+            let (transfer, after) = transfer_rpc::decode_state_request(body).map_err(|error| said(&error))?;
+            Ok(transfer_rpc::encode_page(&node.transfers().state(transfer, after).await?))
+        }
+        Kind::TransferEntries => {
+            let (transfer, indexes) =
+                transfer_rpc::decode_entries_request(body).map_err(|error| said(&error))?;
+            Ok(transfer_rpc::encode_entries(&node.transfers().entries(transfer, indexes).await?))
+        }
         kind => Err(format!("{kind:?} is not a request")),
     }
 }

@@ -104,7 +104,7 @@ impl Peers {
                 peers: Arc::downgrade(self),
                 node_id,
                 member: member.clone(),
-                lanes: [LaneSlot::default(), LaneSlot::default()],
+                lanes: Default::default(),
                 last_problem: Mutex::default(),
             })
         });
@@ -169,7 +169,7 @@ pub struct Peer {
     peers: std::sync::Weak<Peers>,
     pub node_id: NodeId,
     pub member: Member,
-    lanes: [LaneSlot; 2],
+    lanes: [LaneSlot; Lane::COUNT],
     last_problem: Mutex<Option<String>>,
 }
 

@@ -7,6 +7,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use openraft::raft::{StreamAppendError, TransferLeaderError, TransferLeaderResponse};
 
+use super::install::InstallProgress;
 use super::types::{
     AppendRequest, AppendResponse, NodeId, RaftLogId, RaftVoteOf, TransferRequest, Types, VoteRequest,
     VoteResponse, entry_id, raft_entry, raft_log_id, raft_vote, stored_entry, stored_vote,
@@ -36,6 +37,12 @@ pub enum Kind {
     ReadIndex = 8,
     Forward = 9,
     Status = 10,
+    /// Asks a member to take over the state of the one that asks.
+    Install = 11,
+    /// A page of the state that is being taken over.
+    TransferState = 12,
+    /// Entries that it names.
+    TransferEntries = 13,
     /// Reply to the request with the same id.
     Reply = 128,
     /// Result of the next AppendEntries of the stream with this id.
@@ -57,6 +64,9 @@ impl Kind {
             8 => Kind::ReadIndex,
             9 => Kind::Forward,
             10 => Kind::Status,
+            11 => Kind::Install,
+            12 => Kind::TransferState,
+            13 => Kind::TransferEntries,
             128 => Kind::Reply,
             129 => Kind::StreamReply,
             130 => Kind::Failure,
@@ -96,6 +106,15 @@ impl Body {
         }
     }
 
+    pub(super) fn entry(&mut self, entry: &LogEntry) {
+        let out = self.fields();
+        put_varint(out, entry.id.term);
+        put_varint(out, entry.id.index);
+        out.put_u8(entry.kind as u8);
+        put_varint(out, entry.stamp_ms);
+        self.payload(&entry.payload);
+    }
+
     pub fn len(&self) -> usize {
         self.parts.iter().map(Bytes::len).sum::<usize>() + self.tail.len()
     }
@@ -110,7 +129,7 @@ impl Body {
     }
 }
 
-fn put_id(out: &mut BytesMut, id: Option<&RaftLogId>) {
+pub(super) fn put_id(out: &mut BytesMut, id: Option<&RaftLogId>) {
     match id {
         None => out.put_u8(0),
         Some(id) => {
@@ -129,19 +148,33 @@ fn id(reader: &mut Reader<'_>) -> Result<Option<RaftLogId>, Malformed> {
     Ok(Some(raft_log_id(EntryId { term: reader.varint()?, index: reader.varint()? })))
 }
 
-fn some_id(reader: &mut Reader<'_>) -> Result<RaftLogId, Malformed> {
+pub(super) fn some_id(reader: &mut Reader<'_>) -> Result<RaftLogId, Malformed> {
     id(reader)?.ok_or(reader.malformed())
 }
 
-fn put_vote(out: &mut BytesMut, vote: &RaftVoteOf) {
+pub(super) fn put_vote(out: &mut BytesMut, vote: &RaftVoteOf) {
     let vote = stored_vote(vote);
     put_varint(out, vote.term);
     out.put_u64_le(vote.node_id);
     out.put_u8(vote.committed as u8);
 }
 
-fn vote(reader: &mut Reader<'_>) -> Result<RaftVoteOf, Malformed> {
+pub(super) fn vote(reader: &mut Reader<'_>) -> Result<RaftVoteOf, Malformed> {
     Ok(raft_vote(Vote { term: reader.varint()?, node_id: reader.u64()?, committed: reader.bool()? }))
+}
+
+/// An entry of the message `bytes`, of which its payload becomes a part.
+pub(super) fn entry(reader: &mut Reader<'_>, bytes: &Bytes) -> Result<LogEntry, Malformed> {
+    let id = EntryId { term: reader.varint()?, index: reader.varint()? };
+    let kind = match reader.u8()? {
+        1 => EntryKind::Blank,
+        2 => EntryKind::Command,
+        3 => EntryKind::Membership,
+        _ => return Err(reader.malformed()),
+    };
+    let stamp_ms = reader.varint()?;
+    let payload = shared_slice(bytes, reader.blob()?);
+    Ok(LogEntry { id, kind, stamp_ms, payload })
 }
 
 pub fn encode_append(request: AppendRequest) -> Body {
@@ -151,15 +184,7 @@ pub fn encode_append(request: AppendRequest) -> Body {
     put_id(out, request.prev_log_id.as_ref());
     put_id(out, request.leader_commit.as_ref());
     put_varint(out, request.entries.len() as u64);
-    for entry in request.entries {
-        let entry = stored_entry(entry);
-        let out = body.fields();
-        put_varint(out, entry.id.term);
-        put_varint(out, entry.id.index);
-        out.put_u8(entry.kind as u8);
-        put_varint(out, entry.stamp_ms);
-        body.payload(&entry.payload);
-    }
+    request.entries.into_iter().for_each(|entry| body.entry(&stored_entry(entry)));
     body
 }
 
@@ -171,16 +196,7 @@ pub fn decode_append(bytes: &Bytes) -> Result<AppendRequest, Malformed> {
     let count = reader.count(5)?;
     let mut entries = Vec::with_capacity(count);
     for _ in 0..count {
-        let id = EntryId { term: reader.varint()?, index: reader.varint()? };
-        let kind = match reader.u8()? {
-            1 => EntryKind::Blank,
-            2 => EntryKind::Command,
-            3 => EntryKind::Membership,
-            _ => return Err(reader.malformed()),
-        };
-        let stamp_ms = reader.varint()?;
-        let payload = shared_slice(bytes, reader.blob()?);
-        entries.push(raft_entry(LogEntry { id, kind, stamp_ms, payload })?);
+        entries.push(raft_entry(entry(&mut reader, bytes)?)?);
     }
     reader.finish()?;
     Ok(AppendRequest { vote, prev_log_id, entries, leader_commit })
@@ -380,6 +396,8 @@ pub struct Status {
     pub version: String,
     /// Its disk has no room for records.
     pub is_storage_full: bool,
+    /// How far it is with taking over the state of another, if it does.
+    pub installing: Option<InstallProgress>,
 }
 
 impl Status {
@@ -389,6 +407,12 @@ impl Status {
             put_varint(out, self.applied_index);
             put_blob(out, self.version.as_bytes());
             out.put_u8(self.is_storage_full as u8);
+            out.put_u8(self.installing.is_some() as u8);
+            if let Some(progress) = &self.installing {
+                put_varint(out, progress.entries);
+                put_varint(out, progress.entries_total);
+                put_varint(out, progress.bytes);
+            }
         })
     }
 
@@ -399,6 +423,14 @@ impl Status {
             applied_index: reader.varint()?,
             version: reader.text()?.to_owned(),
             is_storage_full: reader.bool()?,
+            installing: match reader.bool()? {
+                false => None,
+                true => Some(InstallProgress {
+                    entries: reader.varint()?,
+                    entries_total: reader.varint()?,
+                    bytes: reader.varint()?,
+                }),
+            },
         })
     }
 }

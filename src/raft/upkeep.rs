@@ -4,9 +4,9 @@
 //!   released.
 //! - **Purge**: openraft purges only what a snapshot covers, and a checkpoint on disk is as good as one. So
 //!   when it is far enough beyond the last, it is named a snapshot, and the log is given up but for its last
-//!   entries. This version cannot send the state itself to a member that needs more than the log holds. So
-//!   nothing is given up that any member of the cluster may still lack, however long it has been silent;
-//!   every member decides for itself by what the others last said to have applied.
+//!   entries. A member that then needs more takes over the state, which is dear; so nothing is given up that a
+//!   member which was heard in the last minutes may still lack, nor what follows a state on its way. Every
+//!   member decides for itself by what the others last said to have applied.
 //! - **Space**: the log's files are freed in small steps, at a bounded rate.
 //!
 //! None of them is urgent: a step that finds nothing to do is followed by a rest.
@@ -27,6 +27,9 @@ const REST: Duration = Duration::from_millis(500);
 /// After a failure that may pass.
 const LONG_REST: Duration = Duration::from_secs(10);
 
+/// The log waits for a member that was heard within this time.
+const PATIENCE: Duration = Duration::from_secs(600);
+
 /// Purges the log behind the checkpoint, keeping `kept_entries`, as long as the member runs.
 pub async fn purge_log(node: Arc<Node>, kept_entries: u64) -> io::Result<()> {
     // Rarely enough that naming snapshots costs nothing, often enough that what is kept stays near its size.
@@ -35,13 +38,14 @@ pub async fn purge_log(node: Arc<Node>, kept_entries: u64) -> io::Result<()> {
         sleep(REST).await;
         let (named_index, purged_index) = node.snapshot_and_purged();
         let saved_index = node.applied().saved_index();
-        let lowest_index = node.lowest_applied_elsewhere().unwrap_or(u64::MAX);
+        let lowest_index = node.lowest_needed_elsewhere(purged_index, PATIENCE).unwrap_or(u64::MAX);
         // What openraft knows a snapshot of by now: the one that is named next is for the next round.
         let upto_index = named_index.saturating_sub(kept_entries).min(lowest_index);
         if upto_index >= purged_index.saturating_add(stride) {
             node.purge(upto_index).await.map_err(io::Error::other)?;
         }
-        if saved_index >= named_index.saturating_add(stride) {
+        // A member that takes over a state must find that it suffices.
+        if saved_index >= named_index.saturating_add(stride) && !node.transfers().is_active() {
             node.name_snapshot().await.map_err(io::Error::other)?;
         }
     }

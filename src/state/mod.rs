@@ -119,6 +119,11 @@ impl State {
         &self.catalog
     }
 
+    /// Which log entries its topics name.
+    pub fn live(&self) -> &Arc<LiveEntries> {
+        &self.live
+    }
+
     /// The last entry applied.
     pub fn applied(&self) -> Option<EntryId> {
         self.applied

@@ -13,9 +13,11 @@
 //! Simulations use [`MemoryCheckpoint`], a twin without threads and files under the same rules.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::ops::Bound;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
@@ -41,10 +43,48 @@ pub trait Checkpoint: Send + Sync + 'static {
     fn write(&self, changes: Vec<Change>) -> io::Result<()>;
 }
 
+/// Where checkpoints are kept, each in a directory of its own. All calls may block on the disk.
+pub trait Checkpoints: Send + Sync + 'static {
+    /// Opens or creates the checkpoint in `dir`.
+    fn open(&self, dir: &Path) -> io::Result<Arc<dyn Checkpoint>>;
+    /// Removes the checkpoint in `dir`, if there is one; nobody may have it open.
+    fn remove(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// Checkpoints in sled.
+pub struct SledCheckpoints;
+
+impl Checkpoints for SledCheckpoints {
+    fn open(&self, dir: &Path) -> io::Result<Arc<dyn Checkpoint>> {
+        Ok(Arc::new(SledCheckpoint::open(dir)?))
+    }
+
+    fn remove(&self, dir: &Path) -> io::Result<()> {
+        if std::fs::exists(dir)? { std::fs::remove_dir_all(dir) } else { Ok(()) }
+    }
+}
+
+/// Checkpoints in memory, which outlive whoever opens them.
+#[derive(Default)]
+pub struct MemoryCheckpoints(Mutex<BTreeMap<PathBuf, Arc<MemoryCheckpoint>>>);
+
+impl Checkpoints for MemoryCheckpoints {
+    fn open(&self, dir: &Path) -> io::Result<Arc<dyn Checkpoint>> {
+        Ok(self.0.lock().entry(dir.to_path_buf()).or_default().clone())
+    }
+
+    fn remove(&self, dir: &Path) -> io::Result<()> {
+        self.0.lock().remove(dir);
+        Ok(())
+    }
+}
+
 /// The checkpoint in sled.
 pub struct SledCheckpoint {
     tree: sled::Tree,
     db: sled::Db,
+    /// The file that sled keeps everything in.
+    file: File,
     /// Sum of the digests of all keys and values. Held while a batch is written.
     sum: Mutex<u64>,
 }
@@ -75,11 +115,14 @@ impl SledCheckpoint {
             .open()
             .map_err(into_io)?;
         let tree = db.open_tree(TREE).map_err(into_io)?;
+        let file = File::open(dir.join("db"))?;
+        file.sync_all()?;
+        File::open(dir)?.sync_all()?;
         let sum = match tree.get(SUM_KEY).map_err(into_io)? {
             Some(bytes) => u64::from_le_bytes(bytes[..].try_into().map_err(|_| damaged())?),
             None => 0,
         };
-        Ok(SledCheckpoint { tree, db, sum: Mutex::new(sum) })
+        Ok(SledCheckpoint { tree, db, file, sum: Mutex::new(sum) })
     }
 }
 
@@ -100,7 +143,10 @@ impl Checkpoint for SledCheckpoint {
 
     fn page(&self, after: Option<&[u8]>, max_bytes: usize) -> io::Result<Page> {
         let items = self.tree.range::<&[u8], _>(above(Some(after.unwrap_or(SUM_KEY))));
-        page_of(items.map(|item| item.map(|(key, value)| (key.to_vec(), value.to_vec())).map_err(into_io)), max_bytes)
+        page_of(
+            items.map(|item| item.map(|(key, value)| (key.to_vec(), value.to_vec())).map_err(into_io)),
+            max_bytes,
+        )
     }
 
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
@@ -128,10 +174,11 @@ impl Checkpoint for SledCheckpoint {
         batch.insert(SUM_KEY, &new_sum.to_le_bytes());
         self.tree.apply_batch(batch).map_err(into_io)?;
         self.db.flush().map_err(into_io)?;
+        // sled's flush starts the writing of pages and does not wait for the device.
+        self.file.sync_all()?;
         *sum = new_sum;
         Ok(())
     }
-
 }
 
 /// The keys above `after`.
@@ -194,7 +241,6 @@ impl Checkpoint for MemoryCheckpoint {
         }
         Ok(())
     }
-
 }
 
 #[cfg(test)]

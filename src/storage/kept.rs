@@ -16,7 +16,6 @@ use std::io;
 use std::ops::RangeInclusive;
 
 use super::disk::DiskFile;
-use super::entry::EntryId;
 use super::packed::{PackedIndex, Row};
 use super::runs::Run;
 use super::segment::SEGMENT_HEADER_BYTES;
@@ -160,22 +159,21 @@ impl KeptFile {
         }
     }
 
-    /// Where the entry `id` lies, if it is here.
-    pub(super) fn find(&self, file: &dyn DiskFile, id: EntryId) -> io::Result<Option<Row>> {
+    /// Where the entry at `index` lies, if it is here with that term, or with any if `term` is `None`.
+    pub(super) fn find(&self, file: &dyn DiskFile, index: u64, term: Option<u64>) -> io::Result<Option<Row>> {
         let (runs, table) = match &self.places {
-            Places::Packed(index) => return index.find(file, id.index),
+            Places::Packed(packed) => return packed.find(file, index),
             Places::Segment { runs, table } => (runs, table),
         };
-        let after = runs.partition_point(|run| run.first_index <= id.index);
+        let after = runs.partition_point(|run| run.first_index <= index);
         let run = after.checked_sub(1).and_then(|at| runs.get(at));
-        let Some(run) = run.filter(|run| id.index < run.end_index() && run.term == id.term) else {
-            return Ok(None);
-        };
-        let extents = table.extents(file, run.ordinal_of(id.index), 1)?;
+        let is_asked_for = |run: &&Run| index < run.end_index() && term.is_none_or(|term| term == run.term);
+        let Some(run) = run.filter(is_asked_for) else { return Ok(None) };
+        let extents = table.extents(file, run.ordinal_of(index), 1)?;
         let extent = extents.and_then(|extents| extents.first().copied());
         Ok(extent.map(|(offset_bytes, len_bytes)| Row {
-            index: id.index,
-            term: Some(id.term),
+            index,
+            term: Some(run.term),
             offset_bytes,
             len_bytes,
         }))

@@ -64,6 +64,18 @@ impl LiveEntries {
         self.0.lock().entries.range_cardinality(range)
     }
 
+    /// Live indexes above `after` (all if `None`), rising, at most `max`.
+    pub fn above(&self, after: Option<u64>, max: usize) -> Vec<u64> {
+        let all = self.0.lock();
+        let mut indexes = all.entries.iter();
+        match after.map(|after| after.checked_add(1)) {
+            Some(Some(from)) => indexes.advance_to(from),
+            Some(None) => return Vec::new(),
+            None => {}
+        }
+        indexes.take(max).collect()
+    }
+
     /// Removes from `items` what is dead, by one look at the set.
     pub(super) fn retain<T>(&self, items: &mut Vec<T>, index_of: impl Fn(&T) -> u64) {
         let all = self.0.lock();
@@ -109,6 +121,16 @@ mod tests {
             assert_eq!(live.contains(7), left);
         }
         assert_eq!((live.count(), live.count_in(8..=9)), (1, 1));
+    }
+
+    #[test]
+    fn a_walk_goes_on_behind_where_it_stopped() {
+        let live = LiveEntries::default();
+        [3, 4, 10, 1 << 40].into_iter().for_each(|index| live.add(index, 1));
+        assert_eq!(live.above(None, 2), [3, 4]);
+        assert_eq!(live.above(Some(4), 9), [10, 1 << 40]);
+        assert!(live.above(Some(1 << 40), 9).is_empty());
+        assert!(live.above(Some(u64::MAX), 9).is_empty());
     }
 
     #[test]

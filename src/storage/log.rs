@@ -301,6 +301,31 @@ impl Log {
         }
     }
 
+    /// Entries at some indexes that are known to be committed, in order, until their payloads reach
+    /// `max_bytes`; at least the first. Also below the purge point for as long as a pin or their own life keeps
+    /// them. `NotFound` if the log does not have one. Blocks on the disk.
+    pub fn committed_entries(&self, indexes: &[u64], max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        for index in indexes {
+            let found = self.read_planned(|view| view.plan_committed(*index), usize::MAX)?.pop();
+            let entry = found.ok_or_else(|| {
+                io::Error::new(io::ErrorKind::NotFound, format!("the log has no entry at {index}"))
+            })?;
+            bytes += entry.payload.len();
+            entries.push(entry);
+            if bytes >= max_bytes {
+                break;
+            }
+        }
+        Ok(entries)
+    }
+
+    /// Whether the log has, or had and gave up, the entry `id`. Only what is committed was given up.
+    pub fn has(&self, id: EntryId) -> bool {
+        let view = self.shared.view.read();
+        view.purged().is_some_and(|purged| id.index <= purged.index) || view.id_at(id.index) == Some(id)
+    }
+
     /// Looks places up and reads them. A file that is gone by then was freed, or another took its place in
     /// between: the second look tells which.
     fn read_planned(&self, look_up: impl Fn(&View) -> Plan, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
@@ -315,9 +340,9 @@ impl Log {
     }
 
     fn carry_out(&self, plan: Plan, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
-        if let Some((kept, id)) = &plan.kept {
+        if let Some((kept, index, term)) = &plan.kept {
             Counters::add(&self.shared.counters.cold_reads, 1);
-            return Ok(self.shared.reader.read_kept(kept, *id)?.into_iter().collect());
+            return Ok(self.shared.reader.read_kept(kept, *index, *term)?.into_iter().collect());
         }
         if plan.cold.is_empty() {
             return Ok(plan.hot);

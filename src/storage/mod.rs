@@ -62,7 +62,10 @@ mod stores;
 mod table;
 mod view;
 
-pub use checkpoint::{Change, Checkpoint, MemoryCheckpoint, SledCheckpoint, Visit};
+pub use checkpoint::{
+    Change, Checkpoint, Checkpoints, MemoryCheckpoint, MemoryCheckpoints, SledCheckpoint, SledCheckpoints,
+    Visit,
+};
 pub use disk::{Disk, DiskFile, OpenMode, RealDisk, create_dir_durably, write_file_atomically};
 pub use entry::{EntryId, EntryKind, LogEntry, Vote};
 pub use frozen::{Freezer, Frozen, Page};
@@ -79,4 +82,4 @@ pub use room::Room;
 pub use segment::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
 pub use sim_disk::SimDisk;
 pub use stats::{LogStats, SYNC_BUCKETS_US};
-pub use stores::{OpenCheckpoint, StagedStore, Stores};
+pub use stores::{StagedStore, Stores};

@@ -26,8 +26,8 @@ pub(super) struct OpenPiece {
 /// How to answer a read: first the cold pieces, then the entries that were in memory.
 #[derive(Default)]
 pub(super) struct Plan {
-    /// The file that may hold the one entry that was asked for.
-    pub kept: Option<(Arc<KeptFile>, EntryId)>,
+    /// The file that may hold the one entry that was asked for, its index, and its term if that matters.
+    pub kept: Option<(Arc<KeptFile>, u64, Option<u64>)>,
     pub cold: Vec<ColdPiece>,
     pub hot: Vec<LogEntry>,
 }

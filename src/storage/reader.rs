@@ -137,16 +137,29 @@ impl Reader {
         Ok(true)
     }
 
-    /// The entry `id` from a kept file; `None` if it is not there.
-    pub(super) fn read_kept(&self, kept: &KeptFile, id: EntryId) -> io::Result<Option<LogEntry>> {
+    /// The entry at `index` from a kept file, with this term if it is given; `None` if it is not there.
+    pub(super) fn read_kept(
+        &self,
+        kept: &KeptFile,
+        index: u64,
+        term: Option<u64>,
+    ) -> io::Result<Option<LogEntry>> {
         let source = FileId::Kept(kept.name);
         let open = self.open(source)?;
         let file = open.file.as_ref();
-        let Some(row) = kept.find(file, id)? else { return Ok(None) };
-        let (mut found, mut room_bytes) = (Vec::new(), usize::MAX);
-        let extent = [(row.offset_bytes, row.len_bytes)];
-        self.read_extents(source, id, file, &extent, &mut room_bytes, &mut found)?;
-        Ok(found.pop())
+        let Some(row) = kept.find(file, index, term)? else { return Ok(None) };
+        // A rewritten file's table has no terms: what lies there says which entry it is.
+        let id = |term: Option<u64>| EntryId { term: term.unwrap_or(0), index };
+        let mut buf = vec![0; usize::try_from(row.len_bytes).map_err(io::Error::other)?];
+        file.read_exact_at(&mut buf, row.offset_bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                self.damaged(source, row.offset_bytes, id(term), "file too short")
+            }
+            _ => error,
+        })?;
+        let term = term.or(row.term).or_else(|| frame::decode(&buf).ok().map(|frame| frame.head.term));
+        let len_bytes = buf.len();
+        self.decode(source, &buf.into(), 0, len_bytes, row.offset_bytes, id(term)).map(Some)
     }
 
     fn read_extents(

@@ -11,7 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, Checkpoints};
 use super::disk::{Disk, OpenMode, write_file_atomically};
 use super::entry::{EntryId, Vote};
 use super::incoming::IncomingLog;
@@ -20,16 +20,13 @@ use super::incoming::IncomingLog;
 const POINTER: &str = "store";
 const POINTER_BYTES_MAX: u64 = 64;
 
-/// Opens or creates the checkpoint in a directory.
-pub type OpenCheckpoint = dyn Fn(&Path) -> io::Result<Arc<dyn Checkpoint>> + Send + Sync;
-
 /// The stores of one data directory.
 pub struct Stores {
     disk: Arc<dyn Disk>,
     data_dir: PathBuf,
     number: u64,
     segment_bytes: u64,
-    open_checkpoint: Box<OpenCheckpoint>,
+    checkpoints: Arc<dyn Checkpoints>,
 }
 
 /// A store that is prepared and does not count yet.
@@ -47,15 +44,12 @@ impl Stores {
         disk: Arc<dyn Disk>,
         data_dir: &Path,
         segment_bytes: u64,
-        open_checkpoint: Box<OpenCheckpoint>,
+        checkpoints: Arc<dyn Checkpoints>,
     ) -> io::Result<Self> {
         let number = read_pointer(disk.as_ref(), data_dir)?;
-        let stores = Self { disk, data_dir: data_dir.to_path_buf(), number, segment_bytes, open_checkpoint };
-        let is_there = |number| stores.disk.exists(&stores.dir("log", number));
-        // A store that was made the one took the place of another, so there is at most one gap to look at:
-        // the first store and its file go together.
-        if number > 0 && !is_there(number)? {
-            return Err(lost(&stores.dir("log", number)));
+        let stores = Self { disk, data_dir: data_dir.to_path_buf(), number, segment_bytes, checkpoints };
+        if number > 0 && !stores.disk.exists(&stores.log_dir())? {
+            return Err(lost(&stores.log_dir()));
         }
         for other in (0..number).chain([number + 1]) {
             stores.remove(other)?;
@@ -73,7 +67,7 @@ impl Stores {
 
     /// Opens the checkpoint that counts.
     pub fn open_checkpoint(&self) -> io::Result<Arc<dyn Checkpoint>> {
-        (self.open_checkpoint)(&self.checkpoint_dir())
+        self.checkpoints.open(&self.checkpoint_dir())
     }
 
     /// Begins the next store; what an earlier attempt left is removed.
@@ -81,7 +75,7 @@ impl Stores {
         let number = self.number + 1;
         self.remove(number)?;
         let log = IncomingLog::begin(self.disk.clone(), &self.dir("log", number), self.segment_bytes)?;
-        let checkpoint = (self.open_checkpoint)(&self.dir("checkpoint", number))?;
+        let checkpoint = self.checkpoints.open(&self.dir("checkpoint", number))?;
         Ok(StagedStore { number, log, checkpoint: Some(checkpoint) })
     }
 
@@ -104,12 +98,9 @@ impl Stores {
     }
 
     fn remove(&self, number: u64) -> io::Result<()> {
-        for dir in [self.dir("checkpoint", number), self.dir("log", number)] {
-            if self.disk.exists(&dir)? {
-                self.disk.remove_dir_all(&dir)?;
-            }
-        }
-        Ok(())
+        self.checkpoints.remove(&self.dir("checkpoint", number))?;
+        let log = self.dir("log", number);
+        if self.disk.exists(&log)? { self.disk.remove_dir_all(&log) } else { Ok(()) }
     }
 }
 

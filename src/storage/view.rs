@@ -173,7 +173,7 @@ impl View {
     }
 
     /// The id of the logical entry at `index`, or of the purge point if that is its index.
-    fn id_at(&self, index: u64) -> Option<EntryId> {
+    pub(super) fn id_at(&self, index: u64) -> Option<EntryId> {
         if let Some(purged) = self.purged.filter(|purged| index <= purged.index) {
             return (index == purged.index).then_some(purged);
         }
@@ -357,13 +357,28 @@ impl View {
             return Plan { hot: vec![entry.clone()], ..Plan::default() };
         }
         match self.runs.find(id.index).filter(|run| run.term == id.term) {
-            Some(run) => {
-                let ordinal = run.ordinal_of(id.index);
-                let piece = self.cold_piece(run.segment_id, id.term, id.index, ordinal, 1, &mut 0);
-                Plan { cold: vec![piece], ..Plan::default() }
+            Some(run) => self.plan_in(run, id.index),
+            None => {
+                let kept = self.kept.find(id.index).map(|kept| (kept, id.index, Some(id.term)));
+                Plan { kept, ..Plan::default() }
             }
-            None => Plan { kept: self.kept.find(id.index).map(|kept| (kept, id)), ..Plan::default() },
         }
+    }
+
+    /// The same for the committed entry at `index`: there is only one, so its term need not be known.
+    pub(super) fn plan_committed(&self, index: u64) -> Plan {
+        match (self.cached_at(index), self.runs.find(index)) {
+            (Some(entry), _) => Plan { hot: vec![entry.clone()], ..Plan::default() },
+            (None, Some(run)) => self.plan_in(run, index),
+            (None, None) => {
+                Plan { kept: self.kept.find(index).map(|kept| (kept, index, None)), ..Plan::default() }
+            }
+        }
+    }
+
+    fn plan_in(&self, run: &Run, index: u64) -> Plan {
+        let piece = self.cold_piece(run.segment_id, run.term, index, run.ordinal_of(index), 1, &mut 0);
+        Plan { cold: vec![piece], ..Plan::default() }
     }
 
     /// The first segment of the chain, unless it is the open one.

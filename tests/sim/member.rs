@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use antiphon::engine::{Engine, EngineOptions, Hub};
 use antiphon::raft::{
-    Applied, ApplyObserver, ClusterTime, Identity, IdentityKeeper, ListedMember, Me, Member, Node,
-    PeerTransport, Peers, accept_peers, found_listed,
+    Applied, ApplyObserver, ClusterTime, Identity, IdentityKeeper, Installer, ListedMember, Me, Member, Node,
+    Parts, PeerTransport, Peers, accept_peers, clear_garbage, found_listed, free_space, purge_log,
 };
 use antiphon::state::SharedTopic;
 use antiphon::storage::sim_disk::Dice;
-use antiphon::storage::{Disk, Log, MemoryCheckpoint, Room, SimDisk};
+use antiphon::storage::{Disk, Log, MemoryCheckpoints, Room, SimDisk, Stores};
 use antiphon::task::{self, Scope};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -28,7 +28,7 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
 pub struct Machine {
     pub disk: SimDisk,
     /// Every batch is written at once and as a whole, so what a crash leaves is what is in there.
-    checkpoint: Arc<MemoryCheckpoint>,
+    checkpoints: Arc<MemoryCheckpoints>,
     pub clock: Arc<SimClock>,
     dice: Dice,
     /// Counts the processes, so that a late word of an earlier one is known as such.
@@ -50,7 +50,7 @@ impl Machine {
         let offset_ms = dice.between(0, 2000) as i64 - 1000;
         Machine {
             disk: SimDisk::new(dice.roll()),
-            checkpoint: Arc::default(),
+            checkpoints: Arc::default(),
             clock: Arc::new(SimClock::new(offset_ms)),
             dice,
             life: 0,
@@ -90,11 +90,20 @@ pub fn start(world: &Arc<World>, number: usize) {
     world.trace.note(format_args!("m{} starts, life {life}", number + 1));
     let world = world.clone();
     scope.spawn(async move {
-        let reason = live(&world, number, life).await;
+        let ending = live(&world, number, life).await;
         let mut machine = world.machines[number].lock();
         if machine.life != life {
             return;
         }
+        let reason = match ending {
+            Ending::StartAgain => {
+                machine.kill();
+                drop(machine);
+                world.trace.note(format_args!("m{} starts from the state of another", number + 1));
+                return start(&world, number);
+            }
+            Ending::Failed(reason) => reason,
+        };
         if machine.is_harmed {
             world.trace.note(format_args!("m{} ended: {reason}", number + 1));
         } else {
@@ -104,29 +113,45 @@ pub fn start(world: &Arc<World>, number: usize) {
     });
 }
 
-/// Runs a member until it cannot go on, and says why.
-async fn live(world: &Arc<World>, number: usize, life: u32) -> String {
-    match wire(world, number, life).await {
-        Ok((node, mut failed)) => {
-            tokio::select! {
-                biased;
-                reason = node.stopped() => reason,
-                // `None` if all services have ended well, which those that accept and save never do.
-                reason = failed.recv() => reason.unwrap_or("its services ended".to_owned()),
+/// Why a member does not go on.
+enum Ending {
+    StartAgain,
+    Failed(String),
+}
+
+/// Runs a member until it cannot go on, or took over the state of another.
+async fn live(world: &Arc<World>, number: usize, life: u32) -> Ending {
+    let Wired { node, log, installer, mut failed } = match wire(world, number, life).await {
+        Ok(wired) => wired,
+        Err(reason) => return Ending::Failed(format!("cannot start: {reason}")),
+    };
+    tokio::select! {
+        biased;
+        reason = node.stopped() => Ending::Failed(reason),
+        // `None` if all services have ended well, which those that accept and save never do.
+        reason = failed.recv() => Ending::Failed(reason.unwrap_or("its services ended".to_owned())),
+        () = installer.installed() => {
+            node.shut_down().await;
+            log.close();
+            match installer.adopt() {
+                Ok(()) => Ending::StartAgain,
+                Err(error) => Ending::Failed(format!("cannot start from the state: {error}")),
             }
         }
-        Err(reason) => format!("cannot start: {reason}"),
     }
 }
 
-async fn wire(
-    world: &Arc<World>,
-    number: usize,
-    life: u32,
-) -> Result<(Arc<Node>, mpsc::Receiver<String>), String> {
-    let (disk, checkpoint, clock, mut dice) = {
+struct Wired {
+    node: Arc<Node>,
+    log: Log,
+    installer: Arc<Installer>,
+    failed: mpsc::Receiver<String>,
+}
+
+async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, String> {
+    let (disk, checkpoints, clock, mut dice) = {
         let mut machine = world.machines[number].lock();
-        (machine.disk.clone(), machine.checkpoint.clone(), machine.clock.clone(), machine.dice.fork())
+        (machine.disk.clone(), machine.checkpoints.clone(), machine.clock.clone(), machine.dice.fork())
     };
     let disk: Arc<dyn Disk> = Arc::new(disk);
     let random = Arc::new(SimRandom::new(dice.roll()));
@@ -137,8 +162,12 @@ async fn wire(
     let listener = transport.listen(&address(number)).await.map_err(|error| error.to_string())?;
     let identity = Identity::open(&*disk, dir, "sim", &name, &*random)?;
     let room_disk = disk.clone();
-    let (log, writer) = Log::open(disk.clone(), &dir.join("log"), world.setup.log_options.clone())
+    let segment_bytes = world.setup.log_options.segment_bytes;
+    let stores = Stores::open(disk.clone(), dir, segment_bytes, checkpoints);
+    let stores = Arc::new(stores.map_err(|error| error.to_string())?);
+    let (log, writer) = Log::open(disk.clone(), &stores.log_dir(), world.setup.log_options.clone())
         .map_err(|error| error.to_string())?;
+    let checkpoint = stores.open_checkpoint().map_err(|error| error.to_string())?;
     let applied = Applied::load(log.clone(), checkpoint).map_err(|error| error.to_string())?;
     if applied.index() > log.last_id().map_or(0, |id| id.index) {
         return Err(format!("the checkpoint is at {}, the log ends at {:?}", applied.index(), log.last_id()));
@@ -164,13 +193,24 @@ async fn wire(
     let time = ClusterTime::new(clock);
     // Simulated disks are large enough.
     let room = Room::new(room_disk, dir.to_path_buf(), 0);
-    let node =
-        Node::start(peers, log.clone(), applied.clone(), witness, time, room.clone(), world.setup.timers)
-            .await?;
+    let installer = Installer::new(log.clone(), room.clone(), stores);
+    let parts = Parts {
+        log: log.clone(),
+        applied: applied.clone(),
+        observer: witness,
+        time,
+        room: room.clone(),
+        installer: installer.clone(),
+        random: random.clone(),
+    };
+    let node = Node::start(peers, parts, world.setup.timers).await?;
 
     let (failure, failed) = mpsc::channel(4);
     serve("peers", accept_peers(listener, node.clone(), keeper.clone()), &failure);
     serve("checkpoint", applied.clone().save_periodically(CHECKPOINT_INTERVAL, room), &failure);
+    serve("purging the log", purge_log(node.clone(), world.setup.kept_log_entries), &failure);
+    serve("clearing the checkpoint", clear_garbage(applied.clone()), &failure);
+    serve("freeing space", free_space(log.reclaimer(), applied.clone()), &failure);
     let (founder, founder_random) = (node.clone(), random.clone());
     let founding = async move {
         let list: Vec<ListedMember> =
@@ -184,14 +224,14 @@ async fn wire(
         request_timeout: Duration::from_millis(world.setup.request_timeout_ms),
         quorum_loss_after: Duration::from_millis(2 * world.setup.timers.election_timeout_max_ms + 1000),
     };
-    let engine = Engine::new(node.clone(), log, hub, random, options);
+    let engine = Engine::new(node.clone(), log.clone(), hub, random, options);
     let mut machine = world.machines[number].lock();
     if machine.life == life
         && let Some(running) = &mut machine.running
     {
         running.engine = Some((engine, applied));
     }
-    Ok((node, failed))
+    Ok(Wired { node, log, installer, failed })
 }
 
 fn serve(

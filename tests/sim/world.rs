@@ -31,6 +31,8 @@ pub struct Setup {
     pub log_options: LogOptions,
     pub timers: Timers,
     pub request_timeout_ms: u64,
+    /// Entries that the log keeps: few, so that members need the state of others.
+    pub kept_log_entries: u64,
     /// How long a sync takes.
     pub sync_us: (u64, u64),
     clients: usize,
@@ -58,6 +60,7 @@ impl Setup {
                 election_timeout_max_ms: 2 * election_timeout_min_ms,
             },
             request_timeout_ms: dice.between(1000, 8000),
+            kept_log_entries: dice.between(1, 200),
             sync_us: if dice.chance(20) { (1000, 30_000) } else { (50, 2000) },
             clients: dice.between(2, 6) as usize,
             faults_for: dice.time_ms(5_000, 20_000),

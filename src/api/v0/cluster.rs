@@ -37,6 +37,13 @@ impl ToJson for MemberView {
             json.field("applied", self.applied);
             json.field("lag", self.lag);
             json.field("version", self.version.as_str());
+            if let Some(progress) = &self.installing {
+                json.object_field("snapshot", |json| {
+                    json.field("entries", progress.entries);
+                    json.field("entries_total", progress.entries_total);
+                    json.field("bytes", progress.bytes);
+                });
+            }
         });
     }
 }
