@@ -99,7 +99,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     }
     services.spawn("checkpoint", storage.applied.clone().save_periodically(CHECKPOINT_INTERVAL, room));
     if settings.kept_log_entries > 0 {
-        services.spawn("purging the log", purge_log(node.clone(), settings.kept_log_entries));
+        let patience = Duration::from_millis(settings.lag_patience_ms);
+        services.spawn("purging the log", purge_log(node.clone(), settings.kept_log_entries, patience));
     }
     services.spawn("clearing the checkpoint", clear_garbage(storage.applied.clone()));
     services.spawn("freeing space", free_space(storage.log.reclaimer(), storage.applied.clone()));

@@ -208,7 +208,8 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     let (failure, failed) = mpsc::channel(4);
     serve("peers", accept_peers(listener, node.clone(), keeper.clone()), &failure);
     serve("checkpoint", applied.clone().save_periodically(CHECKPOINT_INTERVAL, room), &failure);
-    serve("purging the log", purge_log(node.clone(), world.setup.kept_log_entries), &failure);
+    let purging = purge_log(node.clone(), world.setup.kept_log_entries, world.setup.lag_patience);
+    serve("purging the log", purging, &failure);
     serve("clearing the checkpoint", clear_garbage(applied.clone()), &failure);
     serve("freeing space", free_space(log.reclaimer(), applied.clone()), &failure);
     let (founder, founder_random) = (node.clone(), random.clone());
