@@ -29,8 +29,18 @@ fn first_store(checkpoints: &Arc<MemoryCheckpoints>) -> SimDisk {
     let (log, mut writer) = open_log(&disk, &stores);
     let entries = (1..10).map(|index| entry(1, index, 300)).collect();
     at_once(log.append(entries, Box::new(|done| done.expect("durable")))).expect("appended");
-    writer.step().expect("written");
+    write_all(&mut writer);
     disk
+}
+
+fn write_all(writer: &mut LogWriter) {
+    loop {
+        let ops = writer.take();
+        if ops.is_empty() {
+            return;
+        }
+        writer.step(ops);
+    }
 }
 
 fn take_over(disk: &SimDisk, checkpoints: &Arc<MemoryCheckpoints>) -> std::io::Result<()> {
@@ -105,7 +115,7 @@ fn a_store_that_was_taken_over_goes_on_like_any_other() {
         (LAST.index + 1..LAST.index + 60).map(|index| entry(8, index, 900)).collect();
     for entry in &entries {
         at_once(log.append(vec![entry.clone()], Box::new(|done| done.expect("durable")))).unwrap();
-        writer.step().expect("written");
+        write_all(&mut writer);
     }
     drop((log, writer));
     let (log, _writer) = open_log(&disk, &open(&disk, &checkpoints).unwrap());
