@@ -33,8 +33,9 @@ pub async fn rage(world: &Arc<World>, dice: &mut Dice, time: Duration) {
             0..15 => kill(world, one),
             15..26 => lose_power(world, one),
             26..42 => fail_midway(world, one, dice).await,
-            42..46 => black_out(world),
-            46..50 => fail_sync(world, one, dice).await,
+            42..45 => black_out(world),
+            45..47 => lose_disk(world, one),
+            47..50 => fail_sync(world, one, dice).await,
             50..58 => isolate(world, one),
             58..64 if one != other => cut(world, one, other, dice),
             64..72 if one != other => {
@@ -85,6 +86,16 @@ fn lose_power(world: &Arc<World>, number: usize) {
     world.trace.note(format_args!("fault: m{} loses power", number + 1));
     world.net.darken(number);
     world.machines[number].lock().lose_power();
+}
+
+/// The disk is gone, and a blank one is in its place. Only in a cluster whose members all vote: a second loss
+/// before the first is made good would be more than three members can bear.
+fn lose_disk(world: &Arc<World>, number: usize) {
+    if !world.machines.iter().all(|machine| machine.lock().is_voter()) {
+        return;
+    }
+    world.trace.note(format_args!("fault: m{} loses its disk", number + 1));
+    world.machines[number].lock().lose_disk();
 }
 
 /// The disk stops in the middle of an operation; a moment later so does the machine, or only the process.
