@@ -91,17 +91,18 @@ impl Me {
         }
         let (name, cluster) = (&self.member.name, &self.cluster);
         self.end(format!(
-            "while this data directory was away, cluster {cluster} let another one in as member {name}: move \
-             this one aside and start {name} with the one that took its place; the records are there"
+            "cluster {cluster} goes on with another data directory for member {name}, which took this one's \
+             place: move this one aside and start {name} with that one; the records are there"
         ));
     }
 
     /// Waits until this member must not go on, and says why.
     pub async fn ended(&self) -> String {
         let mut end = self.end.subscribe();
-        match end.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => std::future::pending().await,
+        let reason = end.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        match reason {
+            Some(reason) => reason,
+            None => std::future::pending().await,
         }
     }
 
