@@ -105,6 +105,8 @@ mod tests {
         let status = is_up.then(|| crate::raft::Status {
             wall_ms: 0,
             applied_index: 0,
+            durable_index: 0,
+            installing: None,
             version: String::new(),
             is_storage_full: false,
         });

@@ -47,9 +47,12 @@ impl IdentityKeeper {
             return Ok(());
         }
         let adopted = Identity { cluster_id: Some(cluster_id), ..identity.clone() };
-        adopted
-            .write(&*self.disk, &self.dir)
-            .map_err(|error| format!("cannot write the identity file in {}: {error}", self.dir.display()))?;
+        if let Err(error) = adopted.write(&*self.disk, &self.dir) {
+            let reason = format!("cannot write the identity file in {}: {error}", self.dir.display());
+            // A disk that failed once is not trusted again by the process that saw it.
+            self.me.end(reason.clone());
+            return Err(reason);
+        }
         *identity = adopted;
         self.me.set_cluster_id(cluster_id);
         tracing::info!("this member belongs to cluster {} with id {cluster_id}", self.me.cluster);
