@@ -1,5 +1,7 @@
 //! Every bound in one place: nothing that a client, a peer or time can make grow is without one.
 
+use std::time::Duration;
+
 /// Most records in one write request.
 pub const MAX_RECORDS_PER_WRITE: usize = 10_000;
 /// Most bytes of `data` plus `meta` of one record, as JSON without white space.
@@ -76,3 +78,8 @@ pub const TRANSFER_INDEXES: usize = 4096;
 
 /// Bytes per second that freeing space reads and writes at most.
 pub const RECLAIM_BYTES_PER_S: u64 = 32 << 20;
+
+/// A cluster of one exports its state at the latest after so many entries.
+pub const EXPORT_ENTRIES: u64 = 1_000_000;
+/// And after this time, if anything changed.
+pub const EXPORT_INTERVAL: Duration = Duration::from_secs(600);

@@ -7,6 +7,7 @@
 mod bootstrap;
 mod cluster_time;
 mod connection;
+mod export;
 mod handshake;
 mod identity;
 mod install;
@@ -27,6 +28,7 @@ mod upkeep;
 pub use bootstrap::{IdentityKeeper, ListedMember, found_alone, found_listed};
 pub use cluster_time::ClusterTime;
 pub use connection::CallError;
+pub use export::{Export, export_state};
 pub use identity::Identity;
 pub use install::{InstallProgress, Installer};
 pub use log::{LogReader, LogStore};

@@ -445,6 +445,29 @@ impl Node {
         by_log.into_iter().chain(self.transfers.lowest_index()).min()
     }
 
+    /// Whether voters beside this member that were heard lately are a majority.
+    pub fn others_are_majority(&self) -> bool {
+        let members = self.member_statuses();
+        let voters = members.iter().filter(|member| member.is_voter);
+        let others = voters.clone().filter(|member| member.node_id != self.node_id());
+        let heard = others.filter(|member| member.status.is_some()).count();
+        heard > voters.count() / 2
+    }
+
+    /// Whether this member votes, by a membership that is applied here.
+    pub fn is_voter(&self) -> bool {
+        self.metrics(|metrics| {
+            let stored = &metrics.membership_config;
+            let is_applied = stored.log_id().as_ref() <= metrics.last_applied.as_ref();
+            is_applied && stored.membership().voter_ids().any(|voter| voter == self.node_id())
+        })
+    }
+
+    /// Whether the cluster has no other member.
+    pub(super) fn is_alone(&self) -> bool {
+        self.membership().iter().all(|(node_id, ..)| *node_id == self.node_id())
+    }
+
     /// Whether a member was heard lately.
     pub fn was_heard(&self, node_id: NodeId) -> bool {
         self.statuses.lock().get(&node_id).is_some_and(|(_, heard)| heard.elapsed() < DOWN_AFTER)

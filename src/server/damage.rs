@@ -1,0 +1,94 @@
+//! What a running member does about data that is damaged or was.
+//!
+//! A read that finds damage fails, and nothing damaged is served; the rest of what the member has is as good as
+//! ever. With enough others it then ends, and leaves a mark, so that it starts blank and is filled again: the
+//! next start reads no sealed segment through and would find nothing. But only when the others are a majority
+//! without it, because a member with one bad record is worth more to its cluster than none.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::HAND_OVER_TIMEOUT;
+use crate::clock::{Clock, SystemClock};
+use crate::raft::{Applied, Node};
+use crate::storage::{Disk, Log, Mark, is_set_aside, remove_set_aside};
+use crate::task;
+
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a member that cannot go on looks for the others: they are asked every half second.
+const LOOK_FOR_OTHERS: Duration = Duration::from_secs(5);
+
+/// Ends, with an error, when a read found damage and the others can do without this member.
+pub(super) async fn end_if_damaged(log: Log, node: Arc<Node>, can_be_filled_again: bool) -> io::Result<()> {
+    let mut damage = log.watch_damage();
+    let Ok(found) = damage.wait_for(Option::is_some).await.map(|found| found.clone()) else { return Ok(()) };
+    let why = found.unwrap_or_default();
+    if !can_be_filled_again {
+        tracing::error!(
+            "{why}: reads of it fail, and there are not enough other members to repair it: restore a backup"
+        );
+        return Ok(());
+    }
+    if !node.others_are_majority() {
+        tracing::error!("{why}: reads of it fail; the others are no majority without this member, so it goes on");
+    }
+    while !node.others_are_majority() {
+        sleep(LOOK_INTERVAL).await;
+    }
+    node.hand_over(HAND_OVER_TIMEOUT).await;
+    Err(io::Error::other(format!("{why}; at its next start this member is filled again by the others")))
+}
+
+/// Decides that the next start is a blank one, if this member ends because of damage and the others can do
+/// without it.
+pub(super) async fn leave_mark(log: &Log, node: &Node, disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+    let Some(why) = log.watch_damage().borrow().clone() else { return Ok(()) };
+    let deadline = Instant::now() + LOOK_FOR_OTHERS;
+    while !node.others_are_majority() {
+        if Instant::now() >= deadline {
+            return Ok(());
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+    Mark { unix_ms: SystemClock::shared().wall_ms(), why }.write(disk, data_dir)
+}
+
+/// Removes data that were set aside, once this member is a voter again.
+pub(super) async fn remove_when_voter(node: Arc<Node>, data_dir: std::path::PathBuf) -> io::Result<()> {
+    while !node.is_voter() {
+        sleep(LOOK_INTERVAL).await;
+    }
+    task::blocking(move || {
+        if is_set_aside(&data_dir)? {
+            remove_set_aside(&data_dir)?;
+            tracing::info!("this member is a voter again: removed the damaged data in {}", data_dir.display());
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Applies what the log has beyond a state that was restored, up to `last_index`, and looks whether all that is
+/// in use then is there. What topics gave up after the export may be gone, and must not be missed.
+pub(super) async fn check_restored(log: Log, applied: Arc<Applied>, last_index: u64) -> io::Result<()> {
+    let mut index = applied.watch_index();
+    if index.wait_for(|index| *index >= last_index).await.is_err() {
+        return Ok(());
+    }
+    // Entries of deleted topics are released once no checkpoint names them any more.
+    while applied.saved_index() < last_index {
+        applied.save().await?;
+        sleep(LOOK_INTERVAL / 10).await;
+    }
+    loop {
+        let applied = applied.clone();
+        if !task::blocking(move || applied.clear_garbage()).await? {
+            break;
+        }
+    }
+    log.check_live().map_err(io::Error::other)
+}
