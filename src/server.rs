@@ -92,7 +92,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         installer: installer.clone(),
         random: random.clone(),
     };
-    let node = Node::start(peers, parts, timers(&settings)).await.map_err(|line| anyhow!(line))?;
+    let node = Node::start(peers, parts, timers(&settings)).await;
+    if node.is_err() && can_be_filled_again {
+        damage::leave_mark_at_start(&storage.log, &*disk, &settings.data_dir)?;
+    }
+    let node = node.map_err(|line| anyhow!(line))?;
 
     let mut services = Services::default();
     services.spawn("room", room.clone().watch());
@@ -102,10 +106,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     services
         .spawn("checkpoint", storage.applied.clone().save_periodically(CHECKPOINT_INTERVAL, room.clone()));
     if settings.kept_log_entries > 0 {
-        let (export, kept) = (Export::new(disk.clone(), settings.data_dir.clone()), settings.kept_log_entries);
+        let (export, kept) =
+            (Export::new(disk.clone(), settings.data_dir.clone()), settings.kept_log_entries);
         services.spawn(
             "exporting the state",
-            export_state(node.clone(), storage.log.clone(), export.clone(), room, kept),
+            export_state(node.clone(), storage.log.clone(), export.clone(), room.clone(), kept),
         );
         services.spawn("purging the log", purge_log(node.clone(), export, kept));
     }
@@ -116,7 +121,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         damage::end_if_damaged(storage.log.clone(), node.clone(), can_be_filled_again),
     );
     if had_data {
-        let removing = damage::remove_when_voter(node.clone(), settings.data_dir.clone());
+        let removing = damage::remove_when_voter(node.clone(), room.clone(), settings.data_dir.clone());
         services.spawn("removing damaged data", removing);
     }
     let founding = found(settings.clone(), node.clone(), keeper, random.clone());

@@ -96,8 +96,7 @@ pub async fn export_state(
             continue;
         }
         let entries = node.applied().saved_index().saturating_sub(export.index());
-        let holds_up_purge =
-            entries > kept_entries && logged_bytes() - last_logged_bytes >= 2 * cost_bytes;
+        let holds_up_purge = entries > kept_entries && logged_bytes() - last_logged_bytes >= 2 * cost_bytes;
         let is_due = entries >= EXPORT_ENTRIES || last.elapsed() >= EXPORT_INTERVAL || holds_up_purge;
         if entries == 0 || !is_due || room.is_exhausted() {
             continue;

@@ -6,16 +6,16 @@
 //! without it, because a member with one bad record is worth more to its cluster than none.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::HAND_OVER_TIMEOUT;
-use crate::clock::{Clock, SystemClock};
+use crate::clock::SystemClock;
 use crate::raft::{Applied, Node};
-use crate::storage::{Disk, Log, Mark, is_set_aside, remove_set_aside};
+use crate::storage::{Disk, Log, Mark, Room, is_set_aside, remove_set_aside};
 use crate::task;
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -34,7 +34,9 @@ pub(super) async fn end_if_damaged(log: Log, node: Arc<Node>, can_be_filled_agai
         return Ok(());
     }
     if !node.others_are_majority() {
-        tracing::error!("{why}: reads of it fail; the others are no majority without this member, so it goes on");
+        tracing::error!(
+            "{why}: reads of it fail; the others are no majority without this member, so it goes on"
+        );
     }
     while !node.others_are_majority() {
         sleep(LOOK_INTERVAL).await;
@@ -57,15 +59,24 @@ pub(super) async fn leave_mark(log: &Log, node: &Node, disk: &dyn Disk, data_dir
     Mark { unix_ms: SystemClock::shared().wall_ms(), why }.write(disk, data_dir)
 }
 
-/// Removes data that were set aside, once this member is a voter again.
-pub(super) async fn remove_when_voter(node: Arc<Node>, data_dir: std::path::PathBuf) -> io::Result<()> {
-    while !node.is_voter() {
+/// The same for a member that cannot even start: it has nothing to offer to the others.
+pub(super) fn leave_mark_at_start(log: &Log, disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+    match log.watch_damage().borrow().clone() {
+        Some(why) => Mark { unix_ms: SystemClock::shared().wall_ms(), why }.write(disk, data_dir),
+        None => Ok(()),
+    }
+}
+
+/// Removes data that were set aside, once this member is a voter again; earlier if the disk has no room for
+/// both and the others have what it had.
+pub(super) async fn remove_when_voter(node: Arc<Node>, room: Arc<Room>, data_dir: PathBuf) -> io::Result<()> {
+    while !node.is_voter() && !(room.is_full() && node.others_are_majority()) {
         sleep(LOOK_INTERVAL).await;
     }
     task::blocking(move || {
         if is_set_aside(&data_dir)? {
             remove_set_aside(&data_dir)?;
-            tracing::info!("this member is a voter again: removed the damaged data in {}", data_dir.display());
+            tracing::info!("removed the damaged data that were set aside in {}", data_dir.display());
         }
         Ok(())
     })

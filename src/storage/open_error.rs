@@ -37,11 +37,9 @@ impl std::fmt::Display for OpenError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Io { file, source } => write!(f, "cannot open the log: {}: {source}", file.display()),
-            Self::Corrupt { file, offset_bytes, what } => write!(
-                f,
-                "log segment {} is damaged at byte {offset_bytes} ({what})",
-                file.display()
-            ),
+            Self::Corrupt { file, offset_bytes, what } => {
+                write!(f, "log segment {} is damaged at byte {offset_bytes} ({what})", file.display())
+            }
             Self::Missing { dir, index } => write!(
                 f,
                 "a log file in {} is missing: no file holds entry {index}, whose records are in use",
@@ -53,11 +51,9 @@ impl std::fmt::Display for OpenError {
                  start the newer program again",
                 file.display()
             ),
-            Self::Foreign { file } => write!(
-                f,
-                "{} is not a log segment of this program, though its name says so",
-                file.display()
-            ),
+            Self::Foreign { file } => {
+                write!(f, "{} is not a log segment of this program, though its name says so", file.display())
+            }
             Self::Options { what } => write!(f, "log options: {what}"),
         }
     }
