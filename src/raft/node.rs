@@ -445,13 +445,15 @@ impl Node {
         by_log.into_iter().chain(self.transfers.lowest_index()).min()
     }
 
-    /// Whether voters beside this member that were heard lately are a majority.
-    pub fn others_are_majority(&self) -> bool {
-        let members = self.member_statuses();
-        let voters = members.iter().filter(|member| member.is_voter);
-        let others = voters.clone().filter(|member| member.node_id != self.node_id());
-        let heard = others.filter(|member| member.status.is_some()).count();
-        heard > voters.count() / 2
+    /// Whether the other voters that were heard after `since`, and just now, are a majority of all.
+    pub fn others_are_majority(&self, since: Instant) -> bool {
+        let members = self.membership();
+        let voters: Vec<NodeId> =
+            members.into_iter().filter(|(.., is_voter)| *is_voter).map(|(node_id, ..)| node_id).collect();
+        let statuses = self.statuses.lock();
+        let is_fresh = |heard: Instant| heard > since && heard.elapsed() < 2 * STATUS_INTERVAL;
+        let is_heard = |node_id: &NodeId| statuses.get(node_id).is_some_and(|(_, heard)| is_fresh(*heard));
+        voters.iter().filter(|node_id| is_heard(node_id)).count() > voters.len() / 2
     }
 
     /// Whether this member votes, by a membership that is applied here.

@@ -33,28 +33,37 @@ pub(super) async fn end_if_damaged(log: Log, node: Arc<Node>, can_be_filled_agai
         );
         return Ok(());
     }
-    if !node.others_are_majority() {
-        tracing::error!(
-            "{why}: reads of it fail; the others are no majority without this member, so it goes on"
-        );
-    }
-    while !node.others_are_majority() {
-        sleep(LOOK_INTERVAL).await;
-    }
+    wait_for_others(&node, None).await;
     node.hand_over(HAND_OVER_TIMEOUT).await;
     Err(io::Error::other(format!("{why}; at its next start this member is filled again by the others")))
+}
+
+/// Waits until the others are a majority without this member, by what is heard of them from now on; `false` if
+/// that took longer than `limit`.
+async fn wait_for_others(node: &Node, limit: Option<Duration>) -> bool {
+    let since = Instant::now();
+    let mut is_said = false;
+    while !node.others_are_majority(since) {
+        sleep(LOOK_INTERVAL / 2).await;
+        if limit.is_some_and(|limit| since.elapsed() >= limit) {
+            return false;
+        }
+        if since.elapsed() >= LOOK_FOR_OTHERS && !is_said {
+            tracing::error!(
+                "data are damaged; the others are no majority without this member, so it goes on"
+            );
+            is_said = true;
+        }
+    }
+    true
 }
 
 /// Decides that the next start is a blank one, if this member ends because of damage and the others can do
 /// without it.
 pub(super) async fn leave_mark(log: &Log, node: &Node, disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
     let Some(why) = log.watch_damage().borrow().clone() else { return Ok(()) };
-    let deadline = Instant::now() + LOOK_FOR_OTHERS;
-    while !node.others_are_majority() {
-        if Instant::now() >= deadline {
-            return Ok(());
-        }
-        sleep(LOOK_INTERVAL).await;
+    if !wait_for_others(node, Some(LOOK_FOR_OTHERS)).await {
+        return Ok(());
     }
     Mark { unix_ms: SystemClock::shared().wall_ms(), why }.write(disk, data_dir)
 }
@@ -70,7 +79,8 @@ pub(super) fn leave_mark_at_start(log: &Log, disk: &dyn Disk, data_dir: &Path) -
 /// Removes data that were set aside, once this member is a voter again; earlier if the disk has no room for
 /// both and the others have what it had.
 pub(super) async fn remove_when_voter(node: Arc<Node>, room: Arc<Room>, data_dir: PathBuf) -> io::Result<()> {
-    while !node.is_voter() && !(room.is_full() && node.others_are_majority()) {
+    let started = Instant::now();
+    while !node.is_voter() && !(room.is_full() && node.others_are_majority(started)) {
         sleep(LOOK_INTERVAL).await;
     }
     task::blocking(move || {

@@ -118,7 +118,10 @@ async fn a_cluster_of_one_with_a_purged_log_comes_back_from_its_exported_state()
     let mut stays = 1000;
     let damages: [fn(&Cluster); 3] = [
         |cluster| damage_checkpoint(cluster, 0),
-        |cluster| cut_in_half(&cluster.members[0].data_dir.join("checkpoint").join("db")),
+        |cluster| {
+            let db = cluster.members[0].data_dir.join("checkpoint").join("db");
+            fs::File::options().write(true).open(db).and_then(|file| file.set_len(5000)).expect("cut it");
+        },
         |cluster| fs::remove_dir_all(cluster.members[0].data_dir.join("checkpoint")).expect("remove it"),
     ];
     for (turn, damage) in damages.into_iter().enumerate() {
