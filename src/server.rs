@@ -112,7 +112,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
             "exporting the state",
             export_state(node.clone(), storage.log.clone(), export.clone(), room.clone(), kept),
         );
-        services.spawn("purging the log", purge_log(node.clone(), export, kept));
+        let patience = Duration::from_millis(settings.lag_patience_ms);
+        services.spawn("purging the log", purge_log(node.clone(), export, kept, patience));
     }
     services.spawn("clearing the checkpoint", clear_garbage(storage.applied.clone()));
     services.spawn("freeing space", free_space_safely(&storage));

@@ -87,8 +87,13 @@ pub const SETTINGS: &[Setting] = &[
     value("log_format", "text", "Form of log lines: text or json"),
     value(
         "kept_log_entries",
-        "0",
+        "200000",
         "Applied entries that the log keeps for members that lag, before it is freed; 0: all",
+    ),
+    value(
+        "lag_patience_ms",
+        "600000",
+        "How long the log is kept for a silent member, which then takes over the state of another",
     ),
 ];
 

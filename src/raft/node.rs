@@ -302,9 +302,13 @@ impl Node {
 
     /// What this member says of itself.
     pub fn status(&self) -> Status {
+        let applied_index = self.applied.index();
+        // Applying does not wait for the own disk.
+        let synced_index = self.applied.log().synced_id().map_or(0, |id| id.index);
         Status {
             wall_ms: self.time.clock().wall_ms(),
-            applied_index: self.applied.index(),
+            applied_index,
+            durable_index: applied_index.min(synced_index),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             is_storage_full: self.room.is_full(),
             installing: self.installer.progress(),
@@ -429,19 +433,19 @@ impl Node {
         self.raft.trigger().purge_log(index).await.map_err(|fatal| fatal.to_string())
     }
 
-    /// The lowest index that another member may have to go on from by the log: what those heard within
-    /// `patience` have applied, and where a state is being taken to. One that lacks what is purged already
+    /// The lowest index that another member may have to go on from by the log: up to where those heard within
+    /// `patience` have applied and synced it, and where a state is being taken to. One that lacks what is purged already
     /// needs a state in any case. `None` if there is no such member.
     pub(super) fn lowest_needed_elsewhere(&self, purged_index: u64, patience: Duration) -> Option<u64> {
         let others = self.membership().into_iter().filter(|(node_id, ..)| *node_id != self.node_id());
         let statuses = self.statuses.lock();
         let needed = others.filter_map(|(node_id, ..)| match statuses.get(&node_id) {
-            Some((status, heard)) if heard.elapsed() < patience => Some(status.applied_index),
+            Some((status, heard)) if heard.elapsed() < patience => Some(status.durable_index),
             Some(_) => None,
             None if self.started.elapsed() < patience => Some(purged_index),
             None => None,
         });
-        let by_log = needed.filter(|applied_index| *applied_index >= purged_index).min();
+        let by_log = needed.filter(|index| *index >= purged_index).min();
         by_log.into_iter().chain(self.transfers.lowest_index()).min()
     }
 

@@ -393,6 +393,8 @@ pub fn decode_proposals(bytes: &[u8]) -> Result<Vec<Proposal>, Malformed> {
 pub struct Status {
     pub wall_ms: u64,
     pub applied_index: u64,
+    /// Up to where it has applied and its log is synced: what it can go on from after any crash.
+    pub durable_index: u64,
     pub version: String,
     /// Its disk has no room for records.
     pub is_storage_full: bool,
@@ -405,6 +407,7 @@ impl Status {
         Body::of(|out| {
             put_varint(out, self.wall_ms);
             put_varint(out, self.applied_index);
+            put_varint(out, self.durable_index);
             put_blob(out, self.version.as_bytes());
             out.put_u8(self.is_storage_full as u8);
             out.put_u8(self.installing.is_some() as u8);
@@ -421,6 +424,7 @@ impl Status {
         Ok(Status {
             wall_ms: reader.varint()?,
             applied_index: reader.varint()?,
+            durable_index: reader.varint()?,
             version: reader.text()?.to_owned(),
             is_storage_full: reader.bool()?,
             installing: match reader.bool()? {

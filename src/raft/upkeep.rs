@@ -29,11 +29,14 @@ const REST: Duration = Duration::from_millis(500);
 /// After a failure that may pass.
 const LONG_REST: Duration = Duration::from_secs(10);
 
-/// The log waits for a member that was heard within this time.
-const PATIENCE: Duration = Duration::from_secs(600);
-
-/// Purges the log behind the checkpoint, keeping `kept_entries`, as long as the member runs.
-pub async fn purge_log(node: Arc<Node>, export: Arc<Export>, kept_entries: u64) -> io::Result<()> {
+/// Purges the log behind the checkpoint, keeping `kept_entries` and what members lack that were heard within
+/// `patience`, or what `export` does not cover if there are none, as long as the member runs.
+pub async fn purge_log(
+    node: Arc<Node>,
+    export: Arc<Export>,
+    kept_entries: u64,
+    patience: Duration,
+) -> io::Result<()> {
     // Rarely enough that naming snapshots costs nothing, often enough that what is kept stays near its size.
     let stride = (kept_entries / 16).max(1);
     loop {
@@ -42,7 +45,7 @@ pub async fn purge_log(node: Arc<Node>, export: Arc<Export>, kept_entries: u64) 
         let saved_index = node.applied().saved_index();
         let lowest_index = match node.is_alone() {
             true => export.index(),
-            false => node.lowest_needed_elsewhere(purged_index, PATIENCE).unwrap_or(u64::MAX),
+            false => node.lowest_needed_elsewhere(purged_index, patience).unwrap_or(u64::MAX),
         };
         // What openraft knows a snapshot of by now: the one that is named next is for the next round.
         let upto_index = named_index.saturating_sub(kept_entries).min(lowest_index);

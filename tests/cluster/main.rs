@@ -18,6 +18,7 @@ mod minority;
 mod oracle;
 mod restart;
 mod settings;
+mod snapshot;
 mod start;
 mod stop;
 mod storage_full;

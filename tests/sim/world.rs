@@ -33,6 +33,7 @@ pub struct Setup {
     pub request_timeout_ms: u64,
     /// Entries that the log keeps: few, so that members need the state of others.
     pub kept_log_entries: u64,
+    pub lag_patience: Duration,
     /// How long a sync takes.
     pub sync_us: (u64, u64),
     clients: usize,
@@ -61,6 +62,7 @@ impl Setup {
             },
             request_timeout_ms: dice.between(1000, 8000),
             kept_log_entries: dice.between(1, 200),
+            lag_patience: dice.time_ms(0, 10_000),
             sync_us: if dice.chance(20) { (1000, 30_000) } else { (50, 2000) },
             clients: dice.between(2, 6) as usize,
             faults_for: dice.time_ms(5_000, 20_000),

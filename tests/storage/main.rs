@@ -8,4 +8,5 @@ mod freeing;
 mod histories;
 mod kill_points;
 mod rig;
+mod stores;
 mod threads;
