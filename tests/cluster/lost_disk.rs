@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::harness::{Cluster, PATIENCE, eventually, free_ports};
 use crate::oracle::{Fate, Oracle, more_acks};
+use crate::snapshot::{FORGETFUL, all_agree, read_all, took_over, write, write_until_it_is_forgotten};
 use crate::start::{names, refusal, with_flag};
 use crate::writers::Writers;
 
@@ -116,6 +117,33 @@ async fn a_member_that_lost_its_disk_heals_by_itself() {
         })
         .await;
         cluster.restart(number).await;
+    }
+}
+
+/// The same when the logs of the others do not reach back to the beginning.
+#[tokio::test]
+async fn a_member_that_lost_its_disk_takes_over_what_the_logs_have_forgotten() {
+    let mut cluster = Cluster::start_with(3, &FORGETFUL).await;
+    write(&mut cluster, "before", 30).await;
+    write_until_it_is_forgotten(&mut cluster, "while").await;
+    let victim = cluster.follower().await;
+    lose_disk(&mut cluster, victim, "lost");
+    cluster.spawn(victim);
+    write(&mut cluster, "after", 30).await;
+    eventually("the others let it in", HEAL_LIMIT, async || {
+        cluster.members[victim].log().contains("taking over the state").then_some(())
+    })
+    .await;
+    took_over(&cluster, victim, 1).await;
+    all_vote(&mut cluster).await;
+    all_agree(&cluster).await;
+    let other = (victim + 1) % 3;
+    for topic in ["before", "while", "after"] {
+        assert_eq!(
+            read_all(&cluster, victim, topic).await,
+            read_all(&cluster, other, topic).await,
+            "{topic}"
+        );
     }
 }
 
