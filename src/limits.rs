@@ -87,3 +87,8 @@ pub const FORGET_APPLICANT_AFTER: Duration = Duration::from_secs(5);
 
 /// Bytes per second that freeing space reads and writes at most.
 pub const RECLAIM_BYTES_PER_S: u64 = 32 << 20;
+
+/// A cluster of one exports its state at the latest after so many entries.
+pub const EXPORT_ENTRIES: u64 = 1_000_000;
+/// And after this time, if anything changed.
+pub const EXPORT_INTERVAL: Duration = Duration::from_secs(600);

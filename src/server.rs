@@ -5,6 +5,9 @@
 //! opposite order. What comes from the machine (clocks, random numbers, disk, network) is chosen here and
 //! handed in.
 
+mod damage;
+mod opening;
+
 use std::fs::File;
 use std::future::Future;
 use std::path::Path;
@@ -23,11 +26,12 @@ use crate::clock::{Random, SystemClock, SystemRandom};
 use crate::config::Settings;
 use crate::engine::{Engine, EngineOptions, Hub};
 use crate::raft::{
-    Applied, ClusterTime, Identity, IdentityKeeper, Installer, ListedMember, Me, Member, Node, Parts,
-    PeerListener, PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, found_alone,
+    ClusterTime, Export, IdentityKeeper, Installer, ListedMember, Me, Member, Node, Parts, PeerListener,
+    PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, export_state, found_alone,
     found_listed, free_space, keep_membership, purge_log, seek_admission,
 };
-use crate::storage::{Disk, Log, LogOptions, RealDisk, Room, SledCheckpoints, Stores};
+use crate::storage::{Disk, RealDisk, Room};
+use opening::Storage;
 
 /// How often the state is saved.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
@@ -62,14 +66,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     let peer_listener = listen_for_peers(&settings, &*transport).await?;
 
     let _lock = lock_directory(&settings.data_dir)?;
-    let identity = Identity::open(&*disk, &settings.data_dir, &settings.cluster, &settings.member, &*random)
-        .map_err(|line| anyhow!(line))?;
-    let checkpoints = Arc::new(SledCheckpoints);
-    let stores = Stores::open(disk.clone(), &settings.data_dir, settings.segment_bytes, checkpoints);
-    let stores = Arc::new(stores.context("the data directory cannot be used")?);
-    let storage = Storage::open(&settings, disk.clone(), &stores)?;
+    let (identity, storage) = opening::open(&settings, &disk, &*random)?;
+    let had_data = opening::had_data(&settings)?;
+    let can_be_filled_again = opening::can_be_filled_again(&settings);
     let room = Room::new(disk.clone(), settings.data_dir.clone(), settings.min_free_bytes);
-    let installer = Installer::new(storage.log.clone(), room.clone(), stores);
+    let installer = Installer::new(storage.log.clone(), room.clone(), storage.stores.clone());
 
     let member = Member {
         name: settings.member.clone(),
@@ -77,8 +78,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         client_url: settings.advertise_url.clone(),
     };
     let secret = settings.cluster_secret.as_ref().map_or(Vec::new(), |secret| secret.expose().into());
-    let me = Me::new(&identity, member, secret, false);
-    let keeper = IdentityKeeper::new(disk, settings.data_dir.clone(), identity, me.clone());
+    // A blank member that had data is no new one: it founds nothing, and nobody founds anything with it.
+    let me = Me::new(&identity, member, secret, had_data);
+    let keeper = IdentityKeeper::new(disk.clone(), settings.data_dir.clone(), identity, me.clone());
     let peers = Peers::new(me, transport, random.clone());
     let hub = Arc::new(Hub::default());
     let parts = Parts {
@@ -90,23 +92,42 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         installer: installer.clone(),
         random: random.clone(),
     };
-    let node = Node::start(peers, parts, timers(&settings)).await.map_err(|line| anyhow!(line))?;
+    let node = Node::start(peers, parts, timers(&settings)).await;
+    if node.is_err() && can_be_filled_again {
+        damage::leave_mark_at_start(&storage.log, &*disk, &settings.data_dir)?;
+    }
+    let node = node.map_err(|line| anyhow!(line))?;
 
     let mut services = Services::default();
     services.spawn("room", room.clone().watch());
     if let Some(listener) = peer_listener {
         services.spawn("peers", accept_peers(listener, node.clone(), keeper.clone()));
     }
-    services.spawn("checkpoint", storage.applied.clone().save_periodically(CHECKPOINT_INTERVAL, room));
+    services
+        .spawn("checkpoint", storage.applied.clone().save_periodically(CHECKPOINT_INTERVAL, room.clone()));
     if settings.kept_log_entries > 0 {
+        let (export, kept) =
+            (Export::new(disk.clone(), settings.data_dir.clone()), settings.kept_log_entries);
+        services.spawn(
+            "exporting the state",
+            export_state(node.clone(), storage.log.clone(), export.clone(), room.clone(), kept),
+        );
         let patience = Duration::from_millis(settings.lag_patience_ms);
-        services.spawn("purging the log", purge_log(node.clone(), settings.kept_log_entries, patience));
+        services.spawn("purging the log", purge_log(node.clone(), export, kept, patience));
     }
     services.spawn("clearing the checkpoint", clear_garbage(storage.applied.clone()));
-    services.spawn("freeing space", free_space(storage.log.reclaimer(), storage.applied.clone()));
+    services.spawn("freeing space", free_space_safely(&storage));
     if settings.cluster_secret.is_some() {
         services.spawn("admission", seek_admission(node.clone(), other_addresses(&settings)));
         services.spawn("membership", keep_membership(node.clone()));
+    }
+    services.spawn(
+        "reading the log",
+        damage::end_if_damaged(storage.log.clone(), node.clone(), can_be_filled_again),
+    );
+    if had_data {
+        let removing = damage::remove_when_voter(node.clone(), room.clone(), settings.data_dir.clone());
+        services.spawn("removing damaged data", removing);
     }
     let founding = found(settings.clone(), node.clone(), keeper, random.clone());
     services.spawn("founding", async { founding.await.map_err(std::io::Error::other) });
@@ -153,6 +174,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
             tracing::warn!("some requests did not end in time; their clients must ask again");
         }
     }
+    if outcome.is_err() && can_be_filled_again {
+        damage::leave_mark(&storage.log, &node, &*disk, &settings.data_dir).await?;
+    }
     node.shut_down().await;
     if let Ok(Next::Stop) = outcome {
         storage.save().await?;
@@ -162,6 +186,19 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         installer.adopt().context("the state that was taken over cannot be started from")?;
     }
     outcome
+}
+
+/// Frees the log's space, once it is sure what of it is in use.
+fn free_space_safely(storage: &Storage) -> impl Future<Output = std::io::Result<()>> + Send + use<> {
+    let (log, applied) = (storage.log.clone(), storage.applied.clone());
+    let last_index = log.last_id().map_or(0, |id| id.index);
+    let is_restored = storage.is_restored;
+    async move {
+        if is_restored {
+            damage::check_restored(log.clone(), applied.clone(), last_index).await?;
+        }
+        free_space(log.reclaimer(), applied).await
+    }
 }
 
 fn timers(settings: &Settings) -> Timers {
@@ -226,75 +263,6 @@ fn lock_directory(dir: &Path) -> anyhow::Result<File> {
             Err(error).with_context(|| format!("cannot lock {}", path.display()))
         }
     }
-}
-
-/// What lies in the data directory: the log and the state.
-struct Storage {
-    log: Log,
-    applied: Arc<Applied>,
-    writer: std::thread::JoinHandle<()>,
-}
-
-impl Storage {
-    fn open(settings: &Settings, disk: Arc<dyn Disk>, stores: &Stores) -> anyhow::Result<Storage> {
-        let options = LogOptions {
-            segment_bytes: settings.segment_bytes,
-            cache_bytes: settings.cache_bytes,
-            ..LogOptions::default()
-        };
-        let (log, writer) = Log::open(disk, &stores.log_dir(), options)?;
-        let applied = match load_state(stores, &log) {
-            Ok(applied) => applied,
-            Err(error) if log.purged().is_none() => rebuild_state(stores, &log, &error)?,
-            Err(error) => {
-                return Err(error.context(
-                    "the checkpoint cannot be used and the log alone is not enough to rebuild it: move the \
-                     data directory aside and let the member start blank",
-                ));
-            }
-        };
-        log.check_live()?;
-        let writer = writer.run_on_thread().context("cannot start the log's writer")?;
-        Ok(Storage { log, applied, writer })
-    }
-
-    async fn save(&self) -> anyhow::Result<()> {
-        self.applied.save().await.context("the state could not be saved; it will be rebuilt from the log")
-    }
-
-    fn close(self) {
-        self.log.close();
-        if self.writer.join().is_err() {
-            tracing::error!("the log's writer ended by a panic");
-        }
-    }
-}
-
-fn load_state(stores: &Stores, log: &Log) -> anyhow::Result<Arc<Applied>> {
-    let applied = Applied::load(log.clone(), stores.open_checkpoint()?)?;
-    let last_index = log.last_id().map_or(0, |id| id.index);
-    if applied.index() > last_index {
-        bail!("it is at entry {}, but the log ends at {last_index}", applied.index());
-    }
-    let purged_index = log.purged().map_or(0, |id| id.index);
-    if applied.index() < purged_index {
-        bail!("it is at entry {}, but the log begins after {purged_index}", applied.index());
-    }
-    Ok(applied)
-}
-
-/// The whole log is still there, so the state can be made again by applying all of it.
-fn rebuild_state(stores: &Stores, log: &Log, error: &anyhow::Error) -> anyhow::Result<Arc<Applied>> {
-    let dir = &stores.checkpoint_dir();
-    tracing::warn!("the checkpoint in {} is not used ({error:#}): rebuilding it from the log", dir.display());
-    let aside = dir.with_extension("damaged");
-    if aside.exists() {
-        std::fs::remove_dir_all(&aside).with_context(|| format!("cannot remove {}", aside.display()))?;
-    }
-    if dir.exists() {
-        std::fs::rename(dir, &aside).with_context(|| format!("cannot move {} aside", dir.display()))?;
-    }
-    load_state(stores, log)
 }
 
 /// Tasks that must go on for the member to go on.

@@ -102,14 +102,7 @@ mod tests {
     use crate::raft::Member;
 
     fn member(node_id: u64, name: &str, is_voter: bool, is_up: bool) -> MemberStatus {
-        let status = is_up.then(|| crate::raft::Status {
-            wall_ms: 0,
-            applied_index: 0,
-            durable_index: 0,
-            installing: None,
-            version: String::new(),
-            is_storage_full: false,
-        });
+        let status = is_up.then(crate::raft::Status::default);
         let member = Member { name: name.to_owned(), ..Member::default() };
         MemberStatus { node_id, member, is_voter, status }
     }

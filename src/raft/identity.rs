@@ -67,15 +67,20 @@ impl Identity {
                 dir.display()
             ));
         }
-        let identity = Identity {
+        let identity = Identity::mint(cluster, member, random);
+        identity.write(disk, dir).map_err(said)?;
+        Ok(identity)
+    }
+
+    /// A new one, of no cluster yet.
+    pub fn mint(cluster: &str, member: &str, random: &dyn Random) -> Identity {
+        Identity {
             cluster: cluster.to_owned(),
             member: member.to_owned(),
             // 0 stands for "unknown" between members.
             node_id: random.next_u64().max(1),
             cluster_id: None,
-        };
-        identity.write(disk, dir).map_err(said)?;
-        Ok(identity)
+        }
     }
 
     fn expect_names(self, dir: &Path, cluster: &str, member: &str) -> Result<Identity, String> {

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -27,7 +28,7 @@ use super::types::{
 use crate::state::{
     Catalog, Changes, Garbage, Outcome, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
 };
-use crate::storage::{Checkpoint, EntryId, Freezer, Frozen, Log, Pin, Room};
+use crate::storage::{Checkpoint, Disk, EntryId, Freezer, Frozen, Log, Pin, Room, write_export};
 use crate::task;
 
 /// Learns what applied entries changed.
@@ -45,6 +46,9 @@ pub struct Applied {
     applied_index: watch::Sender<u64>,
     saved: Mutex<SavedPoint>,
     is_saving: AtomicBool,
+    /// Held while the checkpoint on disk is changed, and while it is exported, so that an export is as of one
+    /// point and adds up. On threads that may wait for the disk.
+    writing: Mutex<()>,
     /// Topics that the checkpoint on disk has lost since garbage was last cleared.
     deleted: Mutex<Vec<Arc<SharedTopic>>>,
     /// Held while it is cleared, on a thread that may wait for the disk.
@@ -81,6 +85,7 @@ impl Applied {
             applied_index: watch::Sender::new(saved.applied.map_or(0, |id| id.index)),
             saved: Mutex::new(saved),
             is_saving: AtomicBool::new(false),
+            writing: Mutex::default(),
             deleted: Mutex::default(),
             garbage: Mutex::new(Garbage::of_orphans(orphans)),
         }))
@@ -140,7 +145,11 @@ impl Applied {
             self.log.wait_synced(id.index).await?;
         }
         let this = self.clone();
-        task::blocking(move || this.checkpoint.write(values)).await?;
+        task::blocking(move || {
+            let _writing = this.writing.lock();
+            this.checkpoint.write(values)
+        })
+        .await?;
         for (topic, last_seq) in saved {
             topic.saved_up_to(last_seq);
         }
@@ -174,8 +183,24 @@ impl Applied {
         if garbage.is_empty() {
             return Ok(false);
         }
+        let _writing = self.writing.lock();
         garbage.step(&*self.checkpoint, self.log.live())?;
         Ok(true)
+    }
+
+    /// Writes the checkpoint on disk a second time, into a file in `dir`. Gives the index of the last entry
+    /// that it covers and the file's length in bytes; `None` if there is no checkpoint yet. `InvalidData` if
+    /// the checkpoint is damaged. Saving waits meanwhile, applying does not. Blocks on the disk.
+    pub fn export(&self, disk: &dyn Disk, dir: &Path) -> io::Result<Option<(u64, u64)>> {
+        let _writing = self.writing.lock();
+        let key = crate::state::Key::Machine.encode();
+        let Some(value) = self.checkpoint.get(&key)? else { return Ok(None) };
+        // What the checkpoint is as of stands in it. `saved` may be a moment behind.
+        let mut head = State::default();
+        head.restore(&key, &value)?;
+        let Some(applied) = head.applied() else { return Ok(None) };
+        let len_bytes = write_export(disk, dir, applied, |each| self.checkpoint.load(each))?;
+        Ok(Some((applied.index, len_bytes)))
     }
 
     /// Saves the state every `interval`, as long as the member runs. What is not saved is applied again

@@ -570,6 +570,31 @@ impl Node {
         by_log.into_iter().chain(self.transfers.lowest_index()).min()
     }
 
+    /// Whether the other voters that were heard after `since`, and just now, are a majority of all.
+    pub fn others_are_majority(&self, since: Instant) -> bool {
+        let members = self.membership();
+        let voters: Vec<NodeId> =
+            members.into_iter().filter(|(.., is_voter)| *is_voter).map(|(node_id, ..)| node_id).collect();
+        let statuses = self.statuses.lock();
+        let is_fresh = |heard: Instant| heard > since && heard.elapsed() < 2 * STATUS_INTERVAL;
+        let is_heard = |node_id: &NodeId| statuses.get(node_id).is_some_and(|(_, heard)| is_fresh(*heard));
+        voters.iter().filter(|node_id| is_heard(node_id)).count() > voters.len() / 2
+    }
+
+    /// Whether this member votes, by a membership that is applied here.
+    pub fn is_voter(&self) -> bool {
+        self.metrics(|metrics| {
+            let stored = &metrics.membership_config;
+            let is_applied = stored.log_id().as_ref() <= metrics.last_applied.as_ref();
+            is_applied && stored.membership().voter_ids().any(|voter| voter == self.node_id())
+        })
+    }
+
+    /// Whether the cluster has no other member.
+    pub(super) fn is_alone(&self) -> bool {
+        self.membership().iter().all(|(node_id, ..)| *node_id == self.node_id())
+    }
+
     /// Whether a member was heard lately.
     pub fn was_heard(&self, node_id: NodeId) -> bool {
         self.statuses.lock().get(&node_id).is_some_and(|(_, heard)| heard.elapsed() < DOWN_AFTER)

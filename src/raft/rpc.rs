@@ -392,7 +392,7 @@ pub fn decode_proposals(bytes: &[u8]) -> Result<Vec<Proposal>, Malformed> {
 }
 
 /// What a member says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
     pub wall_ms: u64,
     pub applied_index: u64,

@@ -6,7 +6,8 @@
 //!   when it is far enough beyond the last, it is named a snapshot, and the log is given up but for its last
 //!   entries. A member that then needs more takes over the state, which is dear; so nothing is given up that a
 //!   member which was heard in the last minutes may still lack, nor what follows a state on its way. Every
-//!   member decides for itself by what the others last said to have applied.
+//!   member decides for itself by what the others last said to have applied. Without others, nothing is given
+//!   up that its export does not cover (see `export`).
 //! - **Space**: the log's files are freed in small steps, at a bounded rate.
 //!
 //! None of them is urgent: a step that finds nothing to do is followed by a rest.
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use super::export::Export;
 use super::machine::Applied;
 use super::node::Node;
 use crate::limits::RECLAIM_BYTES_PER_S;
@@ -28,15 +30,23 @@ const REST: Duration = Duration::from_millis(500);
 const LONG_REST: Duration = Duration::from_secs(10);
 
 /// Purges the log behind the checkpoint, keeping `kept_entries` and what members lack that were heard within
-/// `patience`, as long as the member runs.
-pub async fn purge_log(node: Arc<Node>, kept_entries: u64, patience: Duration) -> io::Result<()> {
+/// `patience`, or what `export` does not cover if there are none, as long as the member runs.
+pub async fn purge_log(
+    node: Arc<Node>,
+    export: Arc<Export>,
+    kept_entries: u64,
+    patience: Duration,
+) -> io::Result<()> {
     // Rarely enough that naming snapshots costs nothing, often enough that what is kept stays near its size.
     let stride = (kept_entries / 16).max(1);
     loop {
         sleep(REST).await;
         let (named_index, purged_index) = node.snapshot_and_purged();
         let saved_index = node.applied().saved_index();
-        let lowest_index = node.lowest_needed_elsewhere(purged_index, patience).unwrap_or(u64::MAX);
+        let lowest_index = match node.is_alone() {
+            true => export.index(),
+            false => node.lowest_needed_elsewhere(purged_index, patience).unwrap_or(u64::MAX),
+        };
         // What openraft knows a snapshot of by now: the one that is named next is for the next round.
         let upto_index = named_index.saturating_sub(kept_entries).min(lowest_index);
         if upto_index >= purged_index.saturating_add(stride) {

@@ -55,6 +55,8 @@ pub enum FrameKind {
     Purge = 6,
     /// The offset table that seals a segment.
     Table = 7,
+    /// Nothing but what every frame says: that those before it are synced. Written when nothing else is.
+    Witness = 8,
 }
 
 impl FrameKind {
@@ -67,6 +69,7 @@ impl FrameKind {
             5 => Self::Truncate,
             6 => Self::Purge,
             7 => Self::Table,
+            8 => Self::Witness,
             _ => return None,
         })
     }
@@ -278,7 +281,7 @@ mod tests {
         #[test]
         fn a_frame_comes_back_as_it_was_written(
             payload in proptest::collection::vec(any::<u8>(), 0..300),
-            prev_crc: u32, kind in 1u8..=7, lsn in 1u64.., distance in 1u64..0xFF_FFFF,
+            prev_crc: u32, kind in 1u8..=8, lsn in 1u64.., distance in 1u64..0xFF_FFFF,
             term: u64, index: u64, stamp_ms: u64,
         ) {
             let kind = FrameKind::from_byte(kind).expect("a kind");

@@ -24,7 +24,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::disk::Disk;
 use super::entry::{EntryId, LogEntry, Vote};
@@ -35,7 +35,7 @@ use super::open_error::OpenError;
 use super::pin::{Pin, Pins};
 use super::plan::Plan;
 use super::queue::{Done, Failure, OpBody, Queue};
-use super::reader::Reader;
+use super::reader::{Reader, is_damage};
 use super::reclaim::Reclaimer;
 use super::recovery;
 use super::segment::SEGMENT_HEADER_BYTES;
@@ -109,6 +109,21 @@ pub(super) struct Shared {
     pub synced: Notify,
     /// Set when nothing will be synced any more.
     pub ended: OnceLock<Failure>,
+    /// The first damage that a read found: one line.
+    pub damage: watch::Sender<Option<String>>,
+}
+
+impl Shared {
+    /// Keeps what a read found, if it is damage, for whoever answers to it.
+    pub(super) fn note_damage(&self, error: &io::Error) {
+        if is_damage(error) {
+            self.damage.send_if_modified(|damage| {
+                let is_first = damage.is_none();
+                damage.get_or_insert_with(|| error.to_string());
+                is_first
+            });
+        }
+    }
 }
 
 struct CloseOnDrop(Arc<Shared>);
@@ -142,6 +157,7 @@ impl Log {
             segment_bytes: options.segment_bytes,
             synced: Notify::new(),
             ended: OnceLock::new(),
+            damage: watch::Sender::new(None),
         });
         let writer = LogWriter::new(disk, dir.to_path_buf(), options, shared.clone(), position);
         let close = Arc::new(CloseOnDrop(shared.clone()));
@@ -331,12 +347,19 @@ impl Log {
     fn read_planned(&self, look_up: impl Fn(&View) -> Plan, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
         let plan = look_up(&self.shared.view.read());
         match self.carry_out(plan, max_bytes) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // Damage has consequences: it is looked at twice.
+            Err(error) if error.kind() == io::ErrorKind::NotFound || is_damage(&error) => {
                 let plan = look_up(&self.shared.view.read());
-                self.carry_out(plan, max_bytes)
+                self.carry_out(plan, max_bytes).inspect_err(|error| self.shared.note_damage(error))
             }
             outcome => outcome,
         }
+    }
+
+    /// The first damage to something confirmed that a read has found, in one line; `None` so far. The read
+    /// failed, and nothing damaged was given out.
+    pub fn watch_damage(&self) -> watch::Receiver<Option<String>> {
+        self.shared.damage.subscribe()
     }
 
     fn carry_out(&self, plan: Plan, max_bytes: usize) -> io::Result<Vec<LogEntry>> {

@@ -28,11 +28,15 @@
 //! | `stores` | Which log and checkpoint of a data directory are the ones. |
 //! | `recovery` | Opening: torn tail or corruption. |
 //! | `checkpoint`, `frozen` | The state as of one point, in sled; the same as of an earlier one. |
+//! | `export` | The same a second time, in a file of its own, for a cluster of one. |
+//! | `aside` | What is done with data that is damaged. |
 //! | `room` | Whether the disk has room for more. |
 //! | `open_error`, `stats` | Reasons not to open; figures. |
+mod aside;
 mod checkpoint;
 pub mod disk;
 mod entry;
+mod export;
 pub mod frame;
 mod frozen;
 mod incoming;
@@ -62,12 +66,14 @@ mod stores;
 mod table;
 mod view;
 
+pub use aside::{Mark, is_set_aside, remove_set_aside};
 pub use checkpoint::{
     Change, Checkpoint, Checkpoints, MemoryCheckpoint, MemoryCheckpoints, SledCheckpoint, SledCheckpoints,
     Visit,
 };
 pub use disk::{Disk, DiskFile, OpenMode, RealDisk, create_dir_durably, write_file_atomically};
 pub use entry::{EntryId, EntryKind, LogEntry, Vote};
+pub use export::{read_export, remove_export, write_export};
 pub use frozen::{Freezer, Frozen, Page};
 pub use incoming::IncomingLog;
 pub use live::LiveEntries;

@@ -1,7 +1,8 @@
 //! Why a log cannot be opened.
 //!
 //! Each reason needs something else from the operator, so each is a variant of its own, and each prints as
-//! one line that names the file and what to do: it may be the only line that is left in a terminal.
+//! one line that names the file: it may be the only line that is left in a terminal. What is to be done about
+//! damage depends on whether there are other members, and is added by who knows that.
 use std::io;
 use std::path::PathBuf;
 
@@ -21,20 +22,27 @@ pub enum OpenError {
     Options { what: &'static str },
 }
 
+impl OpenError {
+    /// Whether something that was confirmed is certainly damaged or lost, rather than out of reach.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            // The directory is a member's own, so what has a segment's name was a segment.
+            Self::Corrupt { .. } | Self::Missing { .. } | Self::Foreign { .. } => true,
+            Self::Io { .. } | Self::NewerFormat { .. } | Self::Options { .. } => false,
+        }
+    }
+}
+
 impl std::fmt::Display for OpenError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Io { file, source } => write!(f, "cannot open the log: {}: {source}", file.display()),
-            Self::Corrupt { file, offset_bytes, what } => write!(
-                f,
-                "log segment {} is damaged at byte {offset_bytes} ({what}): move the data directory aside \
-                 and let the member rejoin, or restore a backup",
-                file.display()
-            ),
+            Self::Corrupt { file, offset_bytes, what } => {
+                write!(f, "log segment {} is damaged at byte {offset_bytes} ({what})", file.display())
+            }
             Self::Missing { dir, index } => write!(
                 f,
-                "a log file in {} is missing: no file holds entry {index}, whose records are in use: move \
-                 the data directory aside and let the member rejoin, or restore a backup",
+                "a log file in {} is missing: no file holds entry {index}, whose records are in use",
                 dir.display()
             ),
             Self::NewerFormat { file, version, known } => write!(
@@ -43,12 +51,9 @@ impl std::fmt::Display for OpenError {
                  start the newer program again",
                 file.display()
             ),
-            Self::Foreign { file } => write!(
-                f,
-                "{} is not a log segment of this program: move it out of the directory, or name another \
-                 data directory",
-                file.display()
-            ),
+            Self::Foreign { file } => {
+                write!(f, "{} is not a log segment of this program, though its name says so", file.display())
+            }
             Self::Options { what } => write!(f, "log options: {what}"),
         }
     }

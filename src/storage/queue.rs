@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore};
@@ -146,14 +147,19 @@ impl Queue {
         Self::take_from(&mut self.waiting.lock(), max_bytes)
     }
 
-    /// Sleeps until something waits and takes it; `None` once nothing waits and nothing more can come.
-    pub(super) fn wait(&self, max_bytes: usize) -> Option<Vec<Op>> {
+    /// Sleeps until something waits and takes it; `None` once nothing waits and nothing more can come. Empty
+    /// if nothing came within `patience`.
+    pub(super) fn wait(&self, max_bytes: usize, patience: Option<Duration>) -> Option<Vec<Op>> {
         let mut waiting = self.waiting.lock();
         while waiting.ops.is_empty() {
             if self.refusal.get().is_some() {
                 return None;
             }
-            self.wake.wait(&mut waiting);
+            match patience {
+                None => self.wake.wait(&mut waiting),
+                Some(patience) if self.wake.wait_for(&mut waiting, patience).timed_out() => break,
+                Some(_) => {}
+            }
         }
         Some(Self::take_from(&mut waiting, max_bytes))
     }

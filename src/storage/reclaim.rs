@@ -78,7 +78,8 @@ impl Reclaimer {
         if let Some(rewrite) = self.rewrite.take() {
             return self.go_on(rewrite, pinned_upto);
         }
-        if self.leave_chain(checkpointed_index, pinned_upto)? {
+        let left = self.leave_chain(checkpointed_index, pinned_upto);
+        if left.inspect_err(|error| self.shared.note_damage(error))? {
             return Ok(Reclaimed { cost_bytes: STEP_BYTES });
         }
         let kept = self.shared.view.read().kept().files().to_vec();
@@ -243,6 +244,7 @@ impl Reclaimer {
                 Ok(Reclaimed { cost_bytes: cost_bytes.max(STEP_BYTES) })
             }
             Ok(Progress::Damaged { name, error }) => {
+                self.shared.note_damage(&error);
                 tracing::error!(%error, "a damaged file is not rewritten");
                 if let Some(known) = self.assessed.get_mut(&name) {
                     known.is_damaged = true;

@@ -18,7 +18,8 @@
 //! the answer is [`OpenError::Corrupt`].
 //!
 //! What this cannot see: damage to the very last group of frames, of which no later frame speaks, looks like
-//! a torn tail. That is the price of one sync per group.
+//! a torn tail. That is the price of one sync per group, and it is paid for a moment only: a writer that has
+//! nothing to do leaves a frame that speaks of them (see `log_writer`).
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -366,7 +367,7 @@ impl<'a> Recovery<'a> {
                 at.truncate(left.map(|index| EntryId { term: head.term, index }));
             }
             FrameKind::Purge => at.purge(id),
-            FrameKind::Table => {}
+            FrameKind::Table | FrameKind::Witness => {}
         }
         at.chain = frame.crc;
         at.next_lsn = head.lsn + 1;

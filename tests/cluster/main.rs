@@ -8,6 +8,7 @@ mod agreement;
 mod bench;
 mod client;
 mod cold_read;
+mod damage;
 mod dev;
 mod freeing;
 mod harness;

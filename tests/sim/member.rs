@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use antiphon::engine::{Engine, EngineOptions, Hub};
 use antiphon::raft::{
-    Applied, ApplyObserver, ClusterTime, Identity, IdentityKeeper, Installer, ListedMember, Me, Member, Node,
-    Parts, PeerTransport, Peers, accept_peers, clear_garbage, found_listed, free_space, keep_membership,
-    purge_log, seek_admission,
+    Applied, ApplyObserver, ClusterTime, Export, Identity, IdentityKeeper, Installer, ListedMember, Me,
+    Member, Node, Parts, PeerTransport, Peers, accept_peers, clear_garbage, found_listed, free_space,
+    keep_membership, purge_log, seek_admission,
 };
 use antiphon::state::SharedTopic;
 use antiphon::storage::sim_disk::Dice;
@@ -179,6 +179,8 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     let listener = transport.listen(&address(number)).await.map_err(|error| error.to_string())?;
     let identity = Identity::open(&*disk, dir, "sim", &name, &*random)?;
     let room_disk = disk.clone();
+    // A cluster of several writes none.
+    let export = Export::new(disk.clone(), dir.to_path_buf());
     let segment_bytes = world.setup.log_options.segment_bytes;
     let stores = Stores::open(disk.clone(), dir, segment_bytes, checkpoints);
     let stores = Arc::new(stores.map_err(|error| error.to_string())?);
@@ -225,7 +227,7 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     let (failure, failed) = mpsc::channel(4);
     serve("peers", accept_peers(listener, node.clone(), keeper.clone()), &failure);
     serve("checkpoint", applied.clone().save_periodically(CHECKPOINT_INTERVAL, room), &failure);
-    let purging = purge_log(node.clone(), world.setup.kept_log_entries, world.setup.lag_patience);
+    let purging = purge_log(node.clone(), export, world.setup.kept_log_entries, world.setup.lag_patience);
     serve("purging the log", purging, &failure);
     serve("clearing the checkpoint", clear_garbage(applied.clone()), &failure);
     serve("freeing space", free_space(log.reclaimer(), applied.clone()), &failure);

@@ -94,6 +94,39 @@ fn a_flipped_bit_below_the_synced_lsn_is_noticed_wherever_it_is() {
 }
 
 #[test]
+fn a_flipped_bit_in_the_very_last_group_is_noticed_once_the_writer_was_quiet() {
+    let disk = SimDisk::new(5);
+    let mut rig = Rig::new(&disk, &small_options()).expect("open");
+    rig.append(&[300, 20]).expect("append");
+    rig.run().expect("run");
+    let path = segments(&disk).pop().expect("a segment");
+    let end_of = |disk: &SimDisk| read_file(disk, &path).iter().rposition(|byte| *byte != 0).expect("frames");
+    let last_group = SEGMENT_HEADER_BYTES as usize..end_of(&disk);
+    let unwitnessed = disk.crash(1);
+    unwitnessed.flip_bit(&path, SEGMENT_HEADER_BYTES, 0).expect("flip");
+    assert!(Rig::new(&unwitnessed, &small_options()).is_ok(), "until then it looks like a torn tail");
+
+    rig.writer.bear_witness();
+    let length = end_of(&disk);
+    rig.writer.bear_witness();
+    assert_eq!(end_of(&disk), length, "one witness per quiet period");
+    let truth = Looks::of(&rig.log);
+    drop(rig);
+    let written = read_file(&disk, &path);
+    for at in last_group.filter(|at| written[*at] != 0).step_by(3) {
+        disk.flip_bit(&path, at as u64, 2).expect("flip");
+        assert!(is_noticed(&disk, &truth, &format!("at {at}")), "at {at}");
+        disk.flip_bit(&path, at as u64, 2).expect("flip back");
+    }
+    // It was not synced, and nothing depends on it.
+    for seed in 0..20 {
+        let (log, _writer) =
+            Log::open(std::sync::Arc::new(disk.crash(seed)), &dir(), small_options()).expect("open");
+        assert_eq!(Looks::of(&log), truth);
+    }
+}
+
+#[test]
 fn a_flipped_bit_among_zeroes_is_noticed_or_changes_nothing() {
     let (disk, _, truth, last, last_frame) = written();
     for path in segments(&disk) {

@@ -40,6 +40,44 @@ async fn the_writer_thread_confirms_in_order_and_finishes_what_is_queued_when_cl
     );
 }
 
+/// Kind of the last frame of a log with one segment, and where it ends.
+fn last_frame(dir: &std::path::Path) -> Option<(frame::FrameKind, usize)> {
+    let name = RealDisk.list(dir).expect("list").pop().expect("a segment");
+    let bytes = std::fs::read(dir.join(name)).expect("read");
+    let (mut at, mut last) = (SEGMENT_HEADER_BYTES as usize, None);
+    while let Ok(found) = frame::decode(&bytes[at..]) {
+        at += found.total_bytes();
+        last = Some((found.head.kind, at));
+    }
+    last
+}
+
+#[tokio::test]
+async fn a_quiet_writer_leaves_one_witness_of_the_last_group() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (log, writer) = Log::open(Arc::new(RealDisk), dir.path(), LogOptions::default()).expect("open");
+    let thread = writer.run_on_thread().expect("spawn");
+    for index in 0..2 {
+        log.append(vec![entry(1, index, 300)], Box::new(|_| ())).await.expect("append");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while last_frame(dir.path()).is_none_or(|(kind, _)| kind != frame::FrameKind::Witness) {
+            assert!(std::time::Instant::now() < deadline, "no witness");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    }
+    let before = last_frame(dir.path());
+    log.close();
+    thread.join().expect("the writer ends");
+    assert_eq!(last_frame(dir.path()), before, "there was nothing left to speak for");
+
+    let (log, writer) = Log::open(Arc::new(RealDisk), dir.path(), LogOptions::default()).expect("reopen");
+    log.append(vec![entry(1, 2, 5)], Box::new(|_| ())).await.expect("append");
+    log.close();
+    writer.run_on_thread().expect("spawn").join().expect("the writer ends");
+    let last = last_frame(dir.path());
+    assert_eq!(last.map(|(kind, _)| kind), Some(frame::FrameKind::Witness), "closing is quiet too");
+}
+
 #[test]
 fn the_writer_thread_ends_when_the_last_handle_is_dropped() {
     let dir = tempfile::tempdir().expect("temp dir");

@@ -1,0 +1,238 @@
+//! Setting damaged data aside.
+//!
+//! A member that finds that something it has confirmed is damaged must not go on with what is left: it might
+//! vote, or lead, having forgotten what it promised. With enough other members its data are worth less than
+//! its certainty. So what is there moves into a directory `damaged-<time>` beside, the member gets a new
+//! Raft id, and starts blank, to be filled again by the others.
+//!
+//! Between the old member and the blank one lies more than one step of the file system, and in between neither
+//! may run: the old id must never speak from an empty log. So a *mark* comes first, a small file that says
+//! that the move is decided. Whoever starts on a marked directory finishes the move, from wherever it got to, and
+//! removes the mark last. The mark is also what a running member leaves when a read finds damage that the next
+//! start would not look for.
+//!
+//! There is at most one directory of this kind. It goes when the member is a voter again; until then it may be the
+//! last copy of something, should too many others be lost as well. Data that is damaged while one is there was
+//! never a voter's, and is removed.
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::disk::{Disk, OpenMode, write_file_atomically};
+
+const MARK: &str = "damaged";
+const PREFIX: &str = "damaged-";
+const MARK_BYTES_MAX: u64 = 64 << 10;
+/// What is not moved: the identity is copied, and replaced in one step.
+const IDENTITY: &str = "identity";
+const LOCK: &str = "lock";
+
+/// A decision to set data aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// When it was made, in Unix milliseconds.
+    pub unix_ms: u64,
+    /// What was damaged: one line.
+    pub why: String,
+}
+
+impl Mark {
+    /// Reads the mark of a data directory. A mark whose words are lost is still one.
+    pub fn read(disk: &dyn Disk, data_dir: &Path) -> io::Result<Option<Mark>> {
+        let path = data_dir.join(MARK);
+        if !disk.exists(&path)? {
+            return Ok(None);
+        }
+        let file = disk.open(&path, OpenMode::Read)?;
+        let mut bytes = vec![0; file.len_bytes()?.min(MARK_BYTES_MAX) as usize];
+        file.read_exact_at(&mut bytes, 0)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let (unix_ms, why) = text.split_once('\n').unwrap_or(("", ""));
+        let why = why.lines().next().unwrap_or("damage was found earlier").to_owned();
+        Ok(Some(Mark { unix_ms: unix_ms.parse().unwrap_or(0), why }))
+    }
+
+    /// Decides it; durable on return. From now on nothing else may use the data.
+    pub fn write(&self, disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+        let why = self.why.replace('\n', " ");
+        write_file_atomically(disk, data_dir, MARK, format!("{}\n{why}\n", self.unix_ms).as_bytes())
+    }
+
+    /// The directory that takes the data.
+    pub fn dir_name(&self) -> String {
+        format!("{PREFIX}{}", self.unix_ms)
+    }
+
+    /// Carries it out: moves the data, has `mint` replace the identity, durably, and removes the mark. May be
+    /// repeated after a kill at any point.
+    pub fn carry_out(
+        &self,
+        disk: &dyn Disk,
+        data_dir: &Path,
+        mint: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.carry_out_in_steps(disk, data_dir, mint, &mut || Ok(()))
+    }
+
+    /// `step` is called before each change; an error of it is a kill.
+    fn carry_out_in_steps(
+        &self,
+        disk: &dyn Disk,
+        data_dir: &Path,
+        mint: impl FnOnce() -> io::Result<()>,
+        step: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let aside = data_dir.join(self.dir_name());
+        let earlier = find(data_dir)?.filter(|earlier| *earlier != aside);
+        if earlier.is_none() {
+            step()?;
+            disk.create_dir_all(&aside)?;
+            disk.sync_dir(data_dir)?;
+            if !disk.exists(&aside.join(IDENTITY))? {
+                step()?;
+                let identity = fs::read(data_dir.join(IDENTITY))?;
+                write_file_atomically(disk, &aside, IDENTITY, &identity)?;
+            }
+        }
+        for item in fs::read_dir(data_dir)? {
+            let item = item?;
+            let name = item.file_name();
+            let stays = name.to_str().is_some_and(|name| {
+                name == LOCK || name == MARK || name.starts_with(IDENTITY) || name.starts_with(PREFIX)
+            });
+            if stays {
+                continue;
+            }
+            step()?;
+            match (&earlier, item.file_type()?.is_dir()) {
+                (None, _) => fs::rename(item.path(), aside.join(&name))?,
+                (Some(_), true) => fs::remove_dir_all(item.path())?,
+                (Some(_), false) => fs::remove_file(item.path())?,
+            }
+        }
+        disk.sync_dir(data_dir)?;
+        if earlier.is_none() {
+            disk.sync_dir(&aside)?;
+        }
+        step()?;
+        mint()?;
+        step()?;
+        disk.remove(&data_dir.join(MARK))?;
+        disk.sync_dir(data_dir)
+    }
+}
+
+/// The directory with data that was set aside, if there is one.
+fn find(data_dir: &Path) -> io::Result<Option<PathBuf>> {
+    for item in fs::read_dir(data_dir)? {
+        let item = item?;
+        let is_ours = item.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
+        if is_ours && item.file_type()?.is_dir() {
+            return Ok(Some(item.path()));
+        }
+    }
+    Ok(None)
+}
+
+/// Whether data of this member was set aside, and it has not been a voter since.
+pub fn is_set_aside(data_dir: &Path) -> io::Result<bool> {
+    Ok(find(data_dir)?.is_some())
+}
+
+/// Removes what was set aside.
+pub fn remove_set_aside(data_dir: &Path) -> io::Result<()> {
+    while let Some(dir) = find(data_dir)? {
+        fs::remove_dir_all(dir)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::RealDisk;
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(dir).unwrap().map(|item| item.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    fn fill(dir: &Path, what: &str) {
+        for store in ["log", "checkpoint"] {
+            fs::create_dir(dir.join(store)).unwrap();
+            fs::write(dir.join(store).join("file"), what).unwrap();
+        }
+        for file in ["identity", "export", "lock"] {
+            fs::write(dir.join(file), what).unwrap();
+        }
+    }
+
+    fn mark(unix_ms: u64) -> Mark {
+        Mark { unix_ms, why: "segment 7 is damaged".to_owned() }
+    }
+
+    /// Marks `dir` and carries it out, killed before step `kill_at`. Gives whether that was before its end.
+    fn set_aside(dir: &Path, unix_ms: u64, kill_at: usize) -> bool {
+        mark(unix_ms).write(&RealDisk, dir).unwrap();
+        let mut steps = 0;
+        let mint = || fs::write(dir.join("identity"), "new");
+        let outcome = mark(unix_ms).carry_out_in_steps(&RealDisk, dir, mint, &mut || {
+            steps += 1;
+            if steps == kill_at { Err(io::Error::other("killed")) } else { Ok(()) }
+        });
+        outcome.is_err()
+    }
+
+    fn expect_blank(dir: &Path, aside: &str, holds: &str) {
+        assert_eq!(names(dir), [aside, "identity", "lock"]);
+        assert_eq!(fs::read_to_string(dir.join("identity")).unwrap(), "new");
+        assert_eq!(names(&dir.join(aside)), ["checkpoint", "export", "identity", "log"]);
+        for file in ["identity", "export", "log/file", "checkpoint/file"] {
+            assert_eq!(fs::read_to_string(dir.join(aside).join(file)).unwrap(), holds, "{file}");
+        }
+    }
+
+    #[test]
+    fn a_kill_at_any_point_leaves_a_mark_until_the_directory_is_blank() {
+        let mut kills = 0;
+        for kill_at in 1.. {
+            let dir = tempfile::tempdir().unwrap();
+            let dir = dir.path();
+            fill(dir, "old");
+            if !set_aside(dir, 5, kill_at) {
+                break;
+            }
+            kills += 1;
+            let found = Mark::read(&RealDisk, dir).unwrap().expect("the mark is still there");
+            assert_eq!(found, mark(5));
+            found.carry_out(&RealDisk, dir, || fs::write(dir.join("identity"), "new")).unwrap();
+            assert_eq!(Mark::read(&RealDisk, dir).unwrap(), None);
+            expect_blank(dir, "damaged-5", "old");
+        }
+        assert!(kills >= 6, "{kills}");
+    }
+
+    #[test]
+    fn what_a_voter_had_stays_until_it_is_one_again_and_nothing_else_does() {
+        for kill_at in 1..20 {
+            let dir = tempfile::tempdir().unwrap();
+            let dir = dir.path();
+            fill(dir, "a voter's");
+            assert!(!set_aside(dir, 5, 0));
+            assert!(is_set_aside(dir).unwrap());
+            fs::remove_file(dir.join("identity")).unwrap();
+            fs::remove_file(dir.join("lock")).unwrap();
+            fill(dir, "half a copy");
+            set_aside(dir, 6, kill_at);
+            if let Some(found) = Mark::read(&RealDisk, dir).unwrap() {
+                found.carry_out(&RealDisk, dir, || fs::write(dir.join("identity"), "new")).unwrap();
+            }
+            expect_blank(dir, "damaged-5", "a voter's");
+            remove_set_aside(dir).unwrap();
+            assert_eq!(names(dir), ["identity", "lock"]);
+            assert!(!is_set_aside(dir).unwrap());
+        }
+    }
+}
