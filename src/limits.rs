@@ -76,6 +76,15 @@ pub const TRANSFER_PAGE_BYTES: usize = 1 << 20;
 /// Entries that such a member asks for at once.
 pub const TRANSFER_INDEXES: usize = 4096;
 
+/// How long a member must have been silent before a blank one of the same name may take its place.
+pub const DOWN_BEFORE_REPLACED: Duration = Duration::from_secs(10);
+/// Entries that a learner may lack of what is committed when it is made a voter.
+pub const MAX_PROMOTION_LAG_ENTRIES: u64 = 5000;
+/// Blank members that a leader remembers to ask for admission.
+pub const MAX_APPLICANTS: usize = 16;
+/// When one of them is forgotten that does not ask again.
+pub const FORGET_APPLICANT_AFTER: Duration = Duration::from_secs(5);
+
 /// Bytes per second that freeing space reads and writes at most.
 pub const RECLAIM_BYTES_PER_S: u64 = 32 << 20;
 

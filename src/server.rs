@@ -28,7 +28,7 @@ use crate::engine::{Engine, EngineOptions, Hub};
 use crate::raft::{
     ClusterTime, Export, IdentityKeeper, Installer, ListedMember, Me, Member, Node, Parts, PeerListener,
     PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, export_state, found_alone,
-    found_listed, free_space, purge_log,
+    found_listed, free_space, keep_membership, purge_log, seek_admission,
 };
 use crate::storage::{Disk, RealDisk, Room};
 use opening::Storage;
@@ -117,6 +117,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     }
     services.spawn("clearing the checkpoint", clear_garbage(storage.applied.clone()));
     services.spawn("freeing space", free_space_safely(&storage));
+    if settings.cluster_secret.is_some() {
+        services.spawn("admission", seek_admission(node.clone(), other_addresses(&settings)));
+        services.spawn("membership", keep_membership(node.clone()));
+    }
     services.spawn(
         "reading the log",
         damage::end_if_damaged(storage.log.clone(), node.clone(), can_be_filled_again),
@@ -235,6 +239,12 @@ async fn found(
     } else {
         found_listed(&node, &keeper, &*random, &list).await
     }
+}
+
+/// Where other members of this one's cluster may be asked to let it in.
+fn other_addresses(settings: &Settings) -> Vec<String> {
+    let listed = settings.members.iter().filter(|peer| peer.name != settings.member);
+    listed.map(|peer| peer.address.clone()).chain(settings.join.iter().cloned()).collect()
 }
 
 /// Holds the data directory for this process.

@@ -1,8 +1,10 @@
 //! The cluster as this member sees it.
 
+use std::collections::BTreeMap;
+
 use super::{Consistency, Engine};
 use crate::error::Error;
-use crate::raft::InstallProgress;
+use crate::raft::{InstallProgress, MemberStatus};
 
 /// One member, contract section 22.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +37,22 @@ pub struct ClusterView {
     pub digest: u64,
 }
 
+/// While a member that lost its disk comes back, the membership has two of its name: the one that is gone and
+/// the one that comes. Whoever asks means the member, so the living one is shown.
+fn one_per_name(members: Vec<MemberStatus>) -> Vec<MemberStatus> {
+    let mut shown: BTreeMap<String, MemberStatus> = BTreeMap::new();
+    let rank = |member: &MemberStatus| (member.status.is_some(), member.is_voter);
+    for member in members {
+        match shown.get(&member.member.name) {
+            Some(other) if rank(other) >= rank(&member) => {}
+            _ => {
+                shown.insert(member.member.name.clone(), member);
+            }
+        }
+    }
+    shown.into_values().collect()
+}
+
 impl Engine {
     /// The cluster; with `Strong`, after a leader has been confirmed. Errors: `no_leader`.
     pub async fn cluster(&self, consistency: Consistency) -> Result<ClusterView, Error> {
@@ -44,8 +62,7 @@ impl Engine {
         let (term, commit) = node.term_and_commit();
         let (applied, digest) = node.applied().digest();
         let commit = commit.max(applied);
-        let mut members: Vec<MemberView> = node
-            .member_statuses()
+        let members: Vec<MemberView> = one_per_name(node.member_statuses())
             .into_iter()
             .map(|member| {
                 let status = member.status.as_ref();
@@ -66,7 +83,6 @@ impl Engine {
                 }
             })
             .collect();
-        members.sort_by(|one, other| one.id.cmp(&other.id));
         Ok(ClusterView {
             cluster: node.peers().me().cluster.clone(),
             leader,
@@ -77,5 +93,30 @@ impl Engine {
             applied,
             digest,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::Member;
+
+    fn member(node_id: u64, name: &str, is_voter: bool, is_up: bool) -> MemberStatus {
+        let status = is_up.then(crate::raft::Status::default);
+        let member = Member { name: name.to_owned(), ..Member::default() };
+        MemberStatus { node_id, member, is_voter, status }
+    }
+
+    #[test]
+    fn a_member_that_comes_back_blank_is_shown_once_and_as_what_it_is_now() {
+        let shown = one_per_name(vec![
+            member(1, "m2", true, false),
+            member(2, "m1", true, true),
+            member(3, "m2", false, true),
+            member(4, "m3", true, false),
+            member(5, "m3", false, false),
+        ]);
+        let ids: Vec<u64> = shown.iter().map(|member| member.node_id).collect();
+        assert_eq!(ids, [2, 3, 4]);
     }
 }

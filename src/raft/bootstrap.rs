@@ -3,7 +3,8 @@
 //! Every founding member is started with the same static list. The first in the list founds the cluster:
 //! it waits until it reaches all others and all of them are blank, mints the cluster's id, and makes
 //! everybody a voter. The others learn the id from whoever first calls them by their own Raft id. A
-//! member that is blank while others are not has lost its disk: it never founds anything.
+//! member that is blank while others are not has lost its disk: it never founds anything, but asks to be
+//! let in again (`membership.rs`).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::handshake::{Call, HandshakeError};
+use super::handshake::{Call, HandshakeError, Hello};
 use super::identity::{ClusterId, Identity};
 use super::node::Node;
 use super::peer_service::CallerCheck;
@@ -98,7 +99,7 @@ pub async fn found_listed(
                 }
             }
             Err(Waiting::InVain(reason)) => {
-                tracing::error!("{reason}");
+                tracing::warn!("{reason}");
                 return Ok(());
             }
         }
@@ -115,30 +116,39 @@ enum Waiting {
 async fn ask_all(node: &Node, list: &[ListedMember]) -> Result<BTreeMap<u64, Member>, Waiting> {
     let me = node.peers().me();
     let mut members = BTreeMap::from([(me.node_id, me.member.clone())]);
+    let mut problem = None;
+    // All are asked, also when one is missing: another one may know of a cluster.
     for (name, address) in list.iter().filter(|(name, _)| *name != me.member.name) {
-        let hello = node.peers().ask(address).await.map_err(|error| {
-            Waiting::For(match error {
-                HandshakeError::Io(error) => {
-                    format!("member {name} at {address} cannot be reached ({error})")
-                }
-                HandshakeError::Refused(reason) => format!("member {name} at {address}: {reason}"),
-            })
-        })?;
-        if hello.member.name != *name {
-            return Err(Waiting::For(format!(
-                "the member at {address} is called {:?}, but the list says {name:?}",
-                hello.member.name
-            )));
+        match node.peers().ask(address).await {
+            Err(HandshakeError::Io(error)) => {
+                problem.get_or_insert(format!("member {name} at {address} cannot be reached ({error})"));
+            }
+            Err(refusal) => {
+                problem.get_or_insert(format!("member {name} at {address}: {refusal}"));
+            }
+            Ok(hello) if is_in_another_cluster(me, &hello) => {
+                return Err(Waiting::InVain(format!(
+                    "this member's data directory is blank, but member {name} is part of a cluster: this one \
+                     founds no other, and asks to be let in again"
+                )));
+            }
+            Ok(hello) if hello.member.name != *name => {
+                problem.get_or_insert(format!(
+                    "the member at {address} is called {:?}, but the list says {name:?}",
+                    hello.member.name
+                ));
+            }
+            Ok(hello) => {
+                members.insert(hello.node_id, hello.member);
+            }
         }
-        if hello.is_initialized {
-            return Err(Waiting::InVain(format!(
-                "this member's data directory is blank, but member {name} is part of a running cluster: it \
-                 will not found another one; restore this member's data directory or replace the member"
-            )));
-        }
-        members.insert(hello.node_id, hello.member);
     }
-    Ok(members)
+    problem.map_or(Ok(members), |problem| Err(Waiting::For(problem)))
+}
+
+/// A member learns the id of its cluster before it has any entry of it.
+fn is_in_another_cluster(me: &Me, hello: &Hello) -> bool {
+    hello.is_initialized || hello.cluster_id.is_some_and(|theirs| me.cluster_id() != Some(theirs))
 }
 
 async fn found(
@@ -152,5 +162,7 @@ async fn found(
         None => ClusterId(((random.next_u64() as u128) << 64 | random.next_u64() as u128).max(1)),
     };
     keeper.adopt(cluster_id)?;
+    // A member that lost its disk and knows no other cannot know of its loss: this line is the trace of it.
+    tracing::info!("founding cluster {} of {} blank member(s)", node.peers().me().cluster, members.len());
     node.found(members).await.map_err(|error| format!("cannot found the cluster: {error}"))
 }

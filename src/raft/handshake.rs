@@ -10,6 +10,9 @@
 //! dialer   -> mac
 //! acceptor -> verdict u8 | nothing, or the reason for a refusal
 //! ```
+//!
+//! One refusal is not for people only: a member whose place in the cluster has been given to another data
+//! directory is told by which membership, and ends (`membership.rs: replacement`).
 
 use std::io;
 use std::time::Duration;
@@ -25,9 +28,13 @@ use super::types::Member;
 use crate::codec::{Malformed, Reader, put_blob};
 
 /// Version of the protocol between members.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 const MAGIC: &[u8; 4] = b"anti";
 const MAX_WORDS_BYTES: usize = 4096;
+/// Verdicts.
+const REFUSED: u8 = 0;
+const ACCEPTED: u8 = 1;
+const REPLACED: u8 = 2;
 /// Time for the whole handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -68,6 +75,9 @@ pub struct Call {
     pub lane: Lane,
     /// The Raft id that is expected to answer; 0 if any will do.
     pub expected_node_id: u64,
+    /// One more than the index of the newest committed membership that is known to name the dialer; 0 if it
+    /// knows none.
+    pub seen_membership: u64,
 }
 
 /// Why no connection came about.
@@ -77,6 +87,8 @@ pub enum HandshakeError {
     Io(io::Error),
     /// One side refused the other: a sentence for the operator.
     Refused(String),
+    /// The dialer's name belongs to another Raft id, by the committed membership with this index plus one.
+    Replaced(u64),
 }
 
 impl From<io::Error> for HandshakeError {
@@ -96,6 +108,9 @@ impl std::fmt::Display for HandshakeError {
         match self {
             HandshakeError::Io(error) => error.fmt(f),
             HandshakeError::Refused(reason) => f.write_str(reason),
+            HandshakeError::Replaced(_) => {
+                f.write_str("another data directory has taken that member's place")
+            }
         }
     }
 }
@@ -173,7 +188,11 @@ async fn receive(stream: &mut dyn PeerStream) -> io::Result<Vec<u8>> {
 async fn receive_accepted(stream: &mut dyn PeerStream) -> Result<Vec<u8>, HandshakeError> {
     let words = receive(stream).await?;
     match words.split_first() {
-        Some((1, words)) => Ok(words.to_vec()),
+        Some((&ACCEPTED, words)) => Ok(words.to_vec()),
+        Some((&REPLACED, membership)) => {
+            let membership = membership.try_into().map_err(|_| Malformed("handshake"))?;
+            Err(HandshakeError::Replaced(u64::from_le_bytes(membership)))
+        }
         Some((_, reason)) => Err(HandshakeError::Refused(format!(
             "it refused this member: {}",
             String::from_utf8_lossy(reason)
@@ -183,9 +202,16 @@ async fn receive_accepted(stream: &mut dyn PeerStream) -> Result<Vec<u8>, Handsh
 }
 
 async fn refuse(stream: &mut dyn PeerStream, reason: &str) {
-    let mut words = vec![0u8];
+    let mut words = vec![REFUSED];
     words.extend_from_slice(reason.as_bytes());
     // The refusal stands whether or not it can be told.
+    let _ = send(stream, &words).await;
+}
+
+async fn tell_replaced(stream: &mut dyn PeerStream, membership: u64) {
+    let mut words = vec![REPLACED];
+    words.extend_from_slice(&membership.to_le_bytes());
+    // As above.
     let _ = send(stream, &words).await;
 }
 
@@ -202,6 +228,7 @@ pub async fn dial(
     put_hello(&mut words, &call.hello, &nonce);
     words.put_u8(call.lane as u8);
     words.put_u64_le(call.expected_node_id);
+    words.put_u64_le(call.seen_membership);
     send(stream, &words).await?;
     let answer = receive_accepted(stream).await?;
     let (answer, tag) = answer.split_last_chunk::<32>().ok_or(Malformed("handshake"))?;
@@ -216,13 +243,14 @@ pub async fn dial(
     Ok(hello)
 }
 
-/// The acceptor's side. `check` decides whether the caller is welcome; its error is told to it.
+/// The acceptor's side. `check` decides whether the caller is welcome; its error is told to it: one of
+/// [`HandshakeError::Refused`] and [`HandshakeError::Replaced`].
 pub async fn accept(
     stream: &mut dyn PeerStream,
     secret: &[u8],
     hello: &Hello,
     nonce: Nonce,
-    check: impl FnOnce(&Call) -> Result<(), String>,
+    check: impl FnOnce(&Call) -> Result<(), HandshakeError>,
 ) -> Result<Call, HandshakeError> {
     let words = receive(stream).await?;
     let mut reader = Reader::new(&words, "handshake");
@@ -231,6 +259,7 @@ pub async fn accept(
             hello,
             lane: Lane::from_u8(reader.u8()?).ok_or(reader.malformed())?,
             expected_node_id: reader.u64()?,
+            seen_membership: reader.u64()?,
         },
         Err(error) => {
             refuse(stream, "it speaks another version of the protocol between members").await;
@@ -240,7 +269,7 @@ pub async fn accept(
     let mut answer = BytesMut::new();
     put_hello(&mut answer, hello, &nonce);
     let tag = mac(secret, "acceptor", &words, &answer).finalize().into_bytes();
-    let mut accepted = vec![1u8];
+    let mut accepted = vec![ACCEPTED];
     accepted.extend_from_slice(&answer);
     accepted.extend_from_slice(&tag);
     send(stream, &accepted).await?;
@@ -250,11 +279,14 @@ pub async fn accept(
         return Err(HandshakeError::Refused(WRONG_SECRET.into()));
     }
     // Only who knows the secret learns whether it is welcome.
-    if let Err(reason) = check(&call) {
-        refuse(stream, &reason).await;
-        return Err(HandshakeError::Refused(reason));
+    if let Err(error) = check(&call) {
+        match &error {
+            HandshakeError::Replaced(membership) => tell_replaced(stream, *membership).await,
+            error => refuse(stream, &error.to_string()).await,
+        }
+        return Err(error);
     }
-    send(stream, &[1]).await?;
+    send(stream, &[ACCEPTED]).await?;
     Ok(call)
 }
 
@@ -275,10 +307,10 @@ mod tests {
     async fn meet(
         dialer_secret: &[u8],
         acceptor_secret: &[u8],
-        verdict: Result<(), String>,
+        verdict: Result<(), HandshakeError>,
     ) -> (Result<Hello, HandshakeError>, Result<Call, HandshakeError>) {
         let (mut left, mut right) = tokio::io::duplex(4096);
-        let call = Call { hello: hello("m1"), lane: Lane::Bulk, expected_node_id: 9 };
+        let call = Call { hello: hello("m1"), lane: Lane::Bulk, expected_node_id: 9, seen_membership: 5 };
         let answer = hello("m2");
         let dialing = async {
             let met = dial(&mut left, dialer_secret, &call, [1; 16]).await;
@@ -309,8 +341,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_tells_its_reason() {
-        let (dialed, accepted) = meet(b"secret", b"secret", Err("not welcome".into())).await;
+        let refusal = HandshakeError::Refused("not welcome".into());
+        let (dialed, accepted) = meet(b"secret", b"secret", Err(refusal)).await;
         assert!(matches!(dialed, Err(HandshakeError::Refused(reason)) if reason.contains("not welcome")));
         assert!(matches!(accepted, Err(HandshakeError::Refused(_))));
+    }
+
+    #[tokio::test]
+    async fn a_replaced_member_is_told_by_which_membership_and_only_by_who_knows_the_secret() {
+        let (dialed, _) = meet(b"secret", b"secret", Err(HandshakeError::Replaced(17))).await;
+        assert!(matches!(dialed, Err(HandshakeError::Replaced(17))));
+        let (dialed, _) = meet(b"secret", b"other", Err(HandshakeError::Replaced(17))).await;
+        assert!(matches!(dialed, Err(HandshakeError::Refused(_))));
     }
 }

@@ -4,6 +4,7 @@
 //! state, the protocol between members, and the way a cluster comes to be. Other rooms see a [`Node`]: it
 //! puts commands into the log, says who leads, and confirms reads.
 
+mod admission;
 mod bootstrap;
 mod cluster_time;
 mod connection;
@@ -13,6 +14,7 @@ mod identity;
 mod install;
 mod log;
 mod machine;
+mod membership;
 mod network;
 mod node;
 mod peer_service;
@@ -33,10 +35,11 @@ pub use identity::Identity;
 pub use install::{InstallProgress, Installer};
 pub use log::{LogReader, LogStore};
 pub use machine::{Applied, ApplyObserver, Machine};
+pub use membership::{keep_membership, seek_admission};
 pub use node::{Leader, Leadership, MemberStatus, Node, Parts, Timers};
 pub use peer_service::accept_peers;
 pub use peers::{Me, Peer, Peers};
-pub use rpc::Proposal;
+pub use rpc::{Proposal, Status};
 pub use runtime::{Runtime, seed_thread};
 pub use transport::{PeerListener, PeerStream, PeerTransport, TcpTransport};
 pub use types::{Member, NodeId, Types};

@@ -11,23 +11,27 @@ use futures_util::StreamExt;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::impls::OneshotResponder;
-use openraft::{Config, Instant as _, RaftMetrics, ReadPolicy, SnapshotPolicy};
+use openraft::raft::Precondition;
+use openraft::{ChangeMembers, Config, Instant as _, RaftMetrics, ReadPolicy, SnapshotPolicy};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::admission::Applicants;
 use super::cluster_time::ClusterTime;
 use super::connection::CallError;
-use super::handshake::Lane;
+use super::handshake::{Call, Lane};
 use super::install::Installer;
 use super::log::LogStore;
 use super::machine::{Applied, ApplyObserver, Machine};
+use super::membership::{place_of, replacement};
 use super::network::Network;
 use super::peers::{Peer, Peers};
 use super::rpc::{self, Body, Kind, Proposal, Status};
 use super::transfer::Transfers;
-use super::types::{Member, NodeId, Raft, StampedCommand, Types};
+use super::types::{Member, NodeId, Raft, RaftLogId, RaftStoredMembership, StampedCommand, Types};
 use crate::clock::Random;
+use crate::limits::MAX_PROMOTION_LAG_ENTRIES;
 use crate::state::carries_records;
 use crate::storage::{Log, Room};
 use crate::task;
@@ -36,6 +40,9 @@ use crate::task;
 const STATUS_INTERVAL: Duration = Duration::from_millis(500);
 /// A member that was not heard for longer is down.
 pub const DOWN_AFTER: Duration = Duration::from_secs(3);
+
+/// A change of the membership that is not committed by then is left to whoever leads next.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The timers of Raft.
 #[derive(Debug, Clone, Copy)]
@@ -87,6 +94,9 @@ pub struct Node {
     time: ClusterTime,
     leadership: watch::Sender<Leadership>,
     statuses: Mutex<HashMap<NodeId, (Status, Instant)>>,
+    /// Since when each other member is known here.
+    known_since: Mutex<HashMap<NodeId, Instant>>,
+    applicants: Applicants,
     room: Arc<Room>,
     transfers: Arc<Transfers>,
     installer: Arc<Installer>,
@@ -145,6 +155,8 @@ impl Node {
             time,
             leadership: watch::Sender::new(Leadership::default()),
             statuses: Mutex::default(),
+            known_since: Mutex::default(),
+            applicants: Applicants::default(),
             room,
             transfers,
             installer,
@@ -189,13 +201,20 @@ impl Node {
     async fn follow_leadership(self: Arc<Self>) {
         let mut metrics = self.raft.metrics();
         let mut last = (0, None);
+        let mut last_seats = None;
         loop {
-            let (term, leader, member) = {
+            let (term, leader, member, seats) = {
                 let metrics = metrics.borrow_and_update();
                 let leader = metrics.current_leader;
                 let member = leader.and_then(|id| metrics.membership_config.get_node(&id).cloned());
-                (metrics.current_term, leader, member)
+                let (committed, effective) =
+                    (&metrics.committed_membership_config, &metrics.membership_config);
+                (metrics.current_term, leader, member, (*committed.log_id(), *effective.log_id()))
             };
+            if last_seats != Some(seats) {
+                last_seats = Some(seats);
+                self.look_at_own_seat();
+            }
             if (term, leader) != last {
                 last = (term, leader);
                 let leader = match (leader, member) {
@@ -226,8 +245,12 @@ impl Node {
             if let Err(fatal) = &metrics.borrow_and_update().running_state {
                 return fatal.to_string();
             }
-            if metrics.changed().await.is_err() {
-                return "it was stopped".to_owned();
+            tokio::select! {
+                biased;
+                reason = self.peers.me().ended() => return reason,
+                changed = metrics.changed() => if changed.is_err() {
+                    return "it was stopped".to_owned();
+                },
             }
         }
     }
@@ -365,7 +388,10 @@ impl Node {
         loop {
             self.look_for_room();
             self.make_way_if_full().await;
-            for (node_id, member, _) in self.membership() {
+            self.look_at_own_seat();
+            let members = self.membership();
+            self.know_only(&members);
+            for (node_id, member, _) in members {
                 if node_id != self.node_id() {
                     task::spawn(self.clone().ask_status(self.peers.peer(node_id, &member)));
                 }
@@ -414,6 +440,101 @@ impl Node {
                 status: status_of(node_id),
             })
             .collect()
+    }
+
+    /// Forgets those who are no members any more.
+    fn know_only(&self, members: &[(NodeId, Member, bool)]) {
+        let is_member = |node_id: &NodeId| members.iter().any(|(member, ..)| member == node_id);
+        self.statuses.lock().retain(|node_id, _| is_member(node_id));
+        let mut known_since = self.known_since.lock();
+        known_since.retain(|node_id, _| is_member(node_id));
+        for (node_id, ..) in members {
+            known_since.entry(*node_id).or_insert_with(Instant::now);
+        }
+    }
+
+    /// The newest membership that is known here to be committed.
+    pub(super) fn committed_membership(&self) -> Arc<RaftStoredMembership> {
+        self.metrics(|metrics| metrics.committed_membership_config.clone())
+    }
+
+    /// Whether this member votes by a committed membership that nothing is about to change.
+    pub fn is_settled_voter(&self) -> bool {
+        let committed = self.committed_membership();
+        let voters = committed.get_joint_config();
+        voters.len() == 1
+            && voters[0].contains(&self.node_id())
+            && self.metrics(|metrics| metrics.membership_config.log_id() == committed.log_id())
+    }
+
+    /// Notes what the membership says of this member: that it is part of a cluster, or not any more.
+    fn look_at_own_seat(&self) {
+        let me = self.peers.me();
+        let committed = self.committed_membership();
+        if committed.get_node(&me.node_id).is_some() {
+            me.saw_membership(place_of(&committed));
+        }
+        if self.metrics(|metrics| metrics.membership_config.log_id().is_some()) {
+            me.set_initialized();
+        }
+        if let Some(place) = replacement(&committed, me.node_id, &me.member.name, me.seen_membership()) {
+            me.end_replaced(place);
+        }
+    }
+
+    /// By which membership the place of the one who calls has been given to another, if it has.
+    pub(super) fn replacement_of(&self, call: &Call) -> Option<u64> {
+        let (node_id, name) = (call.hello.node_id, &call.hello.member.name);
+        replacement(&self.committed_membership(), node_id, name, call.seen_membership)
+    }
+
+    /// Who asks this member, as the leader, to be let in.
+    pub(super) fn applicants(&self) -> &Applicants {
+        &self.applicants
+    }
+
+    /// How long ago a member answered this one; `None` if it has not since this one started.
+    pub(super) fn heard_ago(&self, node_id: NodeId) -> Option<Duration> {
+        if node_id == self.node_id() {
+            return Some(Duration::ZERO);
+        }
+        self.statuses.lock().get(&node_id).map(|(_, heard)| heard.elapsed())
+    }
+
+    /// How long nothing has been heard of a member, as far as this one can tell.
+    pub(super) fn silence(&self, node_id: NodeId) -> Duration {
+        let known_for = || self.known_since.lock().get(&node_id).map(Instant::elapsed);
+        self.heard_ago(node_id).or_else(known_for).unwrap_or_default()
+    }
+
+    /// Whether a member's log holds nearly all that is committed, as this leader knows it.
+    pub(super) fn has_caught_up(&self, node_id: NodeId) -> bool {
+        self.metrics(|metrics| {
+            let committed = metrics.cluster_committed.max(metrics.local_committed).map_or(0, |id| id.index());
+            let matched = metrics.replication.as_ref().and_then(|matched| *matched.get(&node_id)?);
+            matched.is_some_and(|id| id.index().saturating_add(MAX_PROMOTION_LAG_ENTRIES) >= committed)
+        })
+    }
+
+    /// Changes the membership, if the one that the caller decided by is still in force. What goes is gone:
+    /// a voter that is removed is no learner afterwards.
+    pub(super) async fn change_membership(
+        &self,
+        change: ChangeMembers<NodeId, Member>,
+        based_on: Option<RaftLogId>,
+    ) -> Result<(), String> {
+        let unchanged = Precondition::LastMembershipLogId { last_membership_log_id: based_on };
+        let changing = self.raft.change_membership_if(change, false, [unchanged]);
+        match tokio::time::timeout(CHANGE_TIMEOUT, changing).await {
+            Ok(changed) => changed.map(|_| ()).map_err(|error| error.to_string()),
+            Err(_) => Err("it was not committed in time".to_owned()),
+        }
+    }
+
+    /// Whether this member, if it leads, leads now: a quorum has answered it lately.
+    pub(super) fn has_quorum_now(&self) -> bool {
+        let voters = self.membership().iter().filter(|(_, _, is_voter)| *is_voter).count();
+        voters <= 1 || self.has_quorum(DOWN_AFTER)
     }
 
     /// Tells openraft that the state as of the last checkpoint on disk can stand for the log up to there.

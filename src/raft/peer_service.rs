@@ -12,14 +12,16 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::admission::Application;
 use super::connection::{Frame, FrameReader, FrameSender, Outgoing, write_frames};
 use super::handshake::{self, Call, HANDSHAKE_TIMEOUT, HandshakeError};
+use super::membership::consider;
 use super::node::Node;
 use super::peers::check_same_cluster;
 use super::rpc::{self, Body, Kind};
 use super::transfer_rpc::{self, InstallRequest};
 use super::transport::{PeerListener, PeerStream};
-use super::types::{AppendRequest, NodeId};
+use super::types::AppendRequest;
 use crate::limits::{APPEND_PIPELINE_DEPTH, PEER_QUEUE_FRAMES};
 use crate::state::carries_records;
 use crate::storage::Room;
@@ -52,8 +54,8 @@ pub async fn accept_peers(
         task::spawn(async move {
             match greet(stream, &node, &*check).await {
                 Ok((stream, caller)) => serve(stream, node, caller).await,
-                Err(HandshakeError::Refused(reason)) => refusals.tell(&from, reason),
                 Err(HandshakeError::Io(error)) => tracing::debug!("no handshake with {from}: {error}"),
+                Err(refusal) => refusals.tell(&from, refusal.to_string()),
             }
         });
     }
@@ -82,28 +84,31 @@ async fn greet(
     mut stream: Box<dyn PeerStream>,
     node: &Node,
     check: &dyn CallerCheck,
-) -> Result<(Box<dyn PeerStream>, NodeId), HandshakeError> {
+) -> Result<(Box<dyn PeerStream>, Call), HandshakeError> {
     let me = node.peers().me();
     let (hello, nonce) = (me.hello(), node.peers().nonce());
     let check = |call: &Call| {
-        check_same_cluster(me, &call.hello)?;
+        check_same_cluster(me, &call.hello).map_err(HandshakeError::Refused)?;
+        if let Some(place) = node.replacement_of(call) {
+            return Err(HandshakeError::Replaced(place));
+        }
         if call.expected_node_id != 0 && call.expected_node_id != me.node_id {
-            return Err(format!(
+            return Err(HandshakeError::Refused(format!(
                 "member {} was called by an id that it does not have: its data directory is not the one \
                  that the cluster knows",
                 me.member.name
-            ));
+            )));
         }
-        check.check(call)
+        check.check(call).map_err(HandshakeError::Refused)
     };
     let accepting = handshake::accept(&mut *stream, me.secret(), &hello, nonce, check);
     let call = tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting)
         .await
         .unwrap_or_else(|_| Err(HandshakeError::Io(io::ErrorKind::TimedOut.into())))?;
-    Ok((stream, call.hello.node_id))
+    Ok((stream, call))
 }
 
-async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: NodeId) {
+async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: Call) {
     let (read, write) = tokio::io::split(stream);
     let (replies, frames) = mpsc::channel(PEER_QUEUE_FRAMES);
     let writing = task::spawn(write_frames(write, frames));
@@ -124,12 +129,14 @@ async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: NodeId) {
             Kind::StreamClose => {
                 streams.remove(&frame.id);
             }
+            // A caller that has been replaced since it called learns of it when it calls again.
+            Kind::Status if node.replacement_of(&caller).is_some() => break,
             _ => {
                 task::spawn(answer(node.clone(), frame, replies.clone()));
             }
         }
     }
-    tracing::debug!("the connection of {caller} ended");
+    tracing::debug!("the connection of {} ended", caller.hello.member.name);
     drop(replies);
     writing.abort();
 }
@@ -228,6 +235,10 @@ async fn respond(node: &Node, frame: Frame) -> Result<Body, String> {
             let (transfer, indexes) =
                 transfer_rpc::decode_entries_request(body).map_err(|error| said(&error))?;
             Ok(transfer_rpc::encode_entries(&node.transfers().entries(transfer, indexes).await?))
+        }
+        Kind::Admit => {
+            let application = Application::decode(body).map_err(|error| said(&error))?;
+            Ok(consider(node, application).await.encode())
         }
         kind => Err(format!("{kind:?} is not a request")),
     }

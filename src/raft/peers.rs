@@ -6,10 +6,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::connection::{CallError, Connection};
@@ -30,6 +32,8 @@ pub struct Me {
     pub member: Member,
     secret: Vec<u8>,
     changing: RwLock<(Option<ClusterId>, bool)>,
+    seen_membership: AtomicU64,
+    end: watch::Sender<Option<String>>,
 }
 
 impl Me {
@@ -40,6 +44,8 @@ impl Me {
             member,
             secret,
             changing: RwLock::new((identity.cluster_id, is_initialized)),
+            seen_membership: AtomicU64::new(0),
+            end: watch::Sender::new(None),
         })
     }
 
@@ -57,6 +63,47 @@ impl Me {
 
     pub fn set_initialized(&self) {
         self.changing.write().1 = true;
+    }
+
+    /// One more than the index of the newest committed membership that names this Raft id; 0 if none is known.
+    pub fn seen_membership(&self) -> u64 {
+        self.seen_membership.load(Ordering::Acquire)
+    }
+
+    pub fn saw_membership(&self, place: u64) {
+        self.seen_membership.fetch_max(place, Ordering::AcqRel);
+    }
+
+    /// This member must not go on, for this reason: a sentence for the operator.
+    pub fn end(&self, reason: String) {
+        self.end.send_if_modified(|end| {
+            let is_first = end.is_none();
+            end.get_or_insert(reason);
+            is_first
+        });
+    }
+
+    /// The committed membership at `place` names another Raft id in this one's stead.
+    pub fn end_replaced(&self, place: u64) {
+        if self.seen_membership() == 0 || place <= self.seen_membership() {
+            // The other side is behind, or this member is new: no verdict.
+            return;
+        }
+        let (name, cluster) = (&self.member.name, &self.cluster);
+        self.end(format!(
+            "cluster {cluster} goes on with another data directory for member {name}, which took this one's \
+             place: move this one aside and start {name} with that one; the records are there"
+        ));
+    }
+
+    /// Waits until this member must not go on, and says why.
+    pub async fn ended(&self) -> String {
+        let mut end = self.end.subscribe();
+        let reason = end.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        match reason {
+            Some(reason) => reason,
+            None => std::future::pending().await,
+        }
     }
 
     pub fn hello(&self) -> Hello {
@@ -124,16 +171,39 @@ impl Peers {
         self.dial(address, Lane::Control, 0).await.map(|(hello, _)| hello)
     }
 
+    /// One request to whoever listens at `address`, over a connection of its own, at most `timeout` in all.
+    pub async fn call_once(
+        &self,
+        address: &str,
+        kind: Kind,
+        body: Body,
+        timeout: Duration,
+    ) -> Result<Bytes, CallError> {
+        let calling = async {
+            let dialed = self.dial(address, Lane::Control, 0).await;
+            let (_, stream) = dialed.map_err(|error| CallError::Unreachable(error.to_string()))?;
+            Connection::start(stream).call(kind, body, timeout).await
+        };
+        let called = tokio::time::timeout(timeout, calling).await;
+        called
+            .unwrap_or_else(|_| Err(CallError::Lost(format!("no answer within {} ms", timeout.as_millis()))))
+    }
+
     async fn dial(
         &self,
         address: &str,
         lane: Lane,
         expected_node_id: NodeId,
     ) -> Result<(Hello, Box<dyn super::transport::PeerStream>), HandshakeError> {
-        let call = Call { hello: self.me.hello(), lane, expected_node_id };
+        let seen_membership = self.me.seen_membership();
+        let call = Call { hello: self.me.hello(), lane, expected_node_id, seen_membership };
         let dialing = async {
             let mut stream = self.transport.connect(address).await?;
-            let hello = handshake::dial(&mut *stream, self.me.secret(), &call, self.nonce()).await?;
+            let dialed = handshake::dial(&mut *stream, self.me.secret(), &call, self.nonce()).await;
+            if let Err(HandshakeError::Replaced(place)) = &dialed {
+                self.me.end_replaced(*place);
+            }
+            let hello = dialed?;
             check_same_cluster(&self.me, &hello).map_err(HandshakeError::Refused)?;
             Ok((hello, stream))
         };

@@ -43,6 +43,8 @@ pub enum Kind {
     TransferState = 12,
     /// Entries that it names.
     TransferEntries = 13,
+    /// A member without data asks to be let in.
+    Admit = 14,
     /// Reply to the request with the same id.
     Reply = 128,
     /// Result of the next AppendEntries of the stream with this id.
@@ -67,6 +69,7 @@ impl Kind {
             11 => Kind::Install,
             12 => Kind::TransferState,
             13 => Kind::TransferEntries,
+            14 => Kind::Admit,
             128 => Kind::Reply,
             129 => Kind::StreamReply,
             130 => Kind::Failure,
@@ -389,7 +392,7 @@ pub fn decode_proposals(bytes: &[u8]) -> Result<Vec<Proposal>, Malformed> {
 }
 
 /// What a member says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
     pub wall_ms: u64,
     pub applied_index: u64,

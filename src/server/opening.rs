@@ -164,6 +164,13 @@ fn open_state(
             let said = format!("the checkpoint in {} cannot be read", dir.display());
             return Err(Unopened::Other(error.context(said)));
         }
+        // A checkpoint is written when the log is synced that far, so it is the log that lost something.
+        Err(error) if error.is::<LogTooShort>() => {
+            return Err(Unopened::Damage(format!(
+                "the log beside the checkpoint in {} {error}",
+                dir.display()
+            )));
+        }
         Err(error) => error,
     };
     let why = format!("the checkpoint in {} cannot be used ({error:#})", dir.display());
@@ -203,7 +210,7 @@ fn load_state(dir: &Path, log: &Log) -> anyhow::Result<Arc<Applied>> {
     let applied = loaded.unwrap_or_else(|_| Err(anyhow!("it is damaged")))?;
     let last_index = log.last_id().map_or(0, |id| id.index);
     if applied.index() > last_index {
-        bail!("it is at entry {}, but the log ends at {last_index}", applied.index());
+        return Err(LogTooShort { last_index, applied_index: applied.index() }.into());
     }
     let purged_index = log.purged().map_or(0, |id| id.index);
     if applied.index() < purged_index {
@@ -211,6 +218,25 @@ fn load_state(dir: &Path, log: &Log) -> anyhow::Result<Arc<Applied>> {
     }
     Ok(applied)
 }
+
+/// The log has lost entries that it had confirmed.
+#[derive(Debug)]
+struct LogTooShort {
+    last_index: u64,
+    applied_index: u64,
+}
+
+impl std::fmt::Display for LogTooShort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { last_index, applied_index } = self;
+        write!(
+            f,
+            "has lost its end: it ends at entry {last_index}, and the checkpoint has seen {applied_index}"
+        )
+    }
+}
+
+impl std::error::Error for LogTooShort {}
 
 /// Whether the system refused something, which says nothing of what is on the disk.
 fn is_refusal(error: &anyhow::Error) -> bool {

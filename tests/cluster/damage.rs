@@ -289,7 +289,36 @@ async fn a_damaged_member_sets_its_data_aside_and_starts_blank_under_a_new_id() 
         let other = (victim + 1) % 3;
         fill(&cluster, other, "during", 20).await;
         expect_filled(&cluster, other, "t", 300, "strong").await;
+        if what == "a segment lost" {
+            eventually("it votes again, and what was damaged is gone", 2 * PATIENCE, async || {
+                (!aside.exists() && lines_with(&cluster, victim, "removed the damaged data").len() == 1)
+                    .then_some(())
+            })
+            .await;
+            expect_filled(&cluster, victim, "t", 300, "eventual").await;
+        }
     }
+}
+
+/// A log that ends before the checkpoint beside it has lost what it had confirmed, however well it reads.
+#[tokio::test]
+async fn a_log_that_lost_its_end_is_not_taken_for_the_whole() {
+    let mut cluster = Cluster::start_with(1, &SMALL).await;
+    fill(&cluster, 0, "t", 10).await;
+    assert!(cluster.members[0].terminate().await.success());
+    let log_dir = log_dir(&cluster, 0);
+    let segment = log_dir.join(&names(&log_dir, ".seg")[0]);
+    let before = fs::read(&segment).expect("read it");
+    cluster.restart(0).await;
+    fill(&cluster, 0, "t", 3).await;
+    assert!(cluster.members[0].terminate().await.success());
+    fs::write(&segment, before).expect("write the old one");
+    cluster.spawn(0);
+    let status = eventually("it ends", PATIENCE, async || cluster.members[0].ended()).await;
+    assert!(!status.success());
+    let log = cluster.members[0].log();
+    let line = log.lines().last().expect("a line");
+    assert!(line.contains("has lost its end") && line.contains("restore a backup"), "{line}");
 }
 
 /// A cluster whose members were all damaged founds no new one beside what was set aside.

@@ -14,6 +14,7 @@ mod freeing;
 mod harness;
 mod health;
 mod kill_loop;
+mod lost_disk;
 mod minority;
 mod oracle;
 mod restart;

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use crate::harness::{Cluster, PATIENCE, eventually};
 
 /// A log that forgets at once, in small files, so that hundreds of writes make a member need the state.
-const FORGETFUL: [&str; 6] =
+pub const FORGETFUL: [&str; 6] =
     ["--kept-log-entries", "50", "--lag-patience-ms", "500", "--segment-bytes", "64KiB"];
 const RECORDS_PER_WRITE: u64 = 10;
 
 /// Writes through whichever running member takes it.
-async fn write(cluster: &mut Cluster, topic: &str, writes: u64) {
+pub async fn write(cluster: &mut Cluster, topic: &str, writes: u64) {
     for _ in 0..writes {
         let data = "x".repeat(300);
         let records: Vec<Value> =
@@ -32,7 +32,7 @@ async fn write(cluster: &mut Cluster, topic: &str, writes: u64) {
 }
 
 /// Waits until all members have applied the same and hold the same.
-async fn all_agree(cluster: &Cluster) {
+pub async fn all_agree(cluster: &Cluster) {
     eventually("all members hold the same state", PATIENCE, async || {
         let mut states = Vec::new();
         for member in &cluster.members {
@@ -46,7 +46,7 @@ async fn all_agree(cluster: &Cluster) {
 }
 
 /// Everything that a member has of a topic, by its own applied state.
-async fn read_all(cluster: &Cluster, number: usize, topic: &str) -> Vec<Value> {
+pub async fn read_all(cluster: &Cluster, number: usize, topic: &str) -> Vec<Value> {
     let url = format!("{}/diff", cluster.topic_url(number, topic));
     let (mut records, mut from_seq) = (Vec::new(), 0);
     loop {
@@ -61,7 +61,7 @@ async fn read_all(cluster: &Cluster, number: usize, topic: &str) -> Vec<Value> {
 }
 
 /// Waits until a member's log says that it started from a state that it took over.
-async fn took_over(cluster: &Cluster, number: usize, times: usize) {
+pub async fn took_over(cluster: &Cluster, number: usize, times: usize) {
     let what = format!("{} takes over the state", cluster.members[number].name);
     eventually(&what, PATIENCE, async || {
         (cluster.members[number].log().matches("starting from it").count() >= times).then_some(())
@@ -70,7 +70,7 @@ async fn took_over(cluster: &Cluster, number: usize, times: usize) {
 }
 
 /// Makes the logs of the others forget what the stopped member lacks.
-async fn write_until_it_is_forgotten(cluster: &mut Cluster, topic: &str) {
+pub async fn write_until_it_is_forgotten(cluster: &mut Cluster, topic: &str) {
     // Longer than the patience, with several purges in it.
     let until = std::time::Instant::now() + Duration::from_secs(3);
     while std::time::Instant::now() < until {

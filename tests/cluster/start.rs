@@ -11,7 +11,7 @@ use crate::harness::{Cluster, PATIENCE, SECRET, antiphon, eventually, free_ports
 const REFUSAL_LIMIT: Duration = Duration::from_secs(20);
 
 /// The line that `command` ends with. It must end by itself, soon, and say nothing else.
-async fn refusal(mut command: Command) -> String {
+pub async fn refusal(mut command: Command) -> String {
     // Logging off: what is left on stderr is the line for the operator.
     let mut child = command
         .args(["--log", "off"])
@@ -41,14 +41,14 @@ async fn refusal(mut command: Command) -> String {
 }
 
 #[track_caller]
-fn names(line: &str, parts: &[&str]) {
+pub fn names(line: &str, parts: &[&str]) {
     println!("{line}");
     parts.iter().for_each(|part| assert!(line.contains(part), "{part:?} is not in: {line}"));
 }
 
 /// A later flag does not win over an earlier one: one of them is a mistake. So a changed flag takes the
 /// place of the usual one.
-fn with_flag(command: &Command, name: &str, value: &str) -> Command {
+pub fn with_flag(command: &Command, name: &str, value: &str) -> Command {
     let mut changed = antiphon();
     let mut arguments = command.get_args();
     while let Some(argument) = arguments.next() {

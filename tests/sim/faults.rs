@@ -13,9 +13,12 @@ use crate::world::{MEMBERS, World};
 /// Wall clocks are at most this wrong; topics remember idempotency keys for longer.
 const MAX_JUMP_MS: i64 = 24 * 3_600_000;
 
+/// From the loss of a disk until the blank member votes again, in a cluster that has a leader most of the time.
+const REPLACING: Duration = Duration::from_secs(18);
+
 /// Lets things go wrong for a while, or until a promise is broken.
 pub async fn rage(world: &Arc<World>, dice: &mut Dice, time: Duration) {
-    let end = Instant::now() + time;
+    let mut end = Instant::now() + time;
     // Some histories have many faults, some few: rare ones need quiet around them.
     let pause_ms = dice.between(100, 1500);
     while Instant::now() < end && !world.trace.has_complaints() {
@@ -33,9 +36,15 @@ pub async fn rage(world: &Arc<World>, dice: &mut Dice, time: Duration) {
             0..15 => kill(world, one),
             15..26 => lose_power(world, one),
             26..42 => fail_midway(world, one, dice).await,
-            42..46 => black_out(world),
-            46..50 => fail_sync(world, one, dice).await,
-            50..58 => isolate(world, one),
+            42..45 => black_out(world),
+            45..49 => {
+                // Faults go on while the lost member is being replaced, which takes a while to begin.
+                if lose_disk(world, one) {
+                    end = end.max(Instant::now() + REPLACING);
+                }
+            }
+            49..52 => fail_sync(world, one, dice).await,
+            52..58 => isolate(world, one),
             58..64 if one != other => cut(world, one, other, dice),
             64..72 if one != other => {
                 world.trace.note(format_args!("fault: m{} x m{} reset", one + 1, other + 1));
@@ -85,6 +94,17 @@ fn lose_power(world: &Arc<World>, number: usize) {
     world.trace.note(format_args!("fault: m{} loses power", number + 1));
     world.net.darken(number);
     world.machines[number].lock().lose_power();
+}
+
+/// The disk is gone, and a blank one is in its place. Only in a cluster whose members all vote: a second loss
+/// before the first is made good would be more than three members can bear.
+fn lose_disk(world: &Arc<World>, number: usize) -> bool {
+    if !world.machines.iter().all(|machine| machine.lock().is_voter()) {
+        return false;
+    }
+    world.trace.note(format_args!("fault: m{} loses its disk", number + 1));
+    world.machines[number].lock().lose_disk();
+    true
 }
 
 /// The disk stops in the middle of an operation; a moment later so does the machine, or only the process.

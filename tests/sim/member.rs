@@ -8,7 +8,7 @@ use antiphon::engine::{Engine, EngineOptions, Hub};
 use antiphon::raft::{
     Applied, ApplyObserver, ClusterTime, Export, Identity, IdentityKeeper, Installer, ListedMember, Me,
     Member, Node, Parts, PeerTransport, Peers, accept_peers, clear_garbage, found_listed, free_space,
-    purge_log,
+    keep_membership, purge_log, seek_admission,
 };
 use antiphon::state::SharedTopic;
 use antiphon::storage::sim_disk::Dice;
@@ -44,6 +44,7 @@ pub struct Running {
     pub scope: Arc<Scope>,
     /// `None` until it has started.
     pub engine: Option<(Engine, Arc<Applied>)>,
+    node: Option<Arc<Node>>,
 }
 
 impl Machine {
@@ -74,6 +75,21 @@ impl Machine {
         self.disk = self.disk.crash(seed);
         self.is_harmed = false;
     }
+
+    /// Ends the process and takes its disk away: the next one starts on a blank one.
+    pub fn lose_disk(&mut self) {
+        self.kill();
+        let seed = self.dice.roll();
+        self.disk = SimDisk::new(seed);
+        self.checkpoints = Arc::default();
+        self.is_harmed = false;
+    }
+
+    /// Whether the member votes in a membership that it has applied.
+    pub fn is_voter(&self) -> bool {
+        let node = self.running.as_ref().and_then(|running| running.node.as_ref());
+        node.is_some_and(|node| node.is_settled_voter())
+    }
 }
 
 /// Starts the process of a member, unless it runs.
@@ -85,7 +101,7 @@ pub fn start(world: &Arc<World>, number: usize) {
     machine.life += 1;
     let life = machine.life;
     let scope = Scope::new();
-    machine.running = Some(Running { scope: scope.clone(), engine: None });
+    machine.running = Some(Running { scope: scope.clone(), engine: None, node: None });
     drop(machine);
     world.net.lighten(number);
     world.trace.note(format_args!("m{} starts, life {life}", number + 1));
@@ -222,6 +238,9 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
         found_listed(&founder, &keeper, &*founder_random, &list).await.map_err(std::io::Error::other)
     };
     serve("founding", founding, &failure);
+    let others = (0..MEMBERS).filter(|other| *other != number).map(address).collect();
+    serve("admission", seek_admission(node.clone(), others), &failure);
+    serve("membership", keep_membership(node.clone()), &failure);
     task::spawn(follow_leader(world.clone(), number, node.clone()));
 
     let options = EngineOptions {
@@ -234,6 +253,7 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
         && let Some(running) = &mut machine.running
     {
         running.engine = Some((engine, applied));
+        running.node = Some(node.clone());
     }
     Ok(Wired { node, log, installer, failed })
 }
