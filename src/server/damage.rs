@@ -80,7 +80,8 @@ pub(super) fn leave_mark_at_start(log: &Log, disk: &dyn Disk, data_dir: &Path) -
 /// both and the others have what it had.
 pub(super) async fn remove_when_voter(node: Arc<Node>, room: Arc<Room>, data_dir: PathBuf) -> io::Result<()> {
     let started = Instant::now();
-    while !node.is_voter() && !(room.is_full() && node.others_are_majority(started)) {
+    let is_short_of_room = || room.is_full() && node.others_are_majority(started);
+    while !node.is_voter() && !is_short_of_room() {
         sleep(LOOK_INTERVAL).await;
     }
     task::blocking(move || {

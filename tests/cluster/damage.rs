@@ -249,11 +249,14 @@ async fn a_cluster_of_one_never_serves_a_damaged_record_and_goes_on() {
     assert_eq!(lines_with(&cluster, 0, "restore a backup").len(), 1, "one line tells what to do");
 }
 
+/// Harms a log in a directory with these segments.
+type Damage = fn(&Path, &[String]);
+
 /// With others, a member whose log is damaged, cut or lost in part sets it aside and starts blank under a new
 /// Raft id; the others go on, and what it had is there until it is a voter again.
 #[tokio::test]
 async fn a_damaged_member_sets_its_data_aside_and_starts_blank_under_a_new_id() {
-    let damages: [(&str, fn(&Path, &[String])); 4] = [
+    let damages: [(&str, Damage); 4] = [
         ("a bit of a frame", |dir, names| flip_bit(&dir.join(names.last().expect("a name")), 4096 + 20)),
         ("a sealed segment cut", |dir, names| cut_in_half(&dir.join(&names[0]))),
         ("a segment lost", |dir, names| fs::remove_file(dir.join(&names[1])).expect("remove it")),
