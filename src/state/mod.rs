@@ -77,7 +77,7 @@ pub struct State {
     sizes_bytes: Vec<u32>,
 }
 
-const MACHINE_VERSION: u8 = 1;
+const MACHINE_VERSION: u8 = 2;
 
 impl Default for State {
     fn default() -> Self {
@@ -170,9 +170,7 @@ impl State {
 
         let Envelope { node_id, session, number, .. } = decoded.envelope;
         if command == Command::OpenSession {
-            self.sessions.insert(node_id, Session::new(session));
-            self.dirty_sessions.insert(node_id);
-            return Ok(Applied { outcome: Outcome::SessionOpened, touched: None });
+            return Ok(Applied { outcome: self.open_session(node_id, session), touched: None });
         }
         let admission = match self.sessions.get_mut(&node_id) {
             Some(session) => session.admit(&decoded.envelope),
@@ -193,6 +191,15 @@ impl State {
         };
         self.dirty_sessions.insert(node_id);
         Ok(applied)
+    }
+
+    fn open_session(&mut self, node_id: u64, session: u64) -> Outcome {
+        let open = self.sessions.entry(node_id).or_insert_with(|| Session::new(session));
+        if !open.reopen(session) {
+            return Outcome::Refused(Refusal::SessionUnknown);
+        }
+        self.dirty_sessions.insert(node_id);
+        Outcome::SessionOpened
     }
 
     /// Reads what each record of an entry counts for, before anything is changed.
@@ -357,7 +364,7 @@ impl State {
             Key::Machine => {
                 let mut reader = Reader::new(value, "checkpoint head");
                 if reader.u8()? != MACHINE_VERSION {
-                    return Err(Malformed("checkpoint head: written by a newer version"));
+                    return Err(Malformed("checkpoint head: written by another version"));
                 }
                 self.time_ms = reader.varint()?;
                 self.next_epoch = reader.varint()?;
