@@ -273,11 +273,25 @@ impl Node {
     }
 
     /// The same for many commands at once, in their order.
-    pub async fn propose_many_here(&self, commands: Vec<Bytes>) -> Vec<Proposal> {
-        if commands.iter().any(|command| carries_records(command)) && !self.has_room_for_records() {
-            return vec![Proposal::StorageFull; commands.len()];
+    pub async fn propose_many_here(&self, mut commands: Vec<Bytes>) -> Vec<Proposal> {
+        if self.has_room_for_records() {
+            return self.append_many_here(commands).await;
         }
+        let refused: Vec<bool> = commands.iter().map(|command| carries_records(command)).collect();
+        commands.retain(|command| !carries_records(command));
+        let mut others = self.append_many_here(commands).await.into_iter();
+        let proposal = |is_refused| match is_refused {
+            true => Proposal::StorageFull,
+            false => others.next().unwrap_or(Proposal::Unknown),
+        };
+        refused.into_iter().map(proposal).collect()
+    }
+
+    async fn append_many_here(&self, commands: Vec<Bytes>) -> Vec<Proposal> {
         let count = commands.len();
+        if count == 0 {
+            return Vec::new();
+        }
         let stamp_ms = self.time.stamp_ms();
         let stamped = commands.into_iter().map(|bytes| StampedCommand { stamp_ms, bytes });
         let mut proposals = Vec::with_capacity(count);
