@@ -105,6 +105,12 @@ pub struct Node {
     quorum_has_room: AtomicBool,
 }
 
+/// Asks for nothing but a sign of life, so that a dead connection is told from a follower whose disk is slow,
+/// and is noticed before it is needed.
+async fn ask_bulk_lane(peer: Arc<Peer>) {
+    let _ = peer.call(Lane::Bulk, Kind::Status, Body::default(), STATUS_INTERVAL).await;
+}
+
 /// The settings of openraft.
 fn raft_config(cluster: &str, timers: Timers) -> Result<Config, String> {
     let config = Config {
@@ -407,7 +413,9 @@ impl Node {
             self.know_only(&members);
             for (node_id, member, _) in members {
                 if node_id != self.node_id() {
-                    task::spawn(self.clone().ask_status(self.peers.peer(node_id, &member)));
+                    let peer = self.peers.peer(node_id, &member);
+                    task::spawn(self.clone().ask_status(peer.clone()));
+                    task::spawn(ask_bulk_lane(peer));
                 }
             }
             tokio::time::sleep(STATUS_INTERVAL).await;
