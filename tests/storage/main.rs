@@ -9,4 +9,5 @@ mod histories;
 mod kill_points;
 mod rig;
 mod stores;
+mod slow_disk;
 mod threads;
