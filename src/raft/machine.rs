@@ -111,7 +111,7 @@ impl Applied {
 
     /// Index of the last applied entry and the digest of the state there.
     pub fn digest(&self) -> (u64, u64) {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         (state.applied().map_or(0, |id| id.index), state.digest().value())
     }
 
