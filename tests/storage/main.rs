@@ -8,6 +8,6 @@ mod freeing;
 mod histories;
 mod kill_points;
 mod rig;
-mod stores;
 mod slow_disk;
+mod stores;
 mod threads;
