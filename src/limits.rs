@@ -53,6 +53,9 @@ pub const RECORD_FRAMING_BYTES: u64 = 32;
 /// Commands of one member that may wait for their outcome at once: the window of its session. Further
 /// requests wait their turn at the member that got them.
 pub const SESSION_WINDOW: u64 = 8192;
+/// Earlier sessions of a member that are known never to come back. It opens one per start, and another one only
+/// after it was refused.
+pub const REPLACED_SESSIONS: usize = 16;
 /// Idempotency keys that one topic remembers at most; above it the oldest go first.
 pub const MAX_IDEMPOTENCY_KEYS_PER_TOPIC: usize = 1_000_000;
 

@@ -42,7 +42,8 @@ pub struct Timings {
 pub(super) struct SessionKeeper {
     window: Semaphore,
     current: Mutex<Option<OpenSession>>,
-    opening: tokio::sync::Mutex<()>,
+    /// Held while a session is opened. Its id, until it is known what became of that.
+    opening: tokio::sync::Mutex<Option<u64>>,
 }
 
 impl Default for SessionKeeper {
@@ -186,15 +187,18 @@ impl Engine {
                 return Ok(numbered);
             }
             let opening = tokio::time::timeout_at(deadline, self.inner.sessions.opening.lock()).await;
-            let Ok(_opening) = opening else { return Err(Unfinished::NeverHandedOver) };
+            let Ok(mut opening) = opening else { return Err(Unfinished::NeverHandedOver) };
             if self.inner.sessions.current.lock().is_some() {
                 continue;
             }
-            // An attempt to open a session that may have taken effect is harmless: it names no command,
-            // and the next session takes its place.
-            let id = self.inner.random.next_u64();
+            // An attempt whose end is not known, also one that was broken off here, may take effect at any
+            // later time. So it is the same session that is tried again: another one could be replaced by it.
+            let id = *opening.get_or_insert_with(|| self.inner.random.next_u64());
             let envelope = Envelope { node_id: self.node_id(), session: id, ..Envelope::default() };
             let opened = self.carry_out(&Draft::open_session().seal(envelope), deadline).await;
+            if opened.is_ok() {
+                *opening = None;
+            }
             match opened {
                 Ok((Outcome::SessionOpened, _)) => {
                     let session = OpenSession { id, next_number: 0, under_way: BTreeSet::new() };

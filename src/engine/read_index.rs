@@ -44,8 +44,12 @@ impl ReadIndex {
     /// with a quorum was found in time.
     async fn confirm(&self, deadline: Instant) -> Option<u64> {
         let (answer, index) = oneshot::channel();
-        self.waiting.send(Waiting { deadline, answer }).await.ok()?;
-        index.await.ok()?
+        let confirming = async {
+            self.waiting.send(Waiting { deadline, answer }).await.ok()?;
+            index.await.ok()?
+        };
+        // A round may begin late, and ends with the last deadline of those that it serves.
+        tokio::time::timeout_at(deadline, confirming).await.ok()?
     }
 }
 
@@ -56,6 +60,11 @@ async fn run(node: Arc<Node>, mut queue: mpsc::Receiver<Waiting>) {
         let mut served = vec![first];
         while let Ok(waiting) = queue.try_recv() {
             served.push(waiting);
+        }
+        // Whoever gave up needs no round.
+        served.retain(|waiting| !waiting.answer.is_closed());
+        if served.is_empty() {
+            continue;
         }
         let node = node.clone();
         task::spawn(async move {
@@ -122,5 +131,22 @@ impl Engine {
         }
         let reached = applied.wait_for(|applied| *applied >= index);
         matches!(tokio::time::timeout_at(deadline, reached).await, Ok(Ok(_)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_waits_for_its_round_no_longer_than_its_deadline() {
+        // Rounds that never begin: at first there is a place in the queue, then not even that.
+        let (waiting, _queue) = mpsc::channel(1);
+        let read_index = ReadIndex { waiting };
+        for _ in 0..2 {
+            let deadline = Instant::now() + Duration::from_secs(5);
+            assert_eq!(read_index.confirm(deadline).await, None);
+            assert_eq!(Instant::now(), deadline);
+        }
     }
 }

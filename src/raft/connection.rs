@@ -2,24 +2,41 @@
 //!
 //! One task writes, one reads. The writer takes whatever waits and writes it at once, so that many small
 //! frames cost one system call; the queue before it is bounded, and whoever finds it full waits. Frames
-//! are cut out of the receive buffer without copying: an entry that arrives here is the very memory that
+//! are cut out of the receive buffer without copying: a large entry that arrives here is the very memory that
 //! goes into the log.
+//!
+//! A connection whose other end is gone without a word looks like one that has nothing to say. TCP notices
+//! in the end, which may take minutes. So a connection that was asked something and delivers nothing at all
+//! for a while is closed as soon as somebody gives up waiting, and the next one who needs it dials anew.
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::rpc::{Body, FRAME_HEAD_BYTES, Kind};
 use super::transport::PeerStream;
 use crate::limits::{MAX_PEER_FRAME_BYTES, PEER_QUEUE_FRAMES};
 use crate::task;
+
+/// A connection that was asked something and has delivered nothing since is taken for dead after this time,
+/// and the time that what was sent takes at [`SLOWEST_BYTES_PER_S`].
+const SILENT_AFTER: Duration = Duration::from_secs(3);
+const SLOWEST_BYTES_PER_S: u64 = 1 << 20;
+
+/// What was sent since the last frame came in.
+struct Asked {
+    at: Instant,
+    bytes: u64,
+}
 
 /// A frame that came in.
 #[derive(Debug)]
@@ -73,6 +90,9 @@ pub struct Connection {
     /// `None` once the connection is gone. By id, so that the oldest learns of its end first: a hash map
     /// would wake them in an order that no seed decides.
     waiters: Mutex<Option<BTreeMap<u64, Waiter>>>,
+    asked: Mutex<Option<Asked>>,
+    /// The one that reads and the one that writes.
+    tasks: OnceLock<[AbortHandle; 2]>,
 }
 
 impl Connection {
@@ -84,10 +104,13 @@ impl Connection {
             sender,
             next_id: AtomicU64::new(1),
             waiters: Mutex::new(Some(BTreeMap::new())),
+            asked: Mutex::default(),
+            tasks: OnceLock::new(),
         });
-        let writing = task::spawn(write_frames(write, frames));
+        let writing = task::spawn(write_frames(write, frames)).abort_handle();
+        let writer = writing.clone();
         let weak = Arc::downgrade(&connection);
-        task::spawn(async move {
+        let reading = task::spawn(async move {
             let mut reader = FrameReader::new(read);
             while let Ok(frame) = reader.next().await {
                 match weak.upgrade() {
@@ -95,13 +118,40 @@ impl Connection {
                     None => break,
                 }
             }
-            writing.abort();
+            writer.abort();
             if let Some(connection) = weak.upgrade() {
-                // Dropping the waiters tells each that its answer will not come.
-                *connection.waiters.lock() = None;
+                connection.end_waiting();
             }
         });
+        let _ = connection.tasks.set([reading.abort_handle(), writing]);
         connection
+    }
+
+    /// Dropping the waiters tells each that its answer will not come.
+    fn end_waiting(&self) {
+        *self.waiters.lock() = None;
+    }
+
+    fn asks(&self, body: &Body) {
+        let mut asked = self.asked.lock();
+        asked.get_or_insert_with(|| Asked { at: Instant::now(), bytes: 0 }).bytes += body.len() as u64;
+    }
+
+    fn is_silent(&self) -> bool {
+        self.asked.lock().as_ref().is_some_and(|asked| {
+            asked.at.elapsed() >= SILENT_AFTER + Duration::from_secs(asked.bytes / SLOWEST_BYTES_PER_S)
+        })
+    }
+
+    /// Nobody waits for an answer to `id` any more. If none came, or for none at all, the connection may be dead.
+    fn give_up(&self, id: u64) {
+        if let Some(waiters) = self.waiters.lock().as_mut() {
+            waiters.remove(&id);
+        }
+        if self.is_silent() {
+            self.tasks.get().into_iter().flatten().for_each(AbortHandle::abort);
+            self.end_waiting();
+        }
     }
 
     pub fn is_open(&self) -> bool {
@@ -109,6 +159,7 @@ impl Connection {
     }
 
     async fn dispatch(&self, frame: Frame) {
+        *self.asked.lock() = None;
         let stream = {
             let mut waiters = self.waiters.lock();
             let Some(waiters) = waiters.as_mut() else { return };
@@ -143,17 +194,14 @@ impl Connection {
         }
     }
 
-    fn forget(&self, id: u64) {
-        if let Some(waiters) = self.waiters.lock().as_mut() {
-            waiters.remove(&id);
-        }
-    }
-
     /// Sends a request and waits for its reply, at most `timeout`.
     pub async fn call(&self, kind: Kind, body: Body, timeout: Duration) -> Result<Bytes, CallError> {
         let (reply, answer) = oneshot::channel();
         let id = self.register(Waiter::Reply(reply))?;
+        // Also if this call is itself given up.
+        let _waiting = Waiting { connection: self, id };
         let exchange = async {
+            self.asks(&body);
             let frame = Outgoing { kind, id, body };
             if self.sender.send(frame).await.is_err() {
                 return Err(CallError::Unreachable("the connection is closed".into()));
@@ -165,10 +213,8 @@ impl Connection {
             }
         };
         let result = tokio::time::timeout(timeout, exchange).await;
-        result.unwrap_or_else(|_| {
-            self.forget(id);
-            Err(CallError::Lost(format!("no answer within {} ms", timeout.as_millis())))
-        })
+        result
+            .unwrap_or_else(|_| Err(CallError::Lost(format!("no answer within {} ms", timeout.as_millis()))))
     }
 
     /// Opens a stream of requests with up to `depth` replies under way.
@@ -176,6 +222,18 @@ impl Connection {
         let (sender, replies) = mpsc::channel(depth + 1);
         let id = self.register(Waiter::Stream(sender))?;
         Ok(CallStream { connection: self.clone(), id, replies, is_opened: false })
+    }
+}
+
+/// A call that waits for its answer.
+struct Waiting<'a> {
+    connection: &'a Connection,
+    id: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.connection.give_up(self.id);
     }
 }
 
@@ -193,6 +251,7 @@ impl CallStream {
     pub fn send(&mut self, body: Body) -> Result<(), CallError> {
         let kind = if self.is_opened { Kind::StreamAppend } else { Kind::StreamOpen };
         self.is_opened = true;
+        self.connection.asks(&body);
         let frame = Outgoing { kind, id: self.id, body };
         let sent = self.connection.sender.try_send(frame);
         sent.map_err(|_| CallError::Unreachable("the connection is closed or does not keep up".into()))
@@ -201,7 +260,7 @@ impl CallStream {
 
 impl Drop for CallStream {
     fn drop(&mut self) {
-        self.connection.forget(self.id);
+        self.connection.give_up(self.id);
         if self.is_opened {
             // If this does not fit the queue, the other side ends the stream with the connection.
             let frame = Outgoing { kind: Kind::StreamClose, id: self.id, body: Body::default() };
@@ -285,5 +344,74 @@ impl FrameReader {
         let kind = kind.ok_or(io::Error::new(io::ErrorKind::InvalidData, "a frame of unknown kind"))?;
         let id = frame.get_u64_le();
         Ok(Some(Frame { kind, id, body: frame }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::DuplexStream;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(500);
+
+    fn connect() -> (Arc<Connection>, DuplexStream) {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        (Connection::start(Box::new(near)), far)
+    }
+
+    async fn ask_in_vain(connection: &Connection) {
+        let answer = connection.call(Kind::Status, Body::default(), PATIENCE).await;
+        assert!(matches!(answer, Err(CallError::Lost(_))), "{answer:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_answers_nothing_is_closed_and_tells_all_who_wait() {
+        let (connection, mut far) = connect();
+        let start = Instant::now();
+        let other = connection.clone();
+        let long =
+            tokio::spawn(async move { other.call(Kind::Install, Body::default(), PATIENCE * 1000).await });
+        while connection.is_open() {
+            ask_in_vain(&connection).await;
+        }
+        let took = start.elapsed();
+        assert!((SILENT_AFTER..SILENT_AFTER + 2 * PATIENCE).contains(&took), "{took:?}");
+        assert!(matches!(long.await, Ok(Err(CallError::Lost(_)))));
+        assert_eq!(start.elapsed(), took);
+        // The other end is told, too: what was asked, and the end.
+        let mut received = Vec::new();
+        far.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received.len() % FRAME_HEAD_BYTES, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_stays_that_was_idle_or_answers_anything_or_has_much_to_send() {
+        let (idle, _far) = connect();
+        tokio::time::sleep(SILENT_AFTER * 10).await;
+        ask_in_vain(&idle).await;
+        assert!(idle.is_open());
+
+        let (slow, mut far) = connect();
+        for _ in 0..20 {
+            ask_in_vain(&slow).await;
+            // A reply that nobody waits for any more.
+            let mut frame = BytesMut::new();
+            frame.put_u32_le(FRAME_HEAD_BYTES as u32 - 4);
+            frame.put_u8(Kind::Reply as u8);
+            frame.put_u64_le(u64::MAX);
+            far.write_all(&frame).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(slow.is_open());
+
+        let (busy, _far) = connect();
+        let large = Body::of(|out| out.resize(10 << 20, 0));
+        let answer = busy.call(Kind::Forward, large, SILENT_AFTER * 2).await;
+        assert!(matches!(answer, Err(CallError::Lost(_))), "{answer:?}");
+        assert!(busy.is_open());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        ask_in_vain(&busy).await;
+        assert!(!busy.is_open());
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 
+use futures_util::{Stream, stream};
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 
@@ -40,22 +41,51 @@ impl LogReader {
     }
 }
 
+/// The first index of a range, and the one behind its last.
+fn ends(range: impl RangeBounds<u64>) -> (u64, u64) {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(before) => before + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(last) => last + 1,
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    (start, end)
+}
+
 impl RaftLogReader<Types> for LogReader {
     async fn try_get_log_entries<R: RangeBounds<u64> + Clone + Debug + OptionalSend>(
         &mut self,
         range: R,
     ) -> Result<Vec<RaftEntry>, io::Error> {
-        let start = match range.start_bound() {
-            Bound::Included(start) => *start,
-            Bound::Excluded(before) => before + 1,
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(last) => last + 1,
-            Bound::Excluded(end) => *end,
-            Bound::Unbounded => u64::MAX,
-        };
+        let (start, end) = ends(range);
         self.read(start, end, usize::MAX).await
+    }
+
+    /// What openraft applies: after a start it may be the whole log, which is more than memory holds.
+    async fn entries_stream<R>(
+        &mut self,
+        range: R,
+    ) -> impl Stream<Item = Result<RaftEntry, io::Error>> + OptionalSend
+    where
+        R: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (start, end) = ends(range);
+        let ahead = Vec::new().into_iter();
+        let entries =
+            stream::try_unfold((self.clone(), start, ahead), move |(reader, next, mut ahead)| async move {
+                if ahead.len() == 0 {
+                    ahead = reader.read(next, end, MAX_APPEND_BYTES).await?.into_iter();
+                }
+                Ok(ahead.next().map(|entry: RaftEntry| {
+                    let next = entry.log_id.index() + 1;
+                    (entry, (reader, next, ahead))
+                }))
+            });
+        Box::pin(entries)
     }
 
     async fn read_vote(&mut self) -> Result<Option<RaftVoteOf>, io::Error> {

@@ -25,6 +25,7 @@ use super::types::{
     CommittedLeader, Member, RaftLogId, RaftMembership, RaftStoredMembership, Types, decode_membership,
     encode_membership, entry_id, raft_log_id,
 };
+use crate::limits::MAX_APPEND_BYTES;
 use crate::state::{
     Catalog, Changes, Garbage, Outcome, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
 };
@@ -111,7 +112,7 @@ impl Applied {
 
     /// Index of the last applied entry and the digest of the state there.
     pub fn digest(&self) -> (u64, u64) {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
         (state.applied().map_or(0, |id| id.index), state.digest().value())
     }
 
@@ -243,7 +244,7 @@ impl Applied {
 }
 
 /// Entries applied under one hold of the state: readers of the whole state (digests, checkpoints) get
-/// their turn in between.
+/// their turn in between. Fewer if they are large.
 const APPLY_BATCH: usize = 128;
 
 /// The state machine that openraft drives.
@@ -319,11 +320,15 @@ impl RaftStateMachine<Types> for Machine {
     where
         S: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
     {
-        let mut batch = Vec::new();
+        let (mut batch, mut batch_bytes) = (Vec::new(), 0);
         while let Some(entry) = entries.try_next().await? {
+            if let EntryPayload::Normal(command) = &entry.0.payload {
+                batch_bytes += command.bytes.len();
+            }
             batch.push(entry);
-            if batch.len() == APPLY_BATCH {
+            if batch.len() == APPLY_BATCH || batch_bytes >= MAX_APPEND_BYTES {
                 self.apply_batch(&mut batch)?;
+                batch_bytes = 0;
             }
         }
         self.apply_batch(&mut batch)

@@ -105,6 +105,12 @@ pub struct Node {
     quorum_has_room: AtomicBool,
 }
 
+/// Asks for nothing but a sign of life, so that a dead connection is told from a follower whose disk is slow,
+/// and is noticed before it is needed.
+async fn ask_bulk_lane(peer: Arc<Peer>) {
+    let _ = peer.call(Lane::Bulk, Kind::Status, Body::default(), STATUS_INTERVAL).await;
+}
+
 /// The settings of openraft.
 fn raft_config(cluster: &str, timers: Timers) -> Result<Config, String> {
     let config = Config {
@@ -273,11 +279,25 @@ impl Node {
     }
 
     /// The same for many commands at once, in their order.
-    pub async fn propose_many_here(&self, commands: Vec<Bytes>) -> Vec<Proposal> {
-        if commands.iter().any(|command| carries_records(command)) && !self.has_room_for_records() {
-            return vec![Proposal::StorageFull; commands.len()];
+    pub async fn propose_many_here(&self, mut commands: Vec<Bytes>) -> Vec<Proposal> {
+        if self.has_room_for_records() {
+            return self.append_many_here(commands).await;
         }
+        let refused: Vec<bool> = commands.iter().map(|command| carries_records(command)).collect();
+        commands.retain(|command| !carries_records(command));
+        let mut others = self.append_many_here(commands).await.into_iter();
+        let proposal = |is_refused| match is_refused {
+            true => Proposal::StorageFull,
+            false => others.next().unwrap_or(Proposal::Unknown),
+        };
+        refused.into_iter().map(proposal).collect()
+    }
+
+    async fn append_many_here(&self, commands: Vec<Bytes>) -> Vec<Proposal> {
         let count = commands.len();
+        if count == 0 {
+            return Vec::new();
+        }
         let stamp_ms = self.time.stamp_ms();
         let stamped = commands.into_iter().map(|bytes| StampedCommand { stamp_ms, bytes });
         let mut proposals = Vec::with_capacity(count);
@@ -393,7 +413,9 @@ impl Node {
             self.know_only(&members);
             for (node_id, member, _) in members {
                 if node_id != self.node_id() {
-                    task::spawn(self.clone().ask_status(self.peers.peer(node_id, &member)));
+                    let peer = self.peers.peer(node_id, &member);
+                    task::spawn(self.clone().ask_status(peer.clone()));
+                    task::spawn(ask_bulk_lane(peer));
                 }
             }
             tokio::time::sleep(STATUS_INTERVAL).await;

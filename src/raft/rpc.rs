@@ -16,6 +16,9 @@ use crate::codec::{Malformed, Reader, put_blob, put_varint, shared_slice};
 use crate::state::Outcome;
 use crate::storage::{EntryId, EntryKind, LogEntry, Vote};
 
+/// Payloads up to this size are copied on their way out and in, which is cheaper than handling them.
+const COPY_BYTES: usize = 4096;
+
 /// Bytes before the body of a frame.
 pub const FRAME_HEAD_BYTES: usize = 13;
 
@@ -97,9 +100,8 @@ impl Body {
         &mut self.tail
     }
 
-    /// Small payloads are copied, which is cheaper than handling them; large ones are shared.
+    /// Small payloads are copied; large ones are shared.
     fn payload(&mut self, payload: &Bytes) {
-        const COPY_BYTES: usize = 4096;
         put_varint(&mut self.tail, payload.len() as u64);
         if payload.len() <= COPY_BYTES {
             self.tail.put_slice(payload);
@@ -166,7 +168,17 @@ pub(super) fn vote(reader: &mut Reader<'_>) -> Result<RaftVoteOf, Malformed> {
     Ok(raft_vote(Vote { term: reader.varint()?, node_id: reader.u64()?, committed: reader.bool()? }))
 }
 
-/// An entry of the message `bytes`, of which its payload becomes a part.
+/// A payload of the message `bytes`. A large one is a part of it. A small one is copied: it stays in the log's
+/// cache for long, and would keep all that was received with it in memory.
+fn payload(reader: &mut Reader<'_>, bytes: &Bytes) -> Result<Bytes, Malformed> {
+    let payload = reader.blob()?;
+    Ok(match payload.len() {
+        ..=COPY_BYTES => Bytes::copy_from_slice(payload),
+        _ => shared_slice(bytes, payload),
+    })
+}
+
+/// An entry of the message `bytes`.
 pub(super) fn entry(reader: &mut Reader<'_>, bytes: &Bytes) -> Result<LogEntry, Malformed> {
     let id = EntryId { term: reader.varint()?, index: reader.varint()? };
     let kind = match reader.u8()? {
@@ -176,7 +188,7 @@ pub(super) fn entry(reader: &mut Reader<'_>, bytes: &Bytes) -> Result<LogEntry, 
         _ => return Err(reader.malformed()),
     };
     let stamp_ms = reader.varint()?;
-    let payload = shared_slice(bytes, reader.blob()?);
+    let payload = payload(reader, bytes)?;
     Ok(LogEntry { id, kind, stamp_ms, payload })
 }
 
@@ -355,7 +367,7 @@ pub fn encode_forward(commands: &[Bytes]) -> Body {
 pub fn decode_forward(bytes: &Bytes) -> Result<Vec<Bytes>, Malformed> {
     let mut reader = Reader::new(bytes, "forwarded commands");
     let count = reader.count(1)?;
-    (0..count).map(|_| Ok(shared_slice(bytes, reader.blob()?))).collect()
+    (0..count).map(|_| payload(&mut reader, bytes)).collect()
 }
 
 pub fn encode_proposals(proposals: &[Proposal]) -> Body {
@@ -456,4 +468,37 @@ pub fn encode_read_index(index: Option<u64>) -> Body {
 pub fn decode_read_index(bytes: &[u8]) -> Result<Option<u64>, Malformed> {
     let mut reader = Reader::new(bytes, "read index");
     Ok(if reader.bool()? { Some(reader.varint()?) } else { None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_payloads_leave_the_message_that_they_came_in_and_large_ones_stay_in_it() {
+        let commands = [Bytes::from(vec![1; 300]), Bytes::from(vec![2; COPY_BYTES + 1])];
+        let message: Bytes = encode_forward(&commands).pieces().collect::<Vec<_>>().concat().into();
+        let decoded = decode_forward(&message).unwrap();
+        assert_eq!(decoded, commands);
+        let within = |part: &Bytes| message.as_ptr_range().contains(&part.as_ptr());
+        assert_eq!(decoded.iter().map(within).collect::<Vec<_>>(), [false, true]);
+
+        let id = EntryId { term: 1, index: 9 };
+        let entry_of = |payload: &Bytes| {
+            raft_entry(LogEntry { id, kind: EntryKind::Command, stamp_ms: 7, payload: payload.clone() })
+                .unwrap()
+        };
+        let request = AppendRequest {
+            vote: raft_vote(Vote { term: 1, node_id: 2, committed: true }),
+            prev_log_id: None,
+            entries: commands.iter().map(entry_of).collect(),
+            leader_commit: None,
+        };
+        let message: Bytes = encode_append(request).pieces().collect::<Vec<_>>().concat().into();
+        let entries = decode_append(&message).unwrap().entries;
+        let payloads: Vec<Bytes> = entries.into_iter().map(|entry| stored_entry(entry).payload).collect();
+        assert_eq!(payloads, commands);
+        let within = |part: &Bytes| message.as_ptr_range().contains(&part.as_ptr());
+        assert_eq!(payloads.iter().map(within).collect::<Vec<_>>(), [false, true]);
+    }
 }

@@ -4,7 +4,9 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use rustix::net::sockopt;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -27,8 +29,22 @@ pub trait PeerTransport: Send + Sync + 'static {
     fn listen<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn PeerListener>>>;
 }
 
+/// How long TCP tries to get bytes to the other end, and waits for a sign of life on an idle connection. The
+/// default is a quarter of an hour, and two hours. Longer than a busy member may take to read.
+const GONE_AFTER: Duration = Duration::from_secs(10);
+
 /// TCP.
 pub struct TcpTransport;
+
+/// Neither end waits for one that is gone, nor to fill a packet.
+fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, GONE_AFTER / 2)?;
+    sockopt::set_tcp_keepintvl(stream, GONE_AFTER / 5)?;
+    sockopt::set_tcp_user_timeout(stream, GONE_AFTER.as_millis() as u32)?;
+    Ok(())
+}
 
 impl TcpTransport {
     pub fn shared() -> Arc<dyn PeerTransport> {
@@ -40,7 +56,7 @@ impl PeerTransport for TcpTransport {
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn PeerStream>>> {
         Box::pin(async move {
             let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
+            prepare(&stream)?;
             Ok(Box::new(stream) as Box<dyn PeerStream>)
         })
     }
@@ -59,7 +75,7 @@ impl PeerListener for TcpAcceptor {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<(Box<dyn PeerStream>, String)>> {
         Box::pin(async move {
             let (stream, from) = self.0.accept().await?;
-            stream.set_nodelay(true)?;
+            prepare(&stream)?;
             Ok((Box::new(stream) as Box<dyn PeerStream>, from.to_string()))
         })
     }

@@ -7,11 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::topic::Topic;
+use crate::digest::Digest;
 
 /// A topic instance as readers hold it; it outlives its deletion for as long as somebody reads.
 #[derive(Debug)]
@@ -19,11 +20,27 @@ pub struct SharedTopic {
     pub epoch: u64,
     topic: RwLock<Topic>,
     is_deleted: AtomicBool,
+    /// What the topic counts for in the digest of the whole state.
+    summed_digest: AtomicU64,
 }
 
 impl SharedTopic {
     pub fn new(topic: Topic) -> Self {
-        SharedTopic { epoch: topic.epoch, topic: RwLock::new(topic), is_deleted: AtomicBool::new(false) }
+        SharedTopic {
+            epoch: topic.epoch,
+            topic: RwLock::new(topic),
+            is_deleted: AtomicBool::new(false),
+            summed_digest: AtomicU64::new(0),
+        }
+    }
+
+    /// What the topic has counted for in the digest of the whole state, and what it counts for from now on.
+    pub(super) fn summed_digest(&self) -> (u64, u64) {
+        let mut digest = Digest::default();
+        if !self.is_deleted() {
+            self.read().digest(&mut digest);
+        }
+        (self.summed_digest.swap(digest.value(), Ordering::Relaxed), digest.value())
     }
 
     /// Looks at the topic. Hold the guard only to copy something out, never across an await.
@@ -91,10 +108,6 @@ impl Catalog {
         let removed = self.topics.write().remove(name)?;
         removed.is_deleted.store(true, Ordering::Release);
         Some(removed)
-    }
-
-    pub(super) fn for_each(&self, mut visit: impl FnMut(&SharedTopic)) {
-        self.topics.read().values().for_each(|topic| visit(topic));
     }
 
     pub(super) fn clear(&self) {

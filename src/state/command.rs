@@ -79,7 +79,8 @@ pub enum Command<'a> {
         topic: &'a str,
         if_empty: bool,
     },
-    /// Opens the session that the envelope names, in place of the member's earlier one.
+    /// Opens the session that the envelope names, in place of the member's earlier one. Changes nothing if it is
+    /// open; refused if another one has taken its place.
     OpenSession,
 }
 

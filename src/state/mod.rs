@@ -70,6 +70,8 @@ pub struct State {
     dirty_topics: BTreeMap<u64, Arc<SharedTopic>>,
     /// Topics whose deletion no checkpoint has seen.
     deleted: Vec<Arc<SharedTopic>>,
+    /// Sum of the digests of all topics, but for what [`Self::dirty_topics`] and [`Self::deleted`] have changed.
+    topics_digest: u64,
     /// Blocks that a restore found without their topic.
     orphans: Vec<Key>,
     /// Which log entries the runs of all topics name. Not part of the state: no outcome depends on it.
@@ -77,7 +79,7 @@ pub struct State {
     sizes_bytes: Vec<u32>,
 }
 
-const MACHINE_VERSION: u8 = 1;
+const MACHINE_VERSION: u8 = 2;
 
 impl Default for State {
     fn default() -> Self {
@@ -92,6 +94,7 @@ impl Default for State {
             dirty_sessions: BTreeSet::new(),
             dirty_topics: BTreeMap::new(),
             deleted: Vec::new(),
+            topics_digest: 0,
             orphans: Vec::new(),
             live: Arc::default(),
             sizes_bytes: Vec::new(),
@@ -170,9 +173,7 @@ impl State {
 
         let Envelope { node_id, session, number, .. } = decoded.envelope;
         if command == Command::OpenSession {
-            self.sessions.insert(node_id, Session::new(session));
-            self.dirty_sessions.insert(node_id);
-            return Ok(Applied { outcome: Outcome::SessionOpened, touched: None });
+            return Ok(Applied { outcome: self.open_session(node_id, session), touched: None });
         }
         let admission = match self.sessions.get_mut(&node_id) {
             Some(session) => session.admit(&decoded.envelope),
@@ -193,6 +194,15 @@ impl State {
         };
         self.dirty_sessions.insert(node_id);
         Ok(applied)
+    }
+
+    fn open_session(&mut self, node_id: u64, session: u64) -> Outcome {
+        let open = self.sessions.entry(node_id).or_insert_with(|| Session::new(session));
+        if !open.reopen(session) {
+            return Outcome::Refused(Refusal::SessionUnknown);
+        }
+        self.dirty_sessions.insert(node_id);
+        Outcome::SessionOpened
     }
 
     /// Reads what each record of an entry counts for, before anything is changed.
@@ -301,8 +311,12 @@ impl State {
         Applied { outcome: Outcome::TopicDeleted { deleted: true }, touched: Some(shared) }
     }
 
-    /// Digest of the whole state: equal on all members that have applied the same entries.
-    pub fn digest(&self) -> Digest {
+    /// Digest of the whole state: equal on all members that have applied the same entries. Looks only at the
+    /// topics that changed since the last checkpoint was cut.
+    pub fn digest(&mut self) -> Digest {
+        for topic in self.deleted.iter().chain(self.dirty_topics.values()) {
+            sum_up(&mut self.topics_digest, topic);
+        }
         let mut digest = Digest::default();
         for value in [self.time_ms, self.next_epoch, self.applied.map_or(0, |applied| applied.index)] {
             digest.add(value);
@@ -311,13 +325,14 @@ impl State {
             digest.add(*node_id);
             session.digest(&mut digest);
         }
-        self.catalog.for_each(|topic| topic.read().digest(&mut digest));
+        digest.add(self.topics_digest);
         digest
     }
 
     /// Everything that changed since the last call, as the difference between two checkpoints.
     pub fn take_changes(&mut self) -> Changes {
         let deleted = std::mem::take(&mut self.deleted);
+        deleted.iter().for_each(|topic| sum_up(&mut self.topics_digest, topic));
         let head = |topic: &Arc<SharedTopic>| (Key::Topic(topic.epoch, TopicKey::Head).encode(), None);
         let mut changes: Vec<Change> = deleted.iter().map(head).collect();
         for node_id in std::mem::take(&mut self.dirty_sessions) {
@@ -332,6 +347,7 @@ impl State {
         }
         let mut saved = Vec::new();
         for (epoch, shared) in std::mem::take(&mut self.dirty_topics) {
+            sum_up(&mut self.topics_digest, &shared);
             let mut topic = shared.write();
             topic.take_changes(&mut |key, value| changes.push((Key::Topic(epoch, key).encode(), value)));
             saved.push((shared.clone(), topic.head_seq));
@@ -357,7 +373,7 @@ impl State {
             Key::Machine => {
                 let mut reader = Reader::new(value, "checkpoint head");
                 if reader.u8()? != MACHINE_VERSION {
-                    return Err(Malformed("checkpoint head: written by a newer version"));
+                    return Err(Malformed("checkpoint head: written by another version"));
                 }
                 self.time_ms = reader.varint()?;
                 self.next_epoch = reader.varint()?;
@@ -399,7 +415,9 @@ impl State {
 
     /// Ends a restore. Gives the keys of blocks whose topic is gone: nothing names them any more.
     pub fn restored(&mut self) -> Vec<Key> {
-        self.dirty_topics.clear();
+        for topic in std::mem::take(&mut self.dirty_topics).values() {
+            sum_up(&mut self.topics_digest, topic);
+        }
         std::mem::take(&mut self.orphans)
     }
 
@@ -410,6 +428,13 @@ impl State {
         let (catalog, live) = (self.catalog.clone(), self.live.clone());
         *self = State { catalog, live, ..State::default() };
     }
+}
+
+/// Brings the sum of the digests of topics up to date with one of them. Sums do not depend on an order, so what
+/// they cost does not depend on how many topics there are.
+fn sum_up(sum: &mut u64, topic: &SharedTopic) {
+    let (before, now) = topic.summed_digest();
+    *sum = sum.wrapping_sub(before).wrapping_add(now);
 }
 
 fn put_entry_id(out: &mut BytesMut, id: Option<EntryId>) {

@@ -6,6 +6,9 @@
 //! log under a fresh random id; it never sends a number again once it has said that it is done with it
 //! (`done_below`), and only those outcomes are dropped. What the memory cannot decide is refused, never
 //! applied.
+//!
+//! Opening a session may be repeated too, and a copy of it may come late, after a connection that stood
+//! still: so it changes nothing if the session is open, and a session that was replaced never comes back.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +18,7 @@ use super::command::Envelope;
 use super::outcome::Outcome;
 use crate::codec::{Malformed, Reader, put_varint};
 use crate::digest::Digest;
-use crate::limits::RUN_BLOCK_BYTES;
+use crate::limits::{REPLACED_SESSIONS, RUN_BLOCK_BYTES};
 
 /// What a session knows about a command that arrives.
 #[derive(Debug, PartialEq)]
@@ -34,11 +37,31 @@ pub struct Session {
     id: u64,
     done_below: u64,
     outcomes: BTreeMap<u64, Outcome>,
+    /// Sessions of this member that others took the place of, the last one last.
+    replaced: Vec<u64>,
 }
 
 impl Session {
     pub fn new(id: u64) -> Self {
         Session { id, ..Session::default() }
+    }
+
+    /// Opens the session `id` in the place of this one. `false`, and no change, if it was open before this
+    /// one.
+    #[must_use]
+    pub fn reopen(&mut self, id: u64) -> bool {
+        if self.replaced.contains(&id) {
+            return false;
+        }
+        if id != self.id {
+            let mut replaced = std::mem::take(&mut self.replaced);
+            replaced.push(self.id);
+            if replaced.len() > REPLACED_SESSIONS {
+                replaced.remove(0);
+            }
+            *self = Session { id, replaced, ..Session::default() };
+        }
+        true
     }
 
     pub fn admit(&mut self, envelope: &Envelope) -> Admission {
@@ -62,6 +85,8 @@ impl Session {
     pub fn digest(&self, digest: &mut Digest) {
         digest.add(self.id);
         digest.add(self.done_below);
+        digest.add(self.replaced.len() as u64);
+        self.replaced.iter().for_each(|id| digest.add(*id));
         let mut bytes = BytesMut::new();
         for (number, outcome) in &self.outcomes {
             digest.add(*number);
@@ -76,6 +101,8 @@ impl Session {
         let mut head = BytesMut::new();
         put_varint(&mut head, self.id);
         put_varint(&mut head, self.done_below);
+        put_varint(&mut head, self.replaced.len() as u64);
+        self.replaced.iter().for_each(|id| put_varint(&mut head, *id));
         let mut chunks = vec![head.to_vec()];
         let mut chunk = BytesMut::new();
         for (number, outcome) in &self.outcomes {
@@ -97,6 +124,8 @@ impl Session {
         if ordinal == 0 {
             self.id = reader.varint()?;
             self.done_below = reader.varint()?;
+            let count = reader.count(1)?;
+            self.replaced = (0..count).map(|_| reader.varint()).collect::<Result<_, _>>()?;
             return reader.finish();
         }
         while !reader.is_empty() {
@@ -134,8 +163,29 @@ mod tests {
     }
 
     #[test]
+    fn opening_again_changes_nothing_and_a_replaced_session_never_comes_back() {
+        let mut session = Session::new(5);
+        assert_eq!(session.admit(&envelope(5, 1, 1)), Admission::New);
+        session.remember(1, Outcome::TopicDeleted { deleted: true });
+        assert!(session.reopen(5));
+        let first = Admission::Repeat(Outcome::TopicDeleted { deleted: true });
+        assert_eq!(session.admit(&envelope(5, 1, 1)), first);
+        assert!(session.reopen(6));
+        assert_eq!(session.admit(&envelope(5, 1, 1)), Admission::Unknown);
+        assert!(!session.reopen(5));
+        assert_eq!(session.admit(&envelope(6, 0, 0)), Admission::New);
+        // What is remembered is bounded, and the latest are.
+        for id in 7..1000 {
+            assert!(session.reopen(id));
+        }
+        assert_eq!(session.replaced.len(), REPLACED_SESSIONS);
+        assert!(!session.reopen(998));
+    }
+
+    #[test]
     fn a_session_comes_back_as_it_was_stored() {
-        let mut session = Session::new(7);
+        let mut session = Session::new(6);
+        assert!(session.reopen(u64::MAX) && session.reopen(7));
         assert_eq!(session.admit(&envelope(7, 0, 0)), Admission::New);
         for number in 0..3000 {
             session.remember(number, Outcome::TopicPut { created: true, config: Default::default() });

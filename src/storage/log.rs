@@ -343,16 +343,28 @@ impl Log {
     }
 
     /// Looks places up and reads them. A file that is gone by then was freed, or another took its place in
-    /// between: the second look tells which.
+    /// between: another look tells which. The view changes before a file goes, so a file that is still the
+    /// place and not there is missing.
     fn read_planned(&self, look_up: impl Fn(&View) -> Plan, max_bytes: usize) -> io::Result<Vec<LogEntry>> {
-        let plan = look_up(&self.shared.view.read());
-        match self.carry_out(plan, max_bytes) {
+        let mut plan = look_up(&self.shared.view.read());
+        let mut was_damaged = false;
+        loop {
+            let files = plan.files();
+            let error = match self.carry_out(plan, max_bytes) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound || is_damage(&error) => error,
+                outcome => return outcome,
+            };
+            plan = look_up(&self.shared.view.read());
             // Damage has consequences: it is looked at twice.
-            Err(error) if error.kind() == io::ErrorKind::NotFound || is_damage(&error) => {
-                let plan = look_up(&self.shared.view.read());
-                self.carry_out(plan, max_bytes).inspect_err(|error| self.shared.note_damage(error))
+            if is_damage(&error) {
+                if was_damaged {
+                    self.shared.note_damage(&error);
+                    return Err(error);
+                }
+                was_damaged = true;
+            } else if plan.files() == files {
+                return Err(error);
             }
-            outcome => outcome,
         }
     }
 

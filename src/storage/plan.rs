@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::disk::DiskFile;
 use super::entry::{EntryId, LogEntry};
 use super::kept::KeptFile;
+use super::reader::FileId;
 
 /// Entries of one segment that have to be read from it.
 pub(super) struct ColdPiece {
@@ -30,4 +31,12 @@ pub(super) struct Plan {
     pub kept: Option<(Arc<KeptFile>, u64, Option<u64>)>,
     pub cold: Vec<ColdPiece>,
     pub hot: Vec<LogEntry>,
+}
+
+impl Plan {
+    /// The files that it reads, in order.
+    pub(super) fn files(&self) -> Vec<FileId> {
+        let kept = self.kept.iter().map(|(kept, ..)| FileId::Kept(kept.name));
+        kept.chain(self.cold.iter().map(|piece| FileId::Segment(piece.segment_id))).collect()
+    }
 }

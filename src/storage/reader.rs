@@ -237,7 +237,7 @@ impl Reader {
                 return Ok(found);
             }
         }
-        let file = self.disk.open(&self.dir.join(id.file_name()), OpenMode::Read)?;
+        let file = self.open_by_name(id)?;
         let table = match id {
             FileId::Segment(_) => TableIndex::locate(file.as_ref())?,
             FileId::Kept(_) => None,
@@ -251,6 +251,21 @@ impl Reader {
             open.pop_front();
         }
         Ok(found)
+    }
+
+    fn open_by_name(&self, id: FileId) -> io::Result<Arc<dyn DiskFile>> {
+        let open = |id: FileId| self.disk.open(&self.dir.join(id.file_name()), OpenMode::Read);
+        let is_missing =
+            |file: &io::Result<_>| matches!(file, Err(error) if error.kind() == io::ErrorKind::NotFound);
+        let file = open(id);
+        match id {
+            FileId::Kept(name) if name.generation == 0 && is_missing(&file) => {
+                // It is about to get that name. If it has lost the other one by now, it has got it.
+                let former = open(FileId::Segment(name.first_segment));
+                if is_missing(&former) { open(id) } else { former }
+            }
+            _ => file,
+        }
     }
 
     /// Closes a file that was removed, so that its space is free.

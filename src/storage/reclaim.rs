@@ -50,11 +50,23 @@ impl Reclaimed {
 /// Frees space of one log.
 pub struct Reclaimer {
     shared: Arc<Shared>,
+    /// A segment that has left the chain in memory and not yet on disk.
+    leaving: Option<Leaving>,
     /// What is live in a kept file, as it was counted last.
     assessed: HashMap<KeptName, Assessed>,
     rewrite: Option<Rewrite>,
     /// Where the next look at the kept files begins.
     next: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Leaving {
+    segment_id: u64,
+    len_bytes: u64,
+    /// The name that it gets; none if it is removed.
+    kept: Option<KeptName>,
+    /// That is done; what is left is to make it durable.
+    is_moved: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -67,7 +79,7 @@ struct Assessed {
 
 impl Reclaimer {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, assessed: HashMap::new(), rewrite: None, next: 0 }
+        Self { shared, leaving: None, assessed: HashMap::new(), rewrite: None, next: 0 }
     }
 
     /// Does one thing, if there is one to do. `checkpointed_index`: the last entry that the checkpoint on disk
@@ -75,6 +87,11 @@ impl Reclaimer {
     /// question.
     pub fn step(&mut self, checkpointed_index: u64) -> io::Result<Reclaimed> {
         let pinned_upto = self.shared.pins.upto();
+        if let Some(leaving) = self.leaving {
+            // The one behind it must not go first: a chain without a link is damage.
+            self.leave_on_disk(leaving)?;
+            return Ok(Reclaimed { cost_bytes: STEP_BYTES });
+        }
         if let Some(rewrite) = self.rewrite.take() {
             return self.go_on(rewrite, pinned_upto);
         }
@@ -99,7 +116,7 @@ impl Reclaimer {
     }
 
     /// Takes the first segment out of the chain, if it may go.
-    fn leave_chain(&self, checkpointed_index: u64, pinned_upto: Option<u64>) -> io::Result<bool> {
+    fn leave_chain(&mut self, checkpointed_index: u64, pinned_upto: Option<u64>) -> io::Result<bool> {
         let (first, runs, purged) = {
             let view = self.shared.view.read();
             let Some(first) = view.first_sealed() else { return Ok(false) };
@@ -128,24 +145,32 @@ impl Reclaimer {
             }
         };
         drop(open);
-        let (disk, dir) = (&self.shared.reader.disk, &self.shared.reader.dir);
-        let path = dir.join(segment::file_name(id));
-        let is_removed = kept.is_none();
-        {
-            // Whoever finds that the old name leads nowhere must find the new one when he looks again.
-            let mut view = self.shared.view.write();
-            match &kept {
-                Some(kept) => disk.rename(&path, &dir.join(kept.name.file_name()))?,
-                None => disk.remove(&path)?,
-            }
-            view.leave_chain(id, kept);
-        }
-        self.shared.reader.forget(FileId::Segment(id));
-        disk.sync_dir(dir)?;
-        if is_removed {
-            self.freed(1, len_bytes);
-        }
+        let leaving =
+            Leaving { segment_id: id, len_bytes, kept: kept.as_ref().map(|kept| kept.name), is_moved: false };
+        // In memory first, so that nobody waits for the disk. Whoever finds that the old name leads nowhere finds
+        // the new one when he looks again; whoever looks for the new one too early tries the old one.
+        self.shared.view.write().leave_chain(id, kept);
+        self.leaving = Some(leaving);
+        self.leave_on_disk(leaving)?;
         Ok(true)
+    }
+
+    fn leave_on_disk(&mut self, leaving: Leaving) -> io::Result<()> {
+        let (disk, dir) = (&self.shared.reader.disk, &self.shared.reader.dir);
+        let path = dir.join(segment::file_name(leaving.segment_id));
+        match leaving.kept {
+            _ if leaving.is_moved => {}
+            Some(kept) => disk.rename(&path, &dir.join(kept.file_name()))?,
+            None => disk.remove(&path)?,
+        }
+        self.leaving = Some(Leaving { is_moved: true, ..leaving });
+        self.shared.reader.forget(FileId::Segment(leaving.segment_id));
+        disk.sync_dir(dir)?;
+        self.leaving = None;
+        if leaving.kept.is_none() {
+            self.freed(1, leaving.len_bytes);
+        }
+        Ok(())
     }
 
     /// Removes, counts or begins to rewrite one kept file. Gives what that cost; 0 if it is well as it is.

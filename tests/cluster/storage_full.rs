@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use futures_util::future::{join, join_all};
 use serde_json::json;
 
 use crate::harness::{Cluster, PATIENCE, eventually};
@@ -31,6 +32,14 @@ async fn a_full_disk_refuses_writes_until_there_is_room_and_reads_go_on() {
             (reply.is(503) && reply.code() == "storage_full").then_some(())
         })
         .await;
+    }
+    // Deletes make room. A follower sends what comes together in one frame.
+    let leader = cluster.leader().await;
+    let follower = (leader + 1) % 3;
+    let url = cluster.topic_url(follower, "gone");
+    let both = |_| join(cluster.append(follower, "t", json!("while full")), cluster.client.delete(&url));
+    for (written, deleted) in join_all((0..100).map(both)).await {
+        assert_eq!((written.status(), deleted.status()), (Some(503), Some(200)));
     }
     let head = cluster.diff(1, "t", "strong").await.expect("a strong read goes on")["head_seq"].clone();
     assert!(cluster.members.iter_mut().all(|member| member.is_running()), "nobody stops");

@@ -3,3 +3,4 @@
 mod garbage;
 mod golden;
 mod random;
+mod sessions;

@@ -8,5 +8,6 @@ mod freeing;
 mod histories;
 mod kill_points;
 mod rig;
+mod slow_disk;
 mod stores;
 mod threads;
