@@ -5,6 +5,7 @@
 //! sender hands them to the socket and the receiver to its log without taking them apart.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use openraft::impls::EntryPayload;
 use openraft::raft::{StreamAppendError, TransferLeaderError, TransferLeaderResponse};
 
 use super::install::InstallProgress;
@@ -15,6 +16,9 @@ use super::types::{
 use crate::codec::{Malformed, Reader, put_blob, put_varint, shared_slice};
 use crate::state::Outcome;
 use crate::storage::{EntryId, EntryKind, LogEntry, Vote};
+
+/// Payloads up to this size are copied into the buffer of a frame.
+const COPY_BYTES: usize = 4096;
 
 /// Bytes before the body of a frame.
 pub const FRAME_HEAD_BYTES: usize = 13;
@@ -93,13 +97,24 @@ impl Body {
         body
     }
 
+    /// An empty body with room for payloads that take `payloads_bytes` and some fields before them.
+    fn with_room(payloads_bytes: usize) -> Self {
+        const FIELDS_BYTES: usize = 64;
+        Body { parts: Vec::new(), tail: BytesMut::with_capacity(FIELDS_BYTES + payloads_bytes) }
+    }
+
+    /// What a payload and its own fields take in the buffer, at most.
+    fn room_for(payload: &[u8]) -> usize {
+        const FIELDS_BYTES: usize = 36;
+        FIELDS_BYTES + if payload.len() <= COPY_BYTES { payload.len() } else { 0 }
+    }
+
     fn fields(&mut self) -> &mut BytesMut {
         &mut self.tail
     }
 
     /// Small payloads are copied, which is cheaper than handling them; large ones are shared.
     fn payload(&mut self, payload: &Bytes) {
-        const COPY_BYTES: usize = 4096;
         put_varint(&mut self.tail, payload.len() as u64);
         if payload.len() <= COPY_BYTES {
             self.tail.put_slice(payload);
@@ -181,7 +196,11 @@ pub(super) fn entry(reader: &mut Reader<'_>, bytes: &Bytes) -> Result<LogEntry, 
 }
 
 pub fn encode_append(request: AppendRequest) -> Body {
-    let mut body = Body::default();
+    let entries_bytes = request.entries.iter().map(|entry| match &entry.payload {
+        EntryPayload::Normal(command) => Body::room_for(&command.bytes),
+        _ => Body::room_for(&[]),
+    });
+    let mut body = Body::with_room(entries_bytes.sum());
     let out = body.fields();
     put_vote(out, &request.vote);
     put_id(out, request.prev_log_id.as_ref());
@@ -346,7 +365,7 @@ pub enum Proposal {
 }
 
 pub fn encode_forward(commands: &[Bytes]) -> Body {
-    let mut body = Body::default();
+    let mut body = Body::with_room(commands.iter().map(|command| Body::room_for(command)).sum());
     put_varint(body.fields(), commands.len() as u64);
     commands.iter().for_each(|command| body.payload(command));
     body
