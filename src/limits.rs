@@ -68,8 +68,9 @@ pub const MAX_PEER_FRAME_BYTES: usize = 256 << 20;
 pub const MAX_BODY_BYTES: usize = MAX_PEER_FRAME_BYTES - (16 << 20);
 /// Bytes of entries that one AppendEntries message carries at most (one entry always fits).
 pub const MAX_APPEND_BYTES: usize = 2 << 20;
-/// AppendEntries messages of one stream that may be under way to a follower.
-pub const APPEND_PIPELINE_DEPTH: usize = 2;
+/// AppendEntries messages of one stream that may be under way to a follower: two with entries, and one whose
+/// answer the follower holds back because nobody waits for it.
+pub const APPEND_PIPELINE_DEPTH: usize = 3;
 /// Commands that one forwarded frame carries at most.
 pub const MAX_FORWARD_COMMANDS: usize = 512;
 /// Frames that may wait to be written to one peer connection.

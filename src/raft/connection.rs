@@ -316,12 +316,17 @@ impl FrameReader {
 
     /// The next frame; an error when the connection ends or what comes is no frame.
     pub async fn next(&mut self) -> io::Result<Frame> {
-        const READ_BYTES: usize = 64 << 10;
+        // Large entries stay in the log's cache as pieces of the block that they were read into, so a block is
+        // filled up by many reads before there is another one.
+        const BLOCK_BYTES: usize = 256 << 10;
+        const LEAST_READ_BYTES: usize = 32 << 10;
         loop {
             if let Some(frame) = self.cut()? {
                 return Ok(frame);
             }
-            self.buffer.reserve(READ_BYTES);
+            if self.buffer.capacity() - self.buffer.len() < LEAST_READ_BYTES {
+                self.buffer.reserve(BLOCK_BYTES);
+            }
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }

@@ -144,6 +144,7 @@ impl RaftNetworkV2<Types> for PeerClient {
                 client: self,
                 input: Some(input),
                 calls,
+                waiting: None,
                 under_way: VecDeque::with_capacity(APPEND_PIPELINE_DEPTH),
                 idle_timeout,
                 idle: Box::pin(tokio::time::sleep(idle_timeout)),
@@ -205,12 +206,17 @@ impl RaftNetworkV2<Types> for PeerClient {
 
 type AppendResults<'s> = openraft::base::BoxStream<'s, Result<StreamAppendResult<Types>, Failure>>;
 
+/// Ends once every other task that is ready has had its turn.
+type Turn = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Sends AppendEntries while fewer than the allowed number are under way, and yields their results.
 struct AppendStream<'s, S> {
     client: &'s PeerClient,
     /// `None` once it has ended.
     input: Option<S>,
     calls: CallStream,
+    /// A request without entries, and what it waits for.
+    waiting: Option<(AppendRequest, Turn)>,
     /// When each unanswered request was sent.
     under_way: VecDeque<Instant>,
     idle_timeout: Duration,
@@ -236,16 +242,30 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Stream for AppendStream<'_, S> {
         while this.under_way.len() < APPEND_PIPELINE_DEPTH
             && let Some(input) = this.input.as_mut()
         {
-            match Pin::new(input).poll_next(cx) {
-                Poll::Ready(Some(request)) => {
-                    if let Err(error) = this.calls.send(rpc::encode_append(request)) {
-                        return Poll::Ready(Some(Err(this.client.failure(error))));
+            let request = match this.waiting.as_mut() {
+                Some((_, turn)) => match turn.as_mut().poll(cx) {
+                    Poll::Ready(()) => this.waiting.take().map(|(request, _)| request),
+                    Poll::Pending => break,
+                },
+                None => match Pin::new(input).poll_next(cx) {
+                    // What was committed is news for the clients of this member first: their answers leave
+                    // before the followers are told.
+                    Poll::Ready(Some(request)) if request.entries.is_empty() => {
+                        this.waiting = Some((request, Box::pin(tokio::task::yield_now())));
+                        continue;
                     }
-                    this.under_way.push_back(Instant::now());
-                }
-                Poll::Ready(None) => this.input = None,
-                Poll::Pending => break,
+                    Poll::Ready(request) => request,
+                    Poll::Pending => break,
+                },
+            };
+            let Some(request) = request else {
+                this.input = None;
+                break;
+            };
+            if let Err(error) = this.calls.send(rpc::encode_append(request)) {
+                return Poll::Ready(Some(Err(this.client.failure(error))));
             }
+            this.under_way.push_back(Instant::now());
         }
         let Some(sent_at) = this.under_way.front() else {
             return if this.input.is_none() { Poll::Ready(None) } else { Poll::Pending };

@@ -29,7 +29,9 @@ use super::network::Network;
 use super::peers::{Peer, Peers};
 use super::rpc::{self, Body, Kind, Proposal, Status};
 use super::transfer::Transfers;
-use super::types::{Member, NodeId, Raft, RaftLogId, RaftStoredMembership, StampedCommand, Types};
+use super::types::{
+    Member, NodeId, Raft, RaftLogId, RaftStoredMembership, StampedCommand, Types, stored_vote,
+};
 use crate::clock::Random;
 use crate::limits::MAX_PROMOTION_LAG_ENTRIES;
 use crate::state::carries_records;
@@ -205,7 +207,8 @@ impl Node {
     }
 
     async fn follow_leadership(self: Arc<Self>) {
-        let mut metrics = self.raft.metrics();
+        // Not `metrics()`, which change with every entry.
+        let mut metrics = self.raft.server_metrics();
         let mut last = (0, None);
         let mut last_seats = None;
         loop {
@@ -215,7 +218,8 @@ impl Node {
                 let member = leader.and_then(|id| metrics.membership_config.get_node(&id).cloned());
                 let (committed, effective) =
                     (&metrics.committed_membership_config, &metrics.membership_config);
-                (metrics.current_term, leader, member, (*committed.log_id(), *effective.log_id()))
+                let term = stored_vote(&metrics.vote).term;
+                (term, leader, member, (*committed.log_id(), *effective.log_id()))
             };
             if last_seats != Some(seats) {
                 last_seats = Some(seats);
@@ -246,16 +250,18 @@ impl Node {
 
     /// Waits until openraft has stopped for good, and says why.
     pub async fn stopped(&self) -> String {
-        let mut metrics = self.raft.metrics();
+        // These change with elections, not with every entry; and their sender goes when openraft ends, after
+        // it has said why.
+        let mut metrics = self.raft.server_metrics();
         loop {
-            if let Err(fatal) = &metrics.borrow_and_update().running_state {
-                return fatal.to_string();
-            }
             tokio::select! {
                 biased;
                 reason = self.peers.me().ended() => return reason,
                 changed = metrics.changed() => if changed.is_err() {
-                    return "it was stopped".to_owned();
+                    return self.metrics(|metrics| match &metrics.running_state {
+                        Err(fatal) => fatal.to_string(),
+                        Ok(()) => "it was stopped".to_owned(),
+                    });
                 },
             }
         }

@@ -5,6 +5,7 @@
 //! sender hands them to the socket and the receiver to its log without taking them apart.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use openraft::impls::EntryPayload;
 use openraft::raft::{StreamAppendError, TransferLeaderError, TransferLeaderResponse};
 
 use super::install::InstallProgress;
@@ -94,6 +95,18 @@ impl Body {
         let mut body = Body::default();
         fill(&mut body.tail);
         body
+    }
+
+    /// An empty body with room for payloads that take `payloads_bytes` and some fields before them.
+    fn with_room(payloads_bytes: usize) -> Self {
+        const FIELDS_BYTES: usize = 64;
+        Body { parts: Vec::new(), tail: BytesMut::with_capacity(FIELDS_BYTES + payloads_bytes) }
+    }
+
+    /// What a payload and its own fields take in the buffer, at most.
+    fn room_for(payload: &[u8]) -> usize {
+        const FIELDS_BYTES: usize = 36;
+        FIELDS_BYTES + if payload.len() <= COPY_BYTES { payload.len() } else { 0 }
     }
 
     fn fields(&mut self) -> &mut BytesMut {
@@ -193,7 +206,11 @@ pub(super) fn entry(reader: &mut Reader<'_>, bytes: &Bytes) -> Result<LogEntry, 
 }
 
 pub fn encode_append(request: AppendRequest) -> Body {
-    let mut body = Body::default();
+    let entries_bytes = request.entries.iter().map(|entry| match &entry.payload {
+        EntryPayload::Normal(command) => Body::room_for(&command.bytes),
+        _ => Body::room_for(&[]),
+    });
+    let mut body = Body::with_room(entries_bytes.sum());
     let out = body.fields();
     put_vote(out, &request.vote);
     put_id(out, request.prev_log_id.as_ref());
@@ -358,7 +375,7 @@ pub enum Proposal {
 }
 
 pub fn encode_forward(commands: &[Bytes]) -> Body {
-    let mut body = Body::default();
+    let mut body = Body::with_room(commands.iter().map(|command| Body::room_for(command)).sum());
     put_varint(body.fields(), commands.len() as u64);
     commands.iter().for_each(|command| body.payload(command));
     body

@@ -375,7 +375,9 @@ impl LogWriter {
     /// sync of the group covers them. What lies there is zero or reserved already, so a crash in between
     /// changes nothing.
     fn prepare_ground(&mut self, end_bytes: u64) -> io::Result<()> {
-        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        // Page by page: a larger write makes the kernel keep larger pieces, and each small group written into
+        // one later costs as much to sync as the whole piece.
+        static ZEROES: [u8; 4096] = [0; 4096];
         let until = end_bytes.next_multiple_of(self.options.zero_step_bytes).min(self.at.capacity_bytes);
         let mut at = self.prepared_bytes;
         while at < until {
