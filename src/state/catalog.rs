@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::run::SealedBlock;
 use super::topic::Topic;
 
 /// A topic instance as readers hold it; it outlives its deletion for as long as somebody reads.
@@ -42,6 +43,11 @@ impl SharedTopic {
     /// A checkpoint that holds every block up to `last_seq` is on disk.
     pub fn saved_up_to(&self, last_seq: u64) {
         self.topic.write().saved_up_to(last_seq);
+    }
+
+    /// Keeps in memory a sealed block that applying an entry has asked for.
+    pub fn supply_block(&self, block: SealedBlock) {
+        self.topic.write().supply_block(block);
     }
 }
 
