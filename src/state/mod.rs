@@ -23,6 +23,7 @@ mod topic;
 mod topic_config;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -340,7 +341,7 @@ impl State {
         if append.expect_head_seq.is_some_and(|expected| expected != head_seq) {
             return refused(Refusal::HeadMismatch { head_seq });
         }
-        if let Some(refusal) = self.over_caps(append, existing.as_ref()) {
+        if let Some(refusal) = over_caps(append, existing.as_ref(), self.new_records()) {
             return refused(refusal);
         }
         let (shared, created) = match (existing, &append.create) {
@@ -348,41 +349,29 @@ impl State {
             (None, Create::With(config)) => (self.create(append.topic, config.clone()), true),
             (None, Create::Never) => return refused(Refusal::TopicNotFound),
         };
-        let mut topic = shared.write();
-        let due_before = topic.next_due_ms();
-        let (key, freed) = (append.idempotency_key, &mut self.freed);
-        let (appended, run_count) =
-            topic.append(entry, 0, self.time_ms, &self.sizes_bytes, key, freed);
-        self.live.add(entry.index, run_count);
-        topic.keep_within_caps(freed)?;
-        self.due.update(&shared, due_before, topic.next_due_ms());
-        drop(topic);
-        self.dirty_topics.insert(shared.epoch, shared.clone());
+        let all = 0..self.sizes_bytes.len();
+        let appended = self.append_records(&shared, entry, all, append.idempotency_key)?;
         Ok(Applied { outcome: Outcome::Appended(Appended { created, ..appended }), touched: Some(shared) })
     }
 
-    /// What a topic that refuses what is too much says to a write (C-WRITE-09, C-WRITE-10).
-    fn over_caps(&self, append: &Append<'_>, existing: Option<&Arc<SharedTopic>>) -> Option<Refusal> {
-        let (count, bytes) = self.new_records();
-        let too_much = |config: &TopicConfig| {
-            let TopicConfig { cap_records, cap_bytes, .. } = *config;
-            (!fits(config, count, bytes)).then_some(Refusal::AboveCaps { cap_records, cap_bytes })
-        };
-        match (existing, &append.create) {
-            (Some(shared), _) => {
-                let topic = shared.read();
-                too_much(&topic.config).or_else(|| {
-                    (!topic.has_room_for(count, bytes)).then(|| Refusal::TopicFull {
-                        cap_records: topic.config.cap_records,
-                        cap_bytes: topic.config.cap_bytes,
-                        head_seq: topic.head_seq,
-                        earliest_seq: topic.earliest_seq,
-                    })
-                })
-            }
-            (None, Create::With(config)) => too_much(config),
-            (None, Create::Never) => None,
-        }
+    /// Appends those of the entry's records to a topic that are at `positions`; the oldest ones then go.
+    fn append_records(
+        &mut self,
+        shared: &Arc<SharedTopic>,
+        entry: EntryId,
+        positions: Range<usize>,
+        key: Option<&str>,
+    ) -> Result<Appended, Malformed> {
+        let mut topic = shared.write();
+        let due_before = topic.next_due_ms();
+        let (first_position, sizes_bytes) = (positions.start as u32, &self.sizes_bytes[positions]);
+        let (appended, run_count) =
+            topic.append(entry, first_position, self.time_ms, sizes_bytes, key, &mut self.freed);
+        self.live.add(entry.index, run_count);
+        topic.keep_within_caps(&mut self.freed)?;
+        self.due.update(shared, due_before, topic.next_due_ms());
+        self.dirty_topics.insert(shared.epoch, shared.clone());
+        Ok(appended)
     }
 
     fn create(&mut self, name: &str, config: TopicConfig) -> Arc<SharedTopic> {
@@ -580,6 +569,29 @@ impl State {
         let (catalog, live) = (self.catalog.clone(), self.live.clone());
         *self = State { catalog, live, ..State::default() };
     }
+}
+
+/// What a topic that refuses what is too much says to a write (C-WRITE-09, C-WRITE-10).
+fn over_caps(
+    append: &Append<'_>,
+    existing: Option<&Arc<SharedTopic>>,
+    (count, bytes): (u64, u64),
+) -> Option<Refusal> {
+    let above_caps = |config: &TopicConfig| {
+        let TopicConfig { cap_records, cap_bytes, .. } = *config;
+        (!fits(config, count, bytes)).then_some(Refusal::AboveCaps { cap_records, cap_bytes })
+    };
+    let topic = match (existing, &append.create) {
+        (Some(shared), _) => shared.read(),
+        (None, Create::With(config)) => return above_caps(config),
+        (None, Create::Never) => return None,
+    };
+    let TopicConfig { cap_records, cap_bytes, .. } = topic.config;
+    let (head_seq, earliest_seq) = (topic.head_seq, topic.earliest_seq);
+    let is_full = !fits(&topic.config, topic.count + count, topic.bytes + bytes);
+    let full =
+        || is_full.then_some(Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq });
+    above_caps(&topic.config).or_else(full)
 }
 
 fn put_entry_id(out: &mut BytesMut, id: Option<EntryId>) {

@@ -299,12 +299,6 @@ impl Topic {
             self.set_dirty();
         }
     }
-
-    /// Whether a write of this number and size of records fits the caps of a topic that refuses what does
-    /// not.
-    pub(super) fn has_room_for(&self, new_count: u64, new_bytes: u64) -> bool {
-        fits(&self.config, self.count + new_count, self.bytes + new_bytes)
-    }
 }
 
 /// Whether a topic of this configuration may hold as much, if it refuses what is too much.

@@ -101,10 +101,6 @@ impl OpenBlock {
         &self.bytes
     }
 
-    pub fn runs(&self) -> RunIter<'_> {
-        runs(self.first_seq, &self.bytes)
-    }
-
     /// Appends the start of `run`, as much of it as one coded run may hold, and says how many records
     /// that was; 0 means that the block is full. `sizes_bytes` has the size of each record.
     pub fn push(&mut self, run: &Run, sizes_bytes: &[u32]) -> usize {
@@ -372,11 +368,46 @@ mod tests {
                 }
             }
             let decoded: Vec<Run> =
-                blocks.iter().flat_map(|block| block.runs()).collect::<Result<_, _>>().unwrap();
+                blocks.iter().flat_map(|block| runs(block.first_seq(), block.bytes())).collect::<Result<_, _>>().unwrap();
             prop_assert_eq!(decoded, expected);
             let last = blocks.last().unwrap();
             let restored = OpenBlock::restore(last.first_seq(), last.bytes()).unwrap();
             prop_assert_eq!(restored.base.next_seq, next_seq);
+        }
+
+        #[test]
+        fn records_are_passed_one_by_one_as_all_at_once(
+            batches in proptest::collection::vec(proptest::collection::vec(1u32..9, 1..60), 1..30),
+            steps in proptest::collection::vec((0u64..40, 0u64..90), 1..200),
+        ) {
+            let mut block = OpenBlock::new(7);
+            let mut sizes: Vec<(u64, u64)> = Vec::new();
+            for (batch, index) in batches.iter().zip(10..) {
+                let run = Run {
+                    first_seq: 7 + sizes.len() as u64, count: batch.len() as u64, ts_ms: index * 3,
+                    entry: EntryId { term: 2, index }, first_position: 0,
+                };
+                prop_assert_eq!(block.push(&run, batch), batch.len());
+                sizes.extend(batch.iter().map(|size| (u64::from(*size), index)));
+            }
+            let mut passed_records = 0;
+            let mut cursor = FrontCursor::at(7, block.bytes(), 7).unwrap();
+            for (count, bytes) in steps {
+                let Some(run) = cursor.run(block.bytes()).unwrap() else { break };
+                prop_assert_eq!(run.first_seq, 7 + passed_records as u64);
+                let passed = cursor.pass(block.bytes(), count, bytes).unwrap();
+                let these = &sizes[passed_records..passed_records + passed.count as usize];
+                let sum = |sizes: &[(u64, u64)]| sizes.iter().map(|(size, _)| size).sum::<u64>();
+                prop_assert_eq!(passed.bytes, sum(these));
+                passed_records += these.len();
+                let is_end = sizes.get(passed_records).is_none_or(|(_, index)| *index != run.entry.index);
+                prop_assert_eq!(passed.ended_entry, is_end.then_some(run.entry.index));
+                prop_assert!(is_end || (passed.count >= count && passed.bytes >= bytes));
+                let is_least = these.len() as u64 == count || these.len() < 1 || sum(&these[..these.len() - 1]) < bytes;
+                prop_assert!(is_least);
+                let mut again = FrontCursor::at(7, block.bytes(), 7 + passed_records as u64).unwrap();
+                prop_assert_eq!(again.run(block.bytes()), cursor.run(block.bytes()));
+            }
         }
 
         #[test]

@@ -286,6 +286,7 @@ impl Client {
         let (epoch, from_seq, _) = self.cursors.get(topic).copied().unwrap_or_default();
         let query = PageQuery {
             from_seq,
+            from_ts_ms: None,
             limit: dice.between(1, 200) as usize,
             max_bytes: dice.between(1, 64 << 10) as usize,
             drop_nodes: Vec::new(),
@@ -392,6 +393,7 @@ pub async fn read_all(
 ) -> Result<Option<(u64, u64)>, String> {
     let mut query = PageQuery {
         from_seq: 0,
+        from_ts_ms: None,
         limit: 1000,
         max_bytes: 1 << 20,
         drop_nodes: Vec::new(),
