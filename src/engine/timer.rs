@@ -52,8 +52,7 @@ impl Engine {
     async fn expire(&self) {
         loop {
             match self.propose(Draft::expire()).await {
-                Ok((Outcome::Expired { topic_count }, _))
-                    if topic_count >= MAX_TOPICS_PER_EXPIRY as u64 => {}
+                Ok((Outcome::Expired { topic_count }, _)) if topic_count >= MAX_TOPICS_PER_EXPIRY as u64 => {}
                 Ok(_) => return,
                 Err(error) => {
                     tracing::debug!("what is expired could not be taken away yet: {error}");

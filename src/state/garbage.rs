@@ -51,10 +51,7 @@ impl Garbage {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.orphans.is_empty()
-            && self.topics.is_empty()
-            && self.blocks.is_empty()
-            && self.evicted.is_empty()
+        self.orphans.is_empty() && self.topics.is_empty() && self.blocks.is_empty() && self.evicted.is_empty()
     }
 
     /// Forgets everything, as the checkpoint did.

@@ -411,12 +411,7 @@ impl State {
         outcome(Outcome::TopicPut { created: false, config: config.clone() })
     }
 
-    fn delete_topic(
-        &mut self,
-        name: &str,
-        if_empty: bool,
-        existing: Option<Arc<SharedTopic>>,
-    ) -> Applied {
+    fn delete_topic(&mut self, name: &str, if_empty: bool, existing: Option<Arc<SharedTopic>>) -> Applied {
         let Some(shared) = existing else {
             return Applied { outcome: Outcome::TopicDeleted { deleted: false }, touched: None };
         };
@@ -589,8 +584,7 @@ fn over_caps(
     let TopicConfig { cap_records, cap_bytes, .. } = topic.config;
     let (head_seq, earliest_seq) = (topic.head_seq, topic.earliest_seq);
     let is_full = !fits(&topic.config, topic.count + count, topic.bytes + bytes);
-    let full =
-        || is_full.then_some(Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq });
+    let full = || is_full.then_some(Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq });
     above_caps(&topic.config).or_else(full)
 }
 

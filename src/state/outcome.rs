@@ -28,13 +28,28 @@ pub struct Appended {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     TopicNotFound,
-    TypeDiffers { existing: TopicType, requested: TopicType },
-    NotEmpty { count: u64 },
-    HeadMismatch { head_seq: u64 },
+    TypeDiffers {
+        existing: TopicType,
+        requested: TopicType,
+    },
+    NotEmpty {
+        count: u64,
+    },
+    HeadMismatch {
+        head_seq: u64,
+    },
     /// The topic refuses what is too much, and holds too much for this write.
-    TopicFull { cap_records: u64, cap_bytes: u64, head_seq: u64, earliest_seq: u64 },
+    TopicFull {
+        cap_records: u64,
+        cap_bytes: u64,
+        head_seq: u64,
+        earliest_seq: u64,
+    },
     /// The write alone is more than such a topic may hold.
-    AboveCaps { cap_records: u64, cap_bytes: u64 },
+    AboveCaps {
+        cap_records: u64,
+        cap_bytes: u64,
+    },
     SessionUnknown,
 }
 

@@ -259,8 +259,7 @@ impl Topic {
         new_config: Option<&TopicConfig>,
     ) -> Option<u64> {
         let config = new_config.unwrap_or(&self.config);
-        let goals =
-            [Goal::of_ttl(&self.config, now_ms), Goal::of_ttl(config, now_ms), Goal::of_caps(config)];
+        let goals = [Goal::of_ttl(&self.config, now_ms), Goal::of_ttl(config, now_ms), Goal::of_caps(config)];
         let totals = (self.count + new_count, self.bytes + new_bytes);
         goals.into_iter().flatten().find_map(|goal| self.blocks.missing_block(goal, totals))
     }

@@ -89,9 +89,7 @@ fn apply(
                 for block in missing {
                     let key = Key::Topic(block.topic.epoch, TopicKey::Runs(block.first_seq)).encode();
                     let bytes = checkpoint.get(&key).expect("get").expect("a block that is needed is there");
-                    block
-                        .topic
-                        .supply_block(SealedBlock { first_seq: block.first_seq, bytes: bytes.into() });
+                    block.topic.supply_block(SealedBlock { first_seq: block.first_seq, bytes: bytes.into() });
                 }
             }
             Err(NotApplied::Malformed(error)) => panic!("own commands can be read: {error}"),

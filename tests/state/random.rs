@@ -538,8 +538,7 @@ fn a_long_topic_is_found_again_after_a_restart() {
 /// Whole blocks go unread, and the part of one that stays is fetched.
 #[test]
 fn a_long_topic_loses_its_oldest_part_by_a_smaller_cap_and_by_age() {
-    let append =
-        |count| Step::Append { topic: 0, count, create: true, expect_right: None, key: None };
+    let append = |count| Step::Append { topic: 0, count, create: true, expect_right: None, key: None };
     let put = |limits| Step::Put { topic: 0, queue: false, window_ms: 0, limits };
     let mut steps = vec![put(Limits::default())];
     for _ in 0..4000 {
