@@ -61,6 +61,7 @@ codes! {
     NoLeader = 18, 503, "no_leader";
     StorageFull = 19, 503, "storage_full";
     CommitUnknown = 20, 503, "commit_unknown";
+    TopicFull = 21, 422, "topic_full";
 }
 
 /// One refusal, as a client will see it.

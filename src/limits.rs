@@ -59,6 +59,9 @@ pub const REPLACED_SESSIONS: usize = 16;
 /// Idempotency keys that one topic remembers at most; above it the oldest go first.
 pub const MAX_IDEMPOTENCY_KEYS_PER_TOPIC: usize = 1_000_000;
 
+/// Topics in which one command takes what is expired.
+pub const MAX_TOPICS_PER_EXPIRY: usize = 1024;
+
 /// Bytes of runs in one block: one checkpoint value, below sled's limit for inline values.
 pub const RUN_BLOCK_BYTES: usize = 4 << 10;
 

@@ -11,6 +11,7 @@ mod propose;
 mod read_index;
 mod readiness;
 mod recency;
+mod timer;
 mod watch;
 
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 pub use cluster_view::{ClusterView, MemberView};
 pub use page::{Page, PageQuery, PageRecord, Tombstone};
 pub use propose::Timings;
+pub use read_index::Fence;
 pub use readiness::Readiness;
 pub use watch::Hub;
 
@@ -67,6 +69,7 @@ struct Inner {
     sessions: propose::SessionKeeper,
     forwarder: forward::Forwarder,
     read_index: read_index::ReadIndex,
+    timer: timer::Timer,
     recency: recency::Recency,
     has_caught_up: AtomicBool,
     is_draining: AtomicBool,
@@ -83,6 +86,7 @@ impl Engine {
         let inner = Arc::new(Inner {
             forwarder: forward::Forwarder::new(node.clone()),
             read_index: read_index::ReadIndex::new(node.clone()),
+            timer: timer::Timer::default(),
             sessions: propose::SessionKeeper::default(),
             recency: recency::Recency::default(),
             started: Instant::now(),
@@ -96,6 +100,7 @@ impl Engine {
         });
         let engine = Engine { inner };
         task::spawn(engine.clone().follow_recovery());
+        task::spawn(engine.clone().propose_what_is_due());
         engine
     }
 

@@ -14,7 +14,7 @@ use super::{Consistency, Engine};
 use crate::error::{Code, Error};
 use crate::limits::MAX_PAGE_EXAMINED;
 use crate::record::{EntryRecords, Record};
-use crate::state::{Located, Run, SealedBlock, SharedTopic};
+use crate::state::{Floors, Located, Run, SealedBlock, SharedTopic, TimePlace, Topic};
 use crate::task;
 
 /// What a page should hold.
@@ -22,6 +22,8 @@ use crate::task;
 pub struct PageQuery {
     /// Only records with a higher seq.
     pub from_seq: u64,
+    /// Instead of `from_seq`: only records from the first one on that is not older, Unix milliseconds.
+    pub from_ts_ms: Option<u64>,
     pub limit: usize,
     /// Budget for the records' bytes; the first record is delivered whatever its size.
     pub max_bytes: usize,
@@ -68,24 +70,63 @@ pub struct Page {
     pub records_scanned: u64,
 }
 
-/// The floors of a topic at one moment.
+/// Where a topic stood at one moment.
 #[derive(Clone, Copy)]
-struct Floors {
+struct Standing {
     head_seq: u64,
     earliest_seq: u64,
+    floors: Floors,
+}
+
+impl Standing {
+    fn of(topic: &Topic) -> Self {
+        Standing { head_seq: topic.head_seq, earliest_seq: topic.earliest_seq, floors: topic.floors }
+    }
+
+    fn tombstone(&self, gap_from: u64, gap_to: u64, reason: &'static str) -> Tombstone {
+        Tombstone { gap_from, gap_to, reason, earliest_seq: self.earliest_seq, head_seq: self.head_seq }
+    }
+
+    /// Right before the first live record, as seen from `cursor` below it (C-GAP-03 to C-GAP-06).
+    fn after(self, cursor: u64) -> Start {
+        let gap = self.floors.gap_after(cursor);
+        let tombstone = gap.map(|reason| self.tombstone(cursor + 1, self.earliest_seq - 1, reason.name()));
+        Start { standing: self, cursor: cursor.max(self.earliest_seq - 1), tombstone }
+    }
+
+    fn recreated(self) -> Start {
+        let tombstone = Some(self.tombstone(1, self.head_seq, "recreated"));
+        Start { standing: self, cursor: self.earliest_seq - 1, tombstone }
+    }
+}
+
+/// Where reading starts.
+struct Start {
+    standing: Standing,
+    cursor: u64,
+    tombstone: Option<Tombstone>,
+}
+
+/// Why a page could not be read to its end.
+enum Stopped {
+    /// What comes next was taken away meanwhile: the floors tell where to go on.
+    Evicted,
+    Failed(Error),
+}
+
+impl From<Error> for Stopped {
+    fn from(error: Error) -> Self {
+        Stopped::Failed(error)
+    }
 }
 
 impl Engine {
     /// Reads one page. Errors: `topic_not_found`, `no_leader`, `invalid_request` for an epoch to come.
     pub async fn page(&self, topic: &str, mut query: PageQuery) -> Result<Page, Error> {
         let deadline = Instant::now() + Duration::from_millis(query.wait_ms);
-        self.fence(query.consistency).await?;
+        let fence = self.fence(query.consistency).await?;
         let shared = self.catalog().get(topic).ok_or_else(|| Error::topic_not_found(topic))?;
-        let (cursor, tombstone) = match self.place_cursor(&shared, &query)? {
-            Cursor::At(cursor, tombstone) => (cursor, tombstone),
-            Cursor::Ahead(page) => return Ok(*page),
-        };
-        query.from_seq = cursor;
+        self.settle(fence, std::slice::from_ref(&shared)).await?;
         let mut scanned = 0;
         loop {
             let listener = (query.wait_ms > 0).then(|| self.inner.hub.listen(shared.epoch));
@@ -94,10 +135,15 @@ impl Engine {
                 // Listening first, reading second: what is applied in between is not missed.
                 bell.as_mut().enable();
             }
-            let mut page = self.read_page(&shared, &query).await?;
+            let Some(start) = self.place_cursor(&shared, &query).await? else {
+                return Ok(ahead(&shared, &query));
+            };
+            let Some(mut page) = self.read_page(&shared, &query, start).await? else {
+                // Nothing was read yet, and the floors have moved.
+                continue;
+            };
             scanned += page.records_scanned;
             page.records_scanned = scanned;
-            page.tombstone = tombstone.clone();
             let has_something = !page.records.is_empty() || page.tombstone.is_some() || !page.caught_up;
             let Some(bell) = bell.filter(|_| !has_something && !self.is_draining()) else {
                 return Ok(page);
@@ -108,53 +154,71 @@ impl Engine {
             if shared.is_deleted() {
                 return Err(Error::topic_not_found(topic));
             }
-            // What was passed over in silence need not be looked at again.
+            // What was passed over in silence need not be looked at again, and which instance is meant has
+            // been decided.
             query.from_seq = page.next_from_seq;
+            (query.from_ts_ms, query.epoch) = (None, None);
         }
     }
 
-    /// Decides where reading starts, contract sections 4.3 and 10.
-    fn place_cursor(&self, shared: &SharedTopic, query: &PageQuery) -> Result<Cursor, Error> {
-        let floors = floors(shared);
-        let recreated = || {
-            let Floors { head_seq, earliest_seq } = floors;
-            let tombstone =
-                Tombstone { gap_from: 1, gap_to: head_seq, reason: "recreated", earliest_seq, head_seq };
-            Cursor::At(earliest_seq - 1, Some(tombstone))
-        };
-        let ahead = || {
-            Cursor::Ahead(Box::new(Page {
-                epoch: shared.epoch,
-                records: Vec::new(),
-                next_from_seq: query.from_seq,
-                head_seq: floors.head_seq,
-                earliest_seq: floors.earliest_seq,
-                caught_up: false,
-                lag: 0,
-                tombstone: None,
-                records_scanned: 0,
-            }))
-        };
+    /// Decides where reading starts, contract sections 4.3 and 10; `None` if the cursor is above what this
+    /// member has applied, which may just lag.
+    async fn place_cursor(&self, shared: &SharedTopic, query: &PageQuery) -> Result<Option<Start>, Error> {
+        let standing = Standing::of(&shared.read());
         let is_strong = query.consistency == Consistency::Strong;
-        Ok(match query.epoch {
-            Some(epoch) if epoch < shared.epoch => recreated(),
-            Some(epoch) if epoch > shared.epoch && is_strong => {
+        Ok(match (query.epoch, query.from_ts_ms) {
+            (Some(epoch), _) if epoch < shared.epoch => Some(standing.recreated()),
+            (Some(epoch), _) if epoch > shared.epoch && is_strong => {
                 return Err(Error::invalid(format!("epoch {epoch} is above the topic's, {}", shared.epoch)));
             }
-            Some(epoch) if epoch > shared.epoch => ahead(),
-            _ if query.from_seq > floors.head_seq && is_strong => recreated(),
-            _ if query.from_seq > floors.head_seq => ahead(),
-            // Below the first live record there is nothing to look at.
-            _ => Cursor::At(query.from_seq.max(floors.earliest_seq - 1), None),
+            (Some(epoch), _) if epoch > shared.epoch => None,
+            (_, Some(ts_ms)) => Some(self.place_time(shared, ts_ms).await?),
+            _ if query.from_seq > standing.head_seq => is_strong.then(|| standing.recreated()),
+            _ => Some(standing.after(query.from_seq)),
         })
     }
 
-    async fn read_page(&self, shared: &Arc<SharedTopic>, query: &PageQuery) -> Result<Page, Error> {
-        let floors = floors(shared);
+    /// Right before the first live record that is not older than `ts_ms` (C-DIFF-15, C-DIFF-16).
+    async fn place_time(&self, shared: &SharedTopic, ts_ms: u64) -> Result<Start, Error> {
+        let mut block: Option<SealedBlock> = None;
+        loop {
+            let (standing, place) = {
+                let topic = shared.read();
+                (Standing::of(&topic), topic.locate_time(ts_ms, block.as_ref()))
+            };
+            let cursor = match place.map_err(|error| damaged(&error))? {
+                TimePlace::AtHead => standing.head_seq,
+                TimePlace::After(seq) => seq,
+                TimePlace::Cold { block_first_seq } => {
+                    block = match self.fetch_block(shared, block_first_seq, standing.earliest_seq - 1).await {
+                        Ok(block) => Some(block),
+                        Err(Stopped::Evicted) => None,
+                        Err(Stopped::Failed(error)) => return Err(error),
+                    };
+                    continue;
+                }
+            };
+            // Younger records went than the one that is asked for. From which seq on, nobody knows any more.
+            if standing.floors.evicted_ts_ms >= ts_ms && standing.floors.gap_after(0).is_some() {
+                return Ok(standing.after(0));
+            }
+            let cursor = cursor.max(standing.earliest_seq - 1);
+            return Ok(Start { standing, cursor, tombstone: None });
+        }
+    }
+
+    /// Reads on from `start`; `None` if what comes there has been taken away since.
+    async fn read_page(
+        &self,
+        shared: &Arc<SharedTopic>,
+        query: &PageQuery,
+        start: Start,
+    ) -> Result<Option<Page>, Error> {
+        let Start { standing, cursor, tombstone } = start;
         let drop_nodes: &[String] = if shared.read().config.dedupe_node { &query.drop_nodes } else { &[] };
         let mut filling = Filling {
             records: Vec::new(),
-            cursor: query.from_seq,
+            cursor,
             examined: 0,
             bytes: 0,
             limit: query.limit,
@@ -162,33 +226,49 @@ impl Engine {
             drop_nodes,
             is_full: false,
         };
-        let mut block: Option<SealedBlock> = None;
-        while !filling.is_full && filling.cursor < floors.head_seq {
-            let located = shared.read().locate(filling.cursor, block.as_ref());
-            match located.map_err(|error| damaged(&error))? {
-                Located::AtHead => break,
-                Located::Cold { block_first_seq } => {
-                    block = Some(self.fetch_block(shared, block_first_seq).await?);
-                }
-                Located::Runs(mut runs) => {
-                    // Records appended after the floors were taken belong to the next page.
-                    runs.retain(|run| run.first_seq <= floors.head_seq);
-                    self.fill_from(shared, &mut filling, runs).await?;
-                }
-            }
+        match self.fill(shared, &mut filling, standing.head_seq).await {
+            Err(Stopped::Evicted) if filling.examined == 0 => return Ok(None),
+            // The next page begins with the gap.
+            Ok(()) | Err(Stopped::Evicted) => {}
+            Err(Stopped::Failed(error)) => return Err(error),
         }
         let next_from_seq = filling.cursor;
-        Ok(Page {
+        Ok(Some(Page {
             epoch: shared.epoch,
             records: filling.records,
             next_from_seq,
-            head_seq: floors.head_seq,
-            earliest_seq: floors.earliest_seq,
-            caught_up: next_from_seq == floors.head_seq,
-            lag: floors.head_seq - next_from_seq,
-            tombstone: None,
+            head_seq: standing.head_seq,
+            earliest_seq: standing.earliest_seq,
+            caught_up: next_from_seq == standing.head_seq,
+            lag: standing.head_seq - next_from_seq,
+            tombstone,
             records_scanned: filling.examined as u64,
-        })
+        }))
+    }
+
+    async fn fill(
+        &self,
+        shared: &Arc<SharedTopic>,
+        filling: &mut Filling<'_>,
+        head_seq: u64,
+    ) -> Result<(), Stopped> {
+        let mut block: Option<SealedBlock> = None;
+        while !filling.is_full && filling.cursor < head_seq {
+            let located = shared.read().locate(filling.cursor, block.as_ref());
+            match located.map_err(|error| damaged(&error))? {
+                Located::AtHead => break,
+                Located::BelowEarliest => return Err(Stopped::Evicted),
+                Located::Cold { block_first_seq } => {
+                    block = Some(self.fetch_block(shared, block_first_seq, filling.cursor).await?);
+                }
+                Located::Runs(mut runs) => {
+                    // Records appended after the standing was taken belong to the next page.
+                    runs.retain(|run| run.first_seq <= head_seq);
+                    self.fill_from(shared, filling, runs).await?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Takes records from `runs` until the page is full or the runs end. Runs whose entries are not in
@@ -198,7 +278,7 @@ impl Engine {
         shared: &SharedTopic,
         filling: &mut Filling<'_>,
         runs: Vec<Run>,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Stopped> {
         let mut runs = runs.as_slice();
         while let Some((run, rest)) = runs.split_first().filter(|_| !filling.is_full) {
             if let Some(entry) = self.inner.log.cached(run.entry) {
@@ -219,7 +299,7 @@ impl Engine {
                 .copied()
                 .collect();
             let budget_bytes = filling.max_bytes - filling.bytes.min(filling.max_bytes);
-            let fetched = self.fetch_entries(shared, cold, budget_bytes).await?;
+            let fetched = self.fetch_entries(shared, cold, budget_bytes, filling.cursor).await?;
             runs = &runs[fetched.len()..];
             for (run, entry) in fetched {
                 if filling.is_full {
@@ -231,12 +311,18 @@ impl Engine {
         Ok(())
     }
 
-    async fn fetch_block(&self, shared: &SharedTopic, first_seq: u64) -> Result<SealedBlock, Error> {
+    /// `cursor` is where the page stands.
+    async fn fetch_block(
+        &self,
+        shared: &SharedTopic,
+        first_seq: u64,
+        cursor: u64,
+    ) -> Result<SealedBlock, Stopped> {
         let (applied, epoch) = (self.inner.node.applied().clone(), shared.epoch);
         let fetched = task::blocking(move || applied.sealed_block(epoch, first_seq)).await;
         fetched
-            .map_err(|error| unreadable(shared, &error))?
-            .ok_or_else(|| unreadable(shared, &"a block of the index is missing from the checkpoint"))
+            .map_err(|error| unreadable(shared, cursor, &error))?
+            .ok_or_else(|| unreadable(shared, cursor, &"a block of the index is missing from the checkpoint"))
     }
 
     async fn fetch_entries(
@@ -244,7 +330,8 @@ impl Engine {
         shared: &SharedTopic,
         runs: Vec<Run>,
         budget_bytes: usize,
-    ) -> Result<Vec<(Run, EntryRecords)>, Error> {
+        cursor: u64,
+    ) -> Result<Vec<(Run, EntryRecords)>, Stopped> {
         let log = self.inner.log.clone();
         let fetched = task::blocking(move || {
             let (mut fetched, mut bytes) = (Vec::with_capacity(runs.len()), 0);
@@ -258,19 +345,24 @@ impl Engine {
             }
             Ok(fetched)
         });
-        fetched.await.map_err(|error| unreadable(shared, &error))
+        fetched.await.map_err(|error| unreadable(shared, cursor, &error))
     }
 }
 
-enum Cursor {
-    At(u64, Option<Tombstone>),
-    /// The cursor is above what this member has applied: it may just lag.
-    Ahead(Box<Page>),
-}
-
-fn floors(shared: &SharedTopic) -> Floors {
-    let topic = shared.read();
-    Floors { head_seq: topic.head_seq, earliest_seq: topic.earliest_seq }
+/// The answer to a cursor above this member's head (C-EPOCH-05).
+fn ahead(shared: &SharedTopic, query: &PageQuery) -> Page {
+    let Standing { head_seq, earliest_seq, .. } = Standing::of(&shared.read());
+    Page {
+        epoch: shared.epoch,
+        records: Vec::new(),
+        next_from_seq: query.from_seq,
+        head_seq,
+        earliest_seq,
+        caught_up: false,
+        lag: 0,
+        tombstone: None,
+        records_scanned: 0,
+    }
 }
 
 /// A page that is being filled.
@@ -321,10 +413,16 @@ impl Filling<'_> {
     }
 }
 
-/// A part of `shared` is not there. If the topic was deleted meanwhile, that is how it should be: its space
-/// is being freed.
-fn unreadable(shared: &SharedTopic, error: &dyn std::fmt::Display) -> Error {
-    if shared.is_deleted() { Error::topic_not_found(&shared.read().name) } else { damaged(error) }
+/// A part of `shared` above `cursor` is not there. If the topic was deleted or the records were taken away
+/// meanwhile, that is how it should be: their space is being freed.
+fn unreadable(shared: &SharedTopic, cursor: u64, error: &dyn std::fmt::Display) -> Stopped {
+    if shared.is_deleted() {
+        Stopped::Failed(Error::topic_not_found(&shared.read().name))
+    } else if shared.read().earliest_seq > cursor + 1 {
+        Stopped::Evicted
+    } else {
+        Stopped::Failed(damaged(error))
+    }
 }
 
 /// What was read does not have the form that was written. It is reported, never served.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{Consistency, Engine};
 use crate::error::Error;
-use crate::raft::{Leader, Node};
+use crate::raft::{Leader, Node, ReadPoint};
 use crate::task;
 
 /// Rounds that may be under way at once.
@@ -25,7 +25,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 struct Waiting {
     deadline: Instant,
-    answer: oneshot::Sender<Option<u64>>,
+    answer: oneshot::Sender<Option<ReadPoint>>,
 }
 
 /// Gathers strong reads into rounds.
@@ -40,13 +40,13 @@ impl ReadIndex {
         ReadIndex { waiting }
     }
 
-    /// The index that must be applied here before a read that starts now is answered; `None` if no leader
-    /// with a quorum was found in time.
-    async fn confirm(&self, deadline: Instant) -> Option<u64> {
-        let (answer, index) = oneshot::channel();
+    /// What must be applied here before a read that starts now is answered; `None` if no leader with a
+    /// quorum was found in time.
+    async fn confirm(&self, deadline: Instant) -> Option<ReadPoint> {
+        let (answer, point) = oneshot::channel();
         let confirming = async {
             self.waiting.send(Waiting { deadline, answer }).await.ok()?;
-            index.await.ok()?
+            point.await.ok()?
         };
         // A round may begin late, and ends with the last deadline of those that it serves.
         tokio::time::timeout_at(deadline, confirming).await.ok()?
@@ -69,12 +69,12 @@ async fn run(node: Arc<Node>, mut queue: mpsc::Receiver<Waiting>) {
         let node = node.clone();
         task::spawn(async move {
             let deadline = served.iter().map(|waiting| waiting.deadline).max();
-            let index = match deadline {
+            let point = match deadline {
                 Some(deadline) => round(&node, deadline).await,
                 None => None,
             };
             for waiting in served {
-                let _ = waiting.answer.send(index);
+                let _ = waiting.answer.send(point);
             }
             drop(place);
         });
@@ -82,7 +82,7 @@ async fn run(node: Arc<Node>, mut queue: mpsc::Receiver<Waiting>) {
 }
 
 /// One confirmation, repeated until a leader gives it or the time is over.
-async fn round(node: &Node, deadline: Instant) -> Option<u64> {
+async fn round(node: &Node, deadline: Instant) -> Option<ReadPoint> {
     let mut leadership = node.leadership();
     loop {
         let leader = leadership.borrow_and_update().leader.clone();
@@ -90,19 +90,19 @@ async fn round(node: &Node, deadline: Instant) -> Option<u64> {
         let confirming = async {
             match &leader {
                 None => None,
-                Some(Leader::Here) => node.read_index_here().await,
-                Some(Leader::At(peer)) => node.read_index_at(peer, left).await.ok().flatten(),
+                Some(Leader::Here) => node.read_point_here().await,
+                Some(Leader::At(peer)) => node.read_point_at(peer, left).await.ok().flatten(),
             }
         };
         // A round that fails leaves nothing behind, so it may be dropped as soon as the leader changes.
-        let index = tokio::select! {
+        let point = tokio::select! {
             biased;
-            index = confirming => index,
+            point = confirming => point,
             _ = leadership.changed(), if leader.is_some() => None,
             _ = tokio::time::sleep_until(deadline) => return None,
         };
-        if index.is_some() {
-            return index;
+        if point.is_some() {
+            return point;
         }
         if Instant::now() >= deadline {
             return None;
@@ -112,15 +112,27 @@ async fn round(node: &Node, deadline: Instant) -> Option<u64> {
     }
 }
 
+/// What a read has passed.
+#[derive(Debug, Clone, Copy)]
+pub struct Fence {
+    /// Cluster time of a strong read.
+    pub(super) time_ms: Option<u64>,
+    pub(super) deadline: Instant,
+}
+
 impl Engine {
-    /// Returns once this member may answer a read of this consistency. Errors: `no_leader`.
-    pub async fn fence(&self, consistency: Consistency) -> Result<(), Error> {
-        if consistency == Consistency::Eventual {
-            return Ok(());
-        }
+    /// Returns once this member may answer a read of this consistency, but for what may be expired: see
+    /// [`Engine::settle`]. Errors: `no_leader`.
+    pub async fn fence(&self, consistency: Consistency) -> Result<Fence, Error> {
         let deadline = self.deadline();
-        let index = self.inner.read_index.confirm(deadline).await.ok_or_else(|| self.no_leader())?;
-        if self.wait_applied(index, deadline).await { Ok(()) } else { Err(self.no_leader()) }
+        if consistency == Consistency::Eventual {
+            return Ok(Fence { time_ms: None, deadline });
+        }
+        let point = self.inner.read_index.confirm(deadline).await.ok_or_else(|| self.no_leader())?;
+        if !self.wait_applied(point.index, deadline).await {
+            return Err(self.no_leader());
+        }
+        Ok(Fence { time_ms: Some(point.time_ms), deadline })
     }
 
     /// Waits until the entry at `index` is applied here; `false` if that took too long.

@@ -6,11 +6,11 @@
 //! synced up to there (a checkpoint ahead of its log would claim entries that a crash may still take),
 //! and writes that as one batch. Applying never waits for a checkpoint.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,7 +27,8 @@ use super::types::{
 };
 use crate::limits::MAX_APPEND_BYTES;
 use crate::state::{
-    Catalog, Changes, Garbage, Outcome, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
+    Catalog, Changes, EvictedBlock, Freed, Garbage, MissingBlock, NotApplied, Outcome, SealedBlock,
+    SharedTopic, State, StoredMembership, TopicKey,
 };
 use crate::storage::{Checkpoint, Disk, EntryId, Freezer, Frozen, Log, Pin, Room, write_export};
 use crate::task;
@@ -45,15 +46,24 @@ pub struct Applied {
     checkpoint: Arc<Freezer>,
     log: Log,
     applied_index: watch::Sender<u64>,
+    /// When the first record of any topic expires, in cluster time; `u64::MAX` for never.
+    next_due_ms: AtomicU64,
     saved: Mutex<SavedPoint>,
     is_saving: AtomicBool,
     /// Held while the checkpoint on disk is changed, and while it is exported, so that an export is as of one
     /// point and adds up. On threads that may wait for the disk.
     writing: Mutex<()>,
-    /// Topics that the checkpoint on disk has lost since garbage was last cleared.
-    deleted: Mutex<Vec<Arc<SharedTopic>>>,
+    /// What the checkpoint on disk has lost since garbage was last cleared.
+    lost: Mutex<Lost>,
     /// Held while it is cleared, on a thread that may wait for the disk.
     garbage: Mutex<Garbage>,
+}
+
+/// Topics, and blocks below the floors of their topics.
+#[derive(Default)]
+struct Lost {
+    topics: Vec<Arc<SharedTopic>>,
+    blocks: Vec<EvictedBlock>,
 }
 
 /// What the checkpoint on disk is as of.
@@ -78,16 +88,18 @@ impl Applied {
         checkpoint.load(&mut |key, value| Ok(state.restore(key, value)?))?;
         let orphans = state.restored();
         let saved = SavedPoint::of(&state);
+        let next_due_ms = state.next_due_ms().unwrap_or(u64::MAX);
         Ok(Arc::new(Applied {
             catalog: state.catalog().clone(),
             state: Mutex::new(state),
             checkpoint: Freezer::new(checkpoint),
             log,
             applied_index: watch::Sender::new(saved.applied.map_or(0, |id| id.index)),
+            next_due_ms: AtomicU64::new(next_due_ms),
             saved: Mutex::new(saved),
             is_saving: AtomicBool::new(false),
             writing: Mutex::default(),
-            deleted: Mutex::default(),
+            lost: Mutex::default(),
             garbage: Mutex::new(Garbage::of_orphans(orphans)),
         }))
     }
@@ -110,6 +122,11 @@ impl Applied {
         self.state.lock().time_ms()
     }
 
+    /// When the first record of any topic expires, in cluster time; `u64::MAX` for never.
+    pub fn next_due_ms(&self) -> u64 {
+        self.next_due_ms.load(Ordering::Acquire)
+    }
+
     /// Index of the last applied entry and the digest of the state there.
     pub fn digest(&self) -> (u64, u64) {
         let mut state = self.state.lock();
@@ -123,6 +140,21 @@ impl Applied {
         Ok(value.map(|bytes| SealedBlock { first_seq, bytes: Bytes::from(bytes) }))
     }
 
+    /// Brings blocks into memory that applying an entry needs.
+    async fn fetch(self: Arc<Self>, missing: Vec<MissingBlock>) -> io::Result<()> {
+        task::blocking(move || {
+            for MissingBlock { topic, first_seq } in missing {
+                let block = self.sealed_block(topic.epoch, first_seq)?.ok_or_else(|| {
+                    let what = "a block of the index is missing from the checkpoint";
+                    io::Error::new(io::ErrorKind::InvalidData, what)
+                })?;
+                topic.supply_block(block);
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Saves the state as it is now, if it changed since the last time and no other save is under way.
     pub async fn save(self: &Arc<Self>) -> io::Result<()> {
         if self.is_saving.swap(true, Ordering::AcqRel) {
@@ -134,7 +166,7 @@ impl Applied {
     }
 
     async fn save_now(self: &Arc<Self>) -> io::Result<()> {
-        let (point, Changes { values, saved, deleted }) = {
+        let (point, Changes { values, saved, deleted, freed }) = {
             let mut state = self.state.lock();
             let point = SavedPoint::of(&state);
             if point.applied == self.saved.lock().applied {
@@ -154,7 +186,14 @@ impl Applied {
         for (topic, last_seq) in saved {
             topic.saved_up_to(last_seq);
         }
-        self.deleted.lock().extend(deleted);
+        // Not earlier: what the checkpoint before this one names must be there after a kill.
+        let Freed { entries, unread, .. } = freed;
+        entries.into_iter().for_each(|index| self.log.live().release(index));
+        {
+            let mut lost = self.lost.lock();
+            lost.topics.extend(deleted);
+            lost.blocks.extend(unread);
+        }
         *self.saved.lock() = point;
         Ok(())
     }
@@ -176,11 +215,12 @@ impl Applied {
         &self.log
     }
 
-    /// Clears away some of what deleted topics left in the checkpoint; `false` if nothing is left. May block
-    /// on the disk.
+    /// Clears away some of what deleted topics and retention left in the checkpoint; `false` if nothing is
+    /// left. May block on the disk.
     pub fn clear_garbage(&self) -> io::Result<bool> {
         let mut garbage = self.garbage.lock();
-        garbage.add(std::mem::take(&mut *self.deleted.lock()));
+        let Lost { topics, blocks } = std::mem::take(&mut *self.lost.lock());
+        garbage.add(topics, blocks);
         if garbage.is_empty() {
             return Ok(false);
         }
@@ -262,11 +302,25 @@ impl Machine {
         Machine { applied, observer, snapshot }
     }
 
-    fn apply_batch(&mut self, batch: &mut Vec<EntryResponder<Types>>) -> io::Result<()> {
+    /// Applies a batch. What retention needs and is not in memory is fetched in between, by a thread that may
+    /// wait for the disk; nothing is locked meanwhile.
+    async fn apply_batch(&mut self, batch: &mut VecDeque<EntryResponder<Types>>) -> io::Result<()> {
+        while let Some(missing) = self.apply_some(batch)? {
+            self.applied.clone().fetch(missing).await?;
+        }
+        Ok(())
+    }
+
+    /// Applies entries until one cannot be without further blocks.
+    fn apply_some(
+        &mut self,
+        batch: &mut VecDeque<EntryResponder<Types>>,
+    ) -> io::Result<Option<Vec<MissingBlock>>> {
         let mut touched: Vec<Arc<SharedTopic>> = Vec::new();
         let mut last_index = None;
+        let mut missing = None;
         let mut state = self.applied.state.lock();
-        for (entry, responder) in batch.drain(..) {
+        while let Some((entry, _)) = batch.front() {
             let id = entry_id(&entry.log_id);
             let outcome = match &entry.payload {
                 EntryPayload::Blank => {
@@ -278,7 +332,14 @@ impl Machine {
                     Outcome::Nothing
                 }
                 EntryPayload::Normal(command) => {
-                    let applied = state.apply_command(id, command.stamp_ms, &command.bytes)?;
+                    let applied = match state.apply_command(id, command.stamp_ms, &command.bytes) {
+                        Ok(applied) => applied,
+                        Err(NotApplied::Malformed(malformed)) => return Err(malformed.into()),
+                        Err(NotApplied::Missing(blocks)) => {
+                            missing = Some(blocks);
+                            break;
+                        }
+                    };
                     if let Some(topic) = applied.touched
                         && touched.last().is_none_or(|last| !Arc::ptr_eq(last, &topic))
                     {
@@ -288,10 +349,11 @@ impl Machine {
                 }
             };
             last_index = Some(id.index);
-            if let Some(responder) = responder {
+            if let Some((_, Some(responder))) = batch.pop_front() {
                 responder.send(outcome);
             }
         }
+        self.applied.next_due_ms.store(state.next_due_ms().unwrap_or(u64::MAX), Ordering::Release);
         drop(state);
         if let Some(index) = last_index {
             self.applied.applied_index.send_replace(index);
@@ -299,7 +361,7 @@ impl Machine {
         if !touched.is_empty() {
             self.observer.topics_changed(&touched);
         }
-        Ok(())
+        Ok(missing)
     }
 }
 
@@ -320,18 +382,18 @@ impl RaftStateMachine<Types> for Machine {
     where
         S: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
     {
-        let (mut batch, mut batch_bytes) = (Vec::new(), 0);
+        let (mut batch, mut batch_bytes) = (VecDeque::new(), 0);
         while let Some(entry) = entries.try_next().await? {
             if let EntryPayload::Normal(command) = &entry.0.payload {
                 batch_bytes += command.bytes.len();
             }
-            batch.push(entry);
+            batch.push_back(entry);
             if batch.len() == APPLY_BATCH || batch_bytes >= MAX_APPEND_BYTES {
-                self.apply_batch(&mut batch)?;
+                self.apply_batch(&mut batch).await?;
                 batch_bytes = 0;
             }
         }
-        self.apply_batch(&mut batch)
+        self.apply_batch(&mut batch).await
     }
 
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
@@ -355,7 +417,7 @@ impl RaftStateMachine<Types> for Machine {
         }
         let mut state = self.applied.state.lock();
         state.reset();
-        self.applied.deleted.lock().clear();
+        *self.applied.lost.lock() = Lost::default();
         self.applied.garbage.lock().clear();
         if let Some(entry) = meta.last_membership.log_id() {
             apply_membership(&mut state, entry_id(entry), meta.last_membership.membership());

@@ -39,7 +39,7 @@ pub use membership::{keep_membership, seek_admission};
 pub use node::{Leader, Leadership, MemberStatus, Node, Parts, Timers};
 pub use peer_service::accept_peers;
 pub use peers::{Me, Peer, Peers};
-pub use rpc::{Proposal, Status};
+pub use rpc::{Proposal, ReadPoint, Status};
 pub use runtime::{Runtime, seed_thread};
 pub use transport::{PeerListener, PeerStream, PeerTransport, TcpTransport};
 pub use types::{Member, NodeId, Types};

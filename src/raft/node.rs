@@ -27,7 +27,7 @@ use super::machine::{Applied, ApplyObserver, Machine};
 use super::membership::{place_of, replacement};
 use super::network::Network;
 use super::peers::{Peer, Peers};
-use super::rpc::{self, Body, Kind, Proposal, Status};
+use super::rpc::{self, Body, Kind, Proposal, ReadPoint, Status};
 use super::transfer::Transfers;
 use super::types::{
     Member, NodeId, Raft, RaftLogId, RaftStoredMembership, StampedCommand, Types, stored_vote,
@@ -336,17 +336,21 @@ impl Node {
         Ok(proposals)
     }
 
-    /// The index that a strong read must wait for, confirmed by a quorum now; `None` if this member does
-    /// not lead.
-    pub async fn read_index_here(&self) -> Option<u64> {
+    /// What a strong read must wait for, confirmed by a quorum now; `None` if this member does not lead.
+    pub async fn read_point_here(&self) -> Option<ReadPoint> {
         let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
-        linearizer.ok().map(|linearizer| linearizer.read_log_id().index())
+        let index = linearizer.ok()?.read_log_id().index();
+        Some(ReadPoint { index, time_ms: self.time.stamp_ms() })
     }
 
     /// The same, asked of the leader at `peer`.
-    pub async fn read_index_at(&self, peer: &Peer, timeout: Duration) -> Result<Option<u64>, CallError> {
+    pub async fn read_point_at(
+        &self,
+        peer: &Peer,
+        timeout: Duration,
+    ) -> Result<Option<ReadPoint>, CallError> {
         let reply = peer.call(Lane::Control, Kind::ReadIndex, Body::default(), timeout).await?;
-        rpc::decode_read_index(&reply).map_err(|error| CallError::Lost(error.to_string()))
+        rpc::decode_read_point(&reply).map_err(|error| CallError::Lost(error.to_string()))
     }
 
     /// What this member says of itself.

@@ -250,7 +250,7 @@ async fn respond(node: &Node, frame: Frame) -> Result<Body, String> {
             let response = raft.handle_transfer_leader(request).await.map_err(|error| said(&error))?;
             Ok(rpc::encode_transfer_response(&response))
         }
-        Kind::ReadIndex => Ok(rpc::encode_read_index(node.read_index_here().await)),
+        Kind::ReadIndex => Ok(rpc::encode_read_point(node.read_point_here().await)),
         Kind::Forward => {
             let commands = rpc::decode_forward(body).map_err(|error| said(&error))?;
             Ok(rpc::encode_proposals(&node.propose_many_here(commands).await))

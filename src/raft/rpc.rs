@@ -471,20 +471,33 @@ impl Status {
     }
 }
 
+/// Where a strong read stands in the history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadPoint {
+    /// What must be applied before the read is answered.
+    pub index: u64,
+    /// Cluster time at the leader when it was confirmed: what is expired by then is not read.
+    pub time_ms: u64,
+}
+
 /// Answer to a read-index request: `None` if the asked member does not lead.
-pub fn encode_read_index(index: Option<u64>) -> Body {
-    Body::of(|out| match index {
+pub fn encode_read_point(point: Option<ReadPoint>) -> Body {
+    Body::of(|out| match point {
         None => out.put_u8(0),
-        Some(index) => {
+        Some(ReadPoint { index, time_ms }) => {
             out.put_u8(1);
             put_varint(out, index);
+            put_varint(out, time_ms);
         }
     })
 }
 
-pub fn decode_read_index(bytes: &[u8]) -> Result<Option<u64>, Malformed> {
+pub fn decode_read_point(bytes: &[u8]) -> Result<Option<ReadPoint>, Malformed> {
     let mut reader = Reader::new(bytes, "read index");
-    Ok(if reader.bool()? { Some(reader.varint()?) } else { None })
+    if !reader.bool()? {
+        return Ok(None);
+    }
+    Ok(Some(ReadPoint { index: reader.varint()?, time_ms: reader.varint()? }))
 }
 
 #[cfg(test)]

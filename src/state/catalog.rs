@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::run::SealedBlock;
 use super::topic::Topic;
 use crate::digest::Digest;
 
@@ -59,6 +60,11 @@ impl SharedTopic {
     /// A checkpoint that holds every block up to `last_seq` is on disk.
     pub fn saved_up_to(&self, last_seq: u64) {
         self.topic.write().saved_up_to(last_seq);
+    }
+
+    /// Keeps in memory a sealed block that applying an entry has asked for.
+    pub fn supply_block(&self, block: SealedBlock) {
+        self.topic.write().supply_block(block);
     }
 }
 

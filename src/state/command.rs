@@ -15,6 +15,7 @@ const KIND_APPEND: u8 = 1;
 const KIND_PUT_TOPIC: u8 = 2;
 const KIND_DELETE_TOPIC: u8 = 3;
 const KIND_OPEN_SESSION: u8 = 4;
+const KIND_EXPIRE: u8 = 5;
 
 const ENVELOPE_BYTES: usize = 32;
 
@@ -79,6 +80,8 @@ pub enum Command<'a> {
         topic: &'a str,
         if_empty: bool,
     },
+    /// Takes what is expired in the topics that are due, the longest overdue first.
+    Expire,
     /// Opens the session that the envelope names, in place of the member's earlier one. Changes nothing if it is
     /// open; refused if another one has taken its place.
     OpenSession,
@@ -126,6 +129,10 @@ impl Draft {
         put_blob(&mut bytes, topic.as_bytes());
         bytes.put_u8(if_empty as u8);
         Draft { bytes }
+    }
+
+    pub fn expire() -> Self {
+        Draft { bytes: EntryBuilder::new(KIND_EXPIRE, 0, 64).finish() }
     }
 
     pub fn open_session() -> Self {
@@ -181,6 +188,7 @@ impl Decoded {
                 Command::PutTopic { topic: reader.text()?, config: TopicConfig::decode(&mut reader)? }
             }
             KIND_DELETE_TOPIC => Command::DeleteTopic { topic: reader.text()?, if_empty: reader.bool()? },
+            KIND_EXPIRE => Command::Expire,
             KIND_OPEN_SESSION => Command::OpenSession,
             _ => return Err(Malformed("command: of a kind that this version does not know")),
         };

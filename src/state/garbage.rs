@@ -1,10 +1,11 @@
-//! What deleted topics leave behind in the checkpoint.
+//! What deleted topics and retention leave behind in the checkpoint.
 //!
 //! Deleting a topic must not take longer the more it held, so applying it only takes the name away, and the
 //! next checkpoint only its head. The blocks stay, as garbage that nothing leads to, and are cleared away
 //! in the background, some at a time: a block is read, its key deleted on disk, and only then are its entries
-//! released. A kill in between leaves blocks without a head, which the next start finds and hands back; their
-//! entries are not counted live then, so those have only to be deleted.
+//! released. So it is with the blocks that retention gave up unread. A kill in between leaves blocks without
+//! a head, or below its floor, which the next start finds and hands back; their entries are not counted live
+//! then, so those have only to be deleted.
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -18,6 +19,15 @@ use crate::storage::{Change, Checkpoint, LiveEntries};
 /// Blocks that are cleared away together: 1 MiB of runs at most, one write to the checkpoint.
 const BLOCKS_PER_STEP: usize = 256;
 
+/// A block that retention gave up unread.
+#[derive(Debug, Clone, Copy)]
+pub struct EvictedBlock {
+    pub epoch: u64,
+    pub first_seq: u64,
+    /// Runs that end below this seq have released their entries already.
+    pub live_from_seq: u64,
+}
+
 /// Deleted topics whose blocks the checkpoint still holds.
 #[derive(Default)]
 pub struct Garbage {
@@ -26,6 +36,7 @@ pub struct Garbage {
     topics: VecDeque<Arc<SharedTopic>>,
     /// Blocks of topics that were taken up.
     blocks: VecDeque<(Arc<SharedTopic>, TopicKey)>,
+    evicted: VecDeque<EvictedBlock>,
 }
 
 impl Garbage {
@@ -33,13 +44,14 @@ impl Garbage {
         Self { orphans, ..Self::default() }
     }
 
-    /// Takes in topics that the checkpoint on disk no longer has.
-    pub fn add(&mut self, deleted: Vec<Arc<SharedTopic>>) {
+    /// Takes in topics that the checkpoint on disk no longer has, and blocks that are below the floors there.
+    pub fn add(&mut self, deleted: Vec<Arc<SharedTopic>>, evicted: Vec<EvictedBlock>) {
         self.topics.extend(deleted);
+        self.evicted.extend(evicted);
     }
 
     pub fn is_empty(&self) -> bool {
-        self.orphans.is_empty() && self.topics.is_empty() && self.blocks.is_empty()
+        self.orphans.is_empty() && self.topics.is_empty() && self.blocks.is_empty() && self.evicted.is_empty()
     }
 
     /// Forgets everything, as the checkpoint did.
@@ -66,9 +78,20 @@ impl Garbage {
                     Some(block) => Some(block),
                     None => checkpoint.get(&key)?.map(|bytes| SealedBlock { first_seq, bytes: bytes.into() }),
                 };
-                for index in block.iter().flat_map(SealedBlock::entry_indexes) {
+                let live_from_seq = shared.read().earliest_seq;
+                for index in block.iter().flat_map(|block| block.entry_indexes_from(live_from_seq)) {
                     released.push(index?);
                 }
+            }
+            deletions.push((key, None));
+        }
+        let topic_block_count = deletions.len();
+        for evicted in self.evicted.iter().take(BLOCKS_PER_STEP - topic_block_count) {
+            let key = Key::Topic(evicted.epoch, TopicKey::Runs(evicted.first_seq)).encode();
+            let stored = checkpoint.get(&key)?;
+            let block = stored.map(|bytes| SealedBlock { first_seq: evicted.first_seq, bytes: bytes.into() });
+            for index in block.iter().flat_map(|block| block.entry_indexes_from(evicted.live_from_seq)) {
+                released.push(index?);
             }
             deletions.push((key, None));
         }
@@ -77,7 +100,8 @@ impl Garbage {
         let orphans_left = self.orphans.len() - orphan_count;
         deletions.extend(self.orphans[orphans_left..].iter().map(|key| (key.encode(), None)));
         checkpoint.write(deletions)?;
-        self.blocks.drain(..block_count);
+        self.blocks.drain(..topic_block_count);
+        self.evicted.drain(..block_count - topic_block_count);
         self.orphans.truncate(orphans_left);
         released.into_iter().for_each(|index| live.release(index));
         Ok(())

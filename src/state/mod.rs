@@ -9,35 +9,42 @@
 //! what changed since the last one, as keys and values that belong to one exact point between two
 //! entries.
 
+mod blocks;
 mod catalog;
 mod checkpoint_form;
 mod command;
 mod dedupe;
 mod garbage;
 mod outcome;
+mod retention;
 mod run;
 mod session;
 mod topic;
 mod topic_config;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+pub use blocks::TimePlace;
 pub use catalog::{Catalog, SharedTopic};
 pub use checkpoint_form::Key;
 pub use command::{Append, Command, Create, Decoded, Draft, Envelope, carries_records};
-pub use garbage::Garbage;
+pub use garbage::{EvictedBlock, Garbage};
 pub use outcome::{Appended, Outcome, Refusal};
+pub use retention::{Floors, Freed, Reason};
 pub use run::{Run, SealedBlock};
 pub use topic::{Located, Topic, TopicKey};
 pub use topic_config::{Compaction, Discard, Durability, TopicConfig, TopicType};
 
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
+use crate::limits::MAX_TOPICS_PER_EXPIRY;
 use crate::record::{EntryRecords, counted_bytes};
 use crate::storage::{Change, EntryId, LiveEntries};
+use retention::{Due, fits};
 use session::{Admission, Session};
 
 /// The membership that the log has told last, in the bytes of the room that knows what they mean.
@@ -56,6 +63,28 @@ pub struct Applied {
     pub touched: Option<Arc<SharedTopic>>,
 }
 
+/// A sealed block that is not in memory and must be, see [`SharedTopic::supply_block`].
+#[derive(Debug)]
+pub struct MissingBlock {
+    pub topic: Arc<SharedTopic>,
+    pub first_seq: u64,
+}
+
+/// Why an entry was not applied; nothing has changed.
+#[derive(Debug)]
+pub enum NotApplied {
+    /// It can be once these blocks are supplied. Never empty.
+    Missing(Vec<MissingBlock>),
+    /// This version cannot read it: the member must stop.
+    Malformed(Malformed),
+}
+
+impl From<Malformed> for NotApplied {
+    fn from(malformed: Malformed) -> Self {
+        NotApplied::Malformed(malformed)
+    }
+}
+
 /// The replicated state of one member.
 pub struct State {
     catalog: Arc<Catalog>,
@@ -72,8 +101,11 @@ pub struct State {
     deleted: Vec<Arc<SharedTopic>>,
     /// Sum of the digests of all topics, but for what [`Self::dirty_topics`] and [`Self::deleted`] have changed.
     topics_digest: u64,
-    /// Blocks that a restore found without their topic.
+    /// Blocks that a restore found without their topic, or below its floor.
     orphans: Vec<Key>,
+    due: Due,
+    /// What retention gave up since the last checkpoint.
+    freed: Freed,
     /// Which log entries the runs of all topics name. Not part of the state: no outcome depends on it.
     live: Arc<LiveEntries>,
     sizes_bytes: Vec<u32>,
@@ -96,6 +128,8 @@ impl Default for State {
             deleted: Vec::new(),
             topics_digest: 0,
             orphans: Vec::new(),
+            due: Due::default(),
+            freed: Freed::default(),
             live: Arc::default(),
             sizes_bytes: Vec::new(),
         }
@@ -110,6 +144,8 @@ pub struct Changes {
     pub saved: Vec<(Arc<SharedTopic>, u64)>,
     /// Topics that the checkpoint will no longer have. Their blocks are left to [`Garbage`].
     pub deleted: Vec<Arc<SharedTopic>>,
+    /// What retention gave up: entries to release, and blocks that are left to [`Garbage`].
+    pub freed: Freed,
 }
 
 impl State {
@@ -141,6 +177,11 @@ impl State {
         self.time_ms
     }
 
+    /// When the first record of any topic expires, in cluster time; `None` if none will.
+    pub fn next_due_ms(&self) -> Option<u64> {
+        self.due.first_ms()
+    }
+
     /// Applies an entry that carries no command.
     pub fn apply_blank(&mut self, entry: EntryId) {
         self.advance(entry);
@@ -157,19 +198,29 @@ impl State {
         }
     }
 
-    /// Applies a command that the leader ordered at `stamp_ms`. Fails only on bytes that this version
-    /// cannot read; then nothing has changed and the member must stop.
+    /// Applies a command that the leader ordered at `stamp_ms`.
     pub fn apply_command(
         &mut self,
         entry: EntryId,
         stamp_ms: u64,
         payload: &Bytes,
-    ) -> Result<Applied, Malformed> {
+    ) -> Result<Applied, NotApplied> {
         let decoded = Decoded::parse(payload.clone())?;
         let command = decoded.command()?;
         self.measure(&decoded.records)?;
+        let target = match &command {
+            Command::Append(Append { topic, .. })
+            | Command::PutTopic { topic, .. }
+            | Command::DeleteTopic { topic, .. } => self.catalog.get(topic),
+            Command::Expire | Command::OpenSession => None,
+        };
+        let now_ms = self.time_ms.max(stamp_ms);
+        let missing = self.missing_blocks(&command, target.as_ref(), now_ms);
+        if !missing.is_empty() {
+            return Err(NotApplied::Missing(missing));
+        }
         self.advance(entry);
-        self.time_ms = self.time_ms.max(stamp_ms);
+        self.time_ms = now_ms;
 
         let Envelope { node_id, session, number, .. } = decoded.envelope;
         if command == Command::OpenSession {
@@ -185,7 +236,7 @@ impl State {
             }
             Admission::Repeat(outcome) => Applied { outcome, touched: None },
             Admission::New => {
-                let applied = self.execute(entry, &command);
+                let applied = self.execute(entry, &command, target)?;
                 if let Some(session) = self.sessions.get_mut(&node_id) {
                     session.remember(number, applied.outcome.clone());
                 }
@@ -215,24 +266,68 @@ impl State {
         Ok(())
     }
 
+    /// The blocks that retention needs to apply `command`, which is for `target`, at `now_ms`.
+    fn missing_blocks(
+        &self,
+        command: &Command<'_>,
+        target: Option<&Arc<SharedTopic>>,
+        now_ms: u64,
+    ) -> Vec<MissingBlock> {
+        let missing = |shared: &Arc<SharedTopic>, new_records, new_config| {
+            let first_seq = shared.read().missing_block(now_ms, new_records, new_config)?;
+            Some(MissingBlock { topic: shared.clone(), first_seq })
+        };
+        let of_target = match command {
+            Command::Append(_) => target.and_then(|shared| missing(shared, self.new_records(), None)),
+            Command::PutTopic { config, .. } => {
+                target.and_then(|shared| missing(shared, (0, 0), Some(config)))
+            }
+            Command::DeleteTopic { .. } => target.and_then(|shared| missing(shared, (0, 0), None)),
+            Command::Expire => {
+                let due = self.due.at(now_ms, MAX_TOPICS_PER_EXPIRY);
+                return due.iter().filter_map(|shared| missing(shared, (0, 0), None)).collect();
+            }
+            Command::OpenSession => None,
+        };
+        of_target.into_iter().collect()
+    }
+
+    /// Number of the records that the command brings, and what they count for.
+    fn new_records(&self) -> (u64, u64) {
+        (self.sizes_bytes.len() as u64, self.sizes_bytes.iter().map(|size| u64::from(*size)).sum())
+    }
+
     fn advance(&mut self, entry: EntryId) {
         debug_assert!(self.applied.is_none_or(|applied| applied < entry));
         self.applied = Some(entry);
     }
 
-    fn execute(&mut self, entry: EntryId, command: &Command<'_>) -> Applied {
+    fn execute(
+        &mut self,
+        entry: EntryId,
+        command: &Command<'_>,
+        target: Option<Arc<SharedTopic>>,
+    ) -> Result<Applied, Malformed> {
+        if let Some(shared) = &target {
+            self.expire_topic(shared)?;
+        }
         match command {
-            Command::Append(append) => self.append(entry, append),
-            Command::PutTopic { topic, config } => self.put_topic(topic, config),
-            Command::DeleteTopic { topic, if_empty } => self.delete_topic(topic, *if_empty),
+            Command::Append(append) => self.append(entry, append, target),
+            Command::PutTopic { topic, config } => self.put_topic(topic, config, target),
+            Command::DeleteTopic { topic, if_empty } => Ok(self.delete_topic(topic, *if_empty, target)),
+            Command::Expire => self.expire(),
             Command::OpenSession => unreachable!("handled before the session is looked at"),
         }
     }
 
     /// Order of checks: contract C-WRITE-15.
-    fn append(&mut self, entry: EntryId, append: &Append<'_>) -> Applied {
-        let refused = |refusal| Applied { outcome: Outcome::Refused(refusal), touched: None };
-        let existing = self.catalog.get(append.topic);
+    fn append(
+        &mut self,
+        entry: EntryId,
+        append: &Append<'_>,
+        existing: Option<Arc<SharedTopic>>,
+    ) -> Result<Applied, Malformed> {
+        let refused = |refusal| Ok(Applied { outcome: Outcome::Refused(refusal), touched: None });
         let mut repeated = None;
         if let (Some(shared), Some(key)) = (&existing, append.idempotency_key) {
             // Looking a key up forgets old ones, which is a change whatever becomes of the write.
@@ -247,7 +342,7 @@ impl State {
                 created: false,
                 deduped: true,
             };
-            return Applied { outcome: Outcome::Appended(appended), touched: None };
+            return Ok(Applied { outcome: Outcome::Appended(appended), touched: None });
         }
         let head_seq = existing.as_ref().map_or(0, |shared| shared.read().head_seq);
         if existing.is_none() && append.create == Create::Never {
@@ -256,16 +351,37 @@ impl State {
         if append.expect_head_seq.is_some_and(|expected| expected != head_seq) {
             return refused(Refusal::HeadMismatch { head_seq });
         }
+        if let Some(refusal) = over_caps(append, existing.as_ref(), self.new_records()) {
+            return refused(refusal);
+        }
         let (shared, created) = match (existing, &append.create) {
             (Some(shared), _) => (shared, false),
             (None, Create::With(config)) => (self.create(append.topic, config.clone()), true),
             (None, Create::Never) => return refused(Refusal::TopicNotFound),
         };
+        let all = 0..self.sizes_bytes.len();
+        let appended = self.append_records(&shared, entry, all, append.idempotency_key)?;
+        Ok(Applied { outcome: Outcome::Appended(Appended { created, ..appended }), touched: Some(shared) })
+    }
+
+    /// Appends those of the entry's records to a topic that are at `positions`; the oldest ones then go.
+    fn append_records(
+        &mut self,
+        shared: &Arc<SharedTopic>,
+        entry: EntryId,
+        positions: Range<usize>,
+        key: Option<&str>,
+    ) -> Result<Appended, Malformed> {
+        let mut topic = shared.write();
+        let due_before = topic.next_due_ms();
+        let (first_position, sizes_bytes) = (positions.start as u32, &self.sizes_bytes[positions]);
         let (appended, run_count) =
-            shared.write().append(entry, 0, self.time_ms, &self.sizes_bytes, append.idempotency_key);
+            topic.append(entry, first_position, self.time_ms, sizes_bytes, key, &mut self.freed);
         self.live.add(entry.index, run_count);
+        topic.keep_within_caps(&mut self.freed)?;
+        self.due.update(shared, due_before, topic.next_due_ms());
         self.dirty_topics.insert(shared.epoch, shared.clone());
-        Applied { outcome: Outcome::Appended(Appended { created, ..appended }), touched: Some(shared) }
+        Ok(appended)
     }
 
     fn create(&mut self, name: &str, config: TopicConfig) -> Arc<SharedTopic> {
@@ -276,9 +392,14 @@ impl State {
         shared
     }
 
-    fn put_topic(&mut self, name: &str, config: &TopicConfig) -> Applied {
-        let outcome = |outcome| Applied { outcome, touched: None };
-        let Some(shared) = self.catalog.get(name) else {
+    fn put_topic(
+        &mut self,
+        name: &str,
+        config: &TopicConfig,
+        existing: Option<Arc<SharedTopic>>,
+    ) -> Result<Applied, Malformed> {
+        let outcome = |outcome| Ok(Applied { outcome, touched: None });
+        let Some(shared) = existing else {
             self.create(name, config.clone());
             return outcome(Outcome::TopicPut { created: true, config: config.clone() });
         };
@@ -290,25 +411,52 @@ impl State {
                 requested: config.topic_type,
             }));
         }
+        let due_before = topic.next_due_ms();
         if topic.reconfigure(config.clone()) {
+            topic.expire(self.time_ms, &mut self.freed)?;
+            topic.keep_within_caps(&mut self.freed)?;
+            self.due.update(&shared, due_before, topic.next_due_ms());
             self.dirty_topics.insert(shared.epoch, shared.clone());
         }
         outcome(Outcome::TopicPut { created: false, config: config.clone() })
     }
 
-    fn delete_topic(&mut self, name: &str, if_empty: bool) -> Applied {
-        let Some(shared) = self.catalog.get(name) else {
+    fn delete_topic(&mut self, name: &str, if_empty: bool, existing: Option<Arc<SharedTopic>>) -> Applied {
+        let Some(shared) = existing else {
             return Applied { outcome: Outcome::TopicDeleted { deleted: false }, touched: None };
         };
-        let count = shared.read().count;
+        let (count, due_ms) = {
+            let topic = shared.read();
+            (topic.count, topic.next_due_ms())
+        };
         if if_empty && count > 0 {
             return Applied { outcome: Outcome::Refused(Refusal::NotEmpty { count }), touched: None };
         }
         self.catalog.remove(name);
+        self.due.update(&shared, due_ms, None);
         self.dirty_topics.remove(&shared.epoch);
         // Whatever it held: a topic of ten million records goes as quickly as an empty one.
         self.deleted.push(shared.clone());
         Applied { outcome: Outcome::TopicDeleted { deleted: true }, touched: Some(shared) }
+    }
+
+    fn expire(&mut self) -> Result<Applied, Malformed> {
+        let due = self.due.at(self.time_ms, MAX_TOPICS_PER_EXPIRY);
+        due.iter().try_for_each(|shared| self.expire_topic(shared))?;
+        Ok(Applied { outcome: Outcome::Expired { topic_count: due.len() as u64 }, touched: None })
+    }
+
+    /// Takes what is expired by now.
+    fn expire_topic(&mut self, shared: &Arc<SharedTopic>) -> Result<(), Malformed> {
+        let due_before = shared.read().next_due_ms();
+        if due_before.is_none_or(|due_ms| due_ms > self.time_ms) {
+            return Ok(());
+        }
+        let mut topic = shared.write();
+        topic.expire(self.time_ms, &mut self.freed)?;
+        self.due.update(shared, due_before, topic.next_due_ms());
+        self.dirty_topics.insert(shared.epoch, shared.clone());
+        Ok(())
     }
 
     /// Digest of the whole state: equal on all members that have applied the same entries. Looks only at the
@@ -352,8 +500,10 @@ impl State {
             topic.take_changes(&mut |key, value| changes.push((Key::Topic(epoch, key).encode(), value)));
             saved.push((shared.clone(), topic.head_seq));
         }
+        let mut freed = std::mem::take(&mut self.freed);
+        changes.extend(freed.blocks.drain(..).map(|key| (key.encode(), None)));
         changes.push((Key::Machine.encode(), Some(self.encode_machine())));
-        Changes { values: changes, saved, deleted }
+        Changes { values: changes, saved, deleted, freed }
     }
 
     fn encode_machine(&self) -> Vec<u8> {
@@ -401,10 +551,11 @@ impl State {
                 };
                 match part {
                     TopicKey::Runs(first_seq) => {
-                        for run in run::runs(first_seq, value) {
-                            self.live.add(run?.entry.index, 1);
+                        let each_live = |index| self.live.add(index, 1);
+                        if !shared.write().restore_runs(first_seq, value, each_live)? {
+                            self.orphans.push(Key::Topic(epoch, part));
                         }
-                        shared.write().restore_runs(first_seq, value)
+                        Ok(())
                     }
                     TopicKey::Keys(first) => shared.write().restore_keys(first, value),
                     TopicKey::Head => Ok(()),
@@ -413,10 +564,12 @@ impl State {
         }
     }
 
-    /// Ends a restore. Gives the keys of blocks whose topic is gone: nothing names them any more.
+    /// Ends a restore. Gives the keys of blocks whose topic is gone, or all of whose records are: nothing
+    /// names them any more.
     pub fn restored(&mut self) -> Vec<Key> {
-        for topic in std::mem::take(&mut self.dirty_topics).values() {
-            sum_up(&mut self.topics_digest, topic);
+        for shared in std::mem::take(&mut self.dirty_topics).values() {
+            sum_up(&mut self.topics_digest, shared);
+            self.due.update(shared, None, shared.read().next_due_ms());
         }
         std::mem::take(&mut self.orphans)
     }
@@ -435,6 +588,28 @@ impl State {
 fn sum_up(sum: &mut u64, topic: &SharedTopic) {
     let (before, now) = topic.summed_digest();
     *sum = sum.wrapping_sub(before).wrapping_add(now);
+}
+
+/// What a topic that refuses what is too much says to a write (C-WRITE-09, C-WRITE-10).
+fn over_caps(
+    append: &Append<'_>,
+    existing: Option<&Arc<SharedTopic>>,
+    (count, bytes): (u64, u64),
+) -> Option<Refusal> {
+    let above_caps = |config: &TopicConfig| {
+        let TopicConfig { cap_records, cap_bytes, .. } = *config;
+        (!fits(config, count, bytes)).then_some(Refusal::AboveCaps { cap_records, cap_bytes })
+    };
+    let topic = match (existing, &append.create) {
+        (Some(shared), _) => shared.read(),
+        (None, Create::With(config)) => return above_caps(config),
+        (None, Create::Never) => return None,
+    };
+    let TopicConfig { cap_records, cap_bytes, .. } = topic.config;
+    let (head_seq, earliest_seq) = (topic.head_seq, topic.earliest_seq);
+    let is_full = !fits(&topic.config, topic.count + count, topic.bytes + bytes);
+    let full = || is_full.then_some(Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq });
+    above_caps(&topic.config).or_else(full)
 }
 
 fn put_entry_id(out: &mut BytesMut, id: Option<EntryId>) {

@@ -28,9 +28,28 @@ pub struct Appended {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     TopicNotFound,
-    TypeDiffers { existing: TopicType, requested: TopicType },
-    NotEmpty { count: u64 },
-    HeadMismatch { head_seq: u64 },
+    TypeDiffers {
+        existing: TopicType,
+        requested: TopicType,
+    },
+    NotEmpty {
+        count: u64,
+    },
+    HeadMismatch {
+        head_seq: u64,
+    },
+    /// The topic refuses what is too much, and holds too much for this write.
+    TopicFull {
+        cap_records: u64,
+        cap_bytes: u64,
+        head_seq: u64,
+        earliest_seq: u64,
+    },
+    /// The write alone is more than such a topic may hold.
+    AboveCaps {
+        cap_records: u64,
+        cap_bytes: u64,
+    },
     SessionUnknown,
 }
 
@@ -46,6 +65,10 @@ pub enum Outcome {
         deleted: bool,
     },
     SessionOpened,
+    /// How many topics had something expired.
+    Expired {
+        topic_count: u64,
+    },
     Refused(Refusal),
     /// For entries without a command.
     Nothing,
@@ -91,7 +114,22 @@ impl Outcome {
                         put_varint(out, *head_seq);
                     }
                     Refusal::SessionUnknown => out.put_u8(4),
+                    Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq } => {
+                        out.put_u8(5);
+                        for value in [*cap_records, *cap_bytes, *head_seq, *earliest_seq] {
+                            put_varint(out, value);
+                        }
+                    }
+                    Refusal::AboveCaps { cap_records, cap_bytes } => {
+                        out.put_u8(6);
+                        put_varint(out, *cap_records);
+                        put_varint(out, *cap_bytes);
+                    }
                 }
+            }
+            Outcome::Expired { topic_count } => {
+                out.put_u8(6);
+                put_varint(out, *topic_count);
             }
         }
     }
@@ -115,8 +153,16 @@ impl Outcome {
                 2 => Refusal::NotEmpty { count: reader.varint()? },
                 3 => Refusal::HeadMismatch { head_seq: reader.varint()? },
                 4 => Refusal::SessionUnknown,
+                5 => Refusal::TopicFull {
+                    cap_records: reader.varint()?,
+                    cap_bytes: reader.varint()?,
+                    head_seq: reader.varint()?,
+                    earliest_seq: reader.varint()?,
+                },
+                6 => Refusal::AboveCaps { cap_records: reader.varint()?, cap_bytes: reader.varint()? },
                 _ => return Err(reader.malformed()),
             }),
+            6 => Outcome::Expired { topic_count: reader.varint()? },
             _ => return Err(reader.malformed()),
         })
     }
@@ -160,6 +206,19 @@ impl Refusal {
                 Error::new(Code::HeadMismatch, format!("the head of topic {topic:?} is {head_seq}"))
                     .with_detail(json!({ "topic": topic, "head_seq": head_seq }))
             }
+            Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq } => Error::new(
+                Code::TopicFull,
+                format!("topic {topic:?} is full and refuses what does not fit"),
+            )
+            .with_detail(json!({
+                "topic": topic, "cap_records": cap_records, "cap_bytes": cap_bytes, "head_seq": head_seq,
+                "earliest_seq": earliest_seq
+            })),
+            Refusal::AboveCaps { cap_records, cap_bytes } => Error::new(
+                Code::RecordTooLarge,
+                format!("the write alone is more than topic {topic:?} may hold"),
+            )
+            .with_detail(json!({ "topic": topic, "cap_records": cap_records, "cap_bytes": cap_bytes })),
             Refusal::SessionUnknown => Error::new(
                 Code::CommitUnknown,
                 "the cluster no longer remembers this member's session; the write may or may not have taken \
@@ -183,6 +242,14 @@ mod tests {
             Outcome::TopicPut { created: true, config: TopicConfig::default() },
             Outcome::TopicDeleted { deleted: false },
             Outcome::SessionOpened,
+            Outcome::Expired { topic_count: 300 },
+            Outcome::Refused(Refusal::TopicFull {
+                cap_records: 1,
+                cap_bytes: 200,
+                head_seq: 9,
+                earliest_seq: 9,
+            }),
+            Outcome::Refused(Refusal::AboveCaps { cap_records: 1, cap_bytes: 1 << 40 }),
             Outcome::Refused(Refusal::TopicNotFound),
             Outcome::Refused(differs),
             Outcome::Refused(Refusal::NotEmpty { count: 5 }),

@@ -101,10 +101,6 @@ impl OpenBlock {
         &self.bytes
     }
 
-    pub fn runs(&self) -> RunIter<'_> {
-        runs(self.first_seq, &self.bytes)
-    }
-
     /// Appends the start of `run`, as much of it as one coded run may hold, and says how many records
     /// that was; 0 means that the block is full. `sizes_bytes` has the size of each record.
     pub fn push(&mut self, run: &Run, sizes_bytes: &[u32]) -> usize {
@@ -148,8 +144,21 @@ pub struct RunIter<'a> {
     base: Base,
 }
 
-impl RunIter<'_> {
-    fn decode(&mut self) -> Result<Run, Malformed> {
+/// What each record of a coded run counts for.
+#[derive(Clone)]
+pub enum Sizes<'a> {
+    Same(u64),
+    /// One varint each.
+    Each(Reader<'a>),
+}
+
+impl<'a> RunIter<'a> {
+    /// The next run and the sizes of its records; `None` at the end of the block.
+    pub fn next_sized(&mut self) -> Result<Option<(Run, Sizes<'a>)>, Malformed> {
+        if self.reader.is_empty() { Ok(None) } else { self.decode().map(Some) }
+    }
+
+    fn decode(&mut self) -> Result<(Run, Sizes<'a>), Malformed> {
         let reader = &mut self.reader;
         let flags = reader.u8()?;
         let count = reader.varint()?;
@@ -166,13 +175,12 @@ impl RunIter<'_> {
             },
             first_position: u32::try_from(reader.varint()?).map_err(|_| reader.malformed())?,
         };
-        if flags & SAME_SIZE != 0 {
-            reader.varint()?;
-        } else {
-            reader.blob()?;
-        }
+        let sizes = match flags & SAME_SIZE {
+            0 => Sizes::Each(Reader::new(reader.blob()?, "block of runs")),
+            _ => Sizes::Same(reader.varint()?),
+        };
         self.base = Base::past(&run);
-        Ok(run)
+        Ok((run, sizes))
     }
 }
 
@@ -183,11 +191,109 @@ impl Iterator for RunIter<'_> {
         if self.reader.is_empty() {
             return None;
         }
-        let run = self.decode();
+        let run = self.decode().map(|(run, _)| run);
         if run.is_err() {
             self.reader = Reader::new(&[], "block of runs");
         }
         Some(run)
+    }
+}
+
+/// A place in a block from which records are given up, oldest first. It keeps what it has decoded, so that
+/// giving up one record costs the same wherever in the block it lies. The block itself is handed in with
+/// every call; it may grow in between.
+#[derive(Debug, Clone)]
+pub struct FrontCursor {
+    /// Offset of the next coded run, and what that is coded against.
+    offset: usize,
+    base: Base,
+    run: Option<FrontRun>,
+}
+
+/// What is left of the run at the cursor.
+#[derive(Debug, Clone)]
+struct FrontRun {
+    left: Run,
+    sizes: FrontSizes,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum FrontSizes {
+    Same(u64),
+    /// Offset of the next record's size.
+    Each(usize),
+}
+
+/// Records of one run that a cursor has passed.
+#[derive(Debug, Clone, Copy)]
+pub struct Passed {
+    pub count: u64,
+    pub bytes: u64,
+    pub last_seq: u64,
+    pub ts_ms: u64,
+    /// Index of the run's log entry, if no record of the run is left.
+    pub ended_entry: Option<u64>,
+}
+
+impl FrontCursor {
+    /// The place of the record `from_seq` in the block that starts at `first_seq`.
+    pub fn at(first_seq: u64, block: &[u8], from_seq: u64) -> Result<Self, Malformed> {
+        let mut cursor = FrontCursor { offset: 0, base: Base::start(first_seq), run: None };
+        while let Some(run) = cursor.run(block)? {
+            if run.first_seq >= from_seq {
+                break;
+            }
+            cursor.pass(block, from_seq - run.first_seq, 0)?;
+        }
+        Ok(cursor)
+    }
+
+    /// What is left of the oldest run; `None` at the end of the block.
+    pub fn run(&mut self, block: &[u8]) -> Result<Option<Run>, Malformed> {
+        if self.run.is_none() {
+            let rest = block.get(self.offset..).unwrap_or_default();
+            let mut iter = RunIter { reader: Reader::new(rest, "block of runs"), base: self.base };
+            let Some((left, sizes)) = iter.next_sized()? else { return Ok(None) };
+            self.offset = block.len() - iter.reader.rest().len();
+            self.base = iter.base;
+            let sizes = match sizes {
+                Sizes::Same(size) => FrontSizes::Same(size),
+                // They are the last part of a coded run.
+                Sizes::Each(reader) => FrontSizes::Each(self.offset - reader.rest().len()),
+            };
+            self.run = Some(FrontRun { left, sizes });
+        }
+        Ok(self.run.as_ref().map(|run| run.left))
+    }
+
+    /// Passes records of the oldest run until they are at least `count` and count for at least `bytes`, or the
+    /// run ends. There must be a run.
+    pub fn pass(&mut self, block: &[u8], count: u64, bytes: u64) -> Result<Passed, Malformed> {
+        let run = self.run.as_mut().ok_or(Malformed("block of runs"))?;
+        let (mut passed_count, mut passed_bytes) = (0, 0);
+        match &mut run.sizes {
+            FrontSizes::Same(size) => {
+                passed_count = count.max(bytes.div_ceil((*size).max(1))).min(run.left.count);
+                passed_bytes = passed_count * *size;
+            }
+            FrontSizes::Each(at) => {
+                let rest = block.get(*at..self.offset).ok_or(Malformed("block of runs"))?;
+                let mut reader = Reader::new(rest, "block of runs");
+                while passed_count < run.left.count && (passed_count < count || passed_bytes < bytes) {
+                    passed_bytes += reader.varint()?;
+                    passed_count += 1;
+                }
+                *at = self.offset - reader.rest().len();
+            }
+        }
+        let last_seq = run.left.first_seq + passed_count - 1;
+        let (ts_ms, entry) = (run.left.ts_ms, run.left.entry);
+        self.run = match run.left.after(last_seq) {
+            Some(left) => Some(FrontRun { left, sizes: run.sizes }),
+            None => None,
+        };
+        let ended_entry = self.run.is_none().then_some(entry.index);
+        Ok(Passed { count: passed_count, bytes: passed_bytes, last_seq, ts_ms, ended_entry })
     }
 }
 
@@ -199,9 +305,11 @@ pub struct SealedBlock {
 }
 
 impl SealedBlock {
-    /// The index of the log entry that each of its runs names.
-    pub fn entry_indexes(&self) -> impl Iterator<Item = Result<u64, Malformed>> {
-        runs(self.first_seq, &self.bytes).map(|run| Ok(run?.entry.index))
+    /// The index of the log entry that each of its runs names, but for runs that end before `from_seq`.
+    pub fn entry_indexes_from(&self, from_seq: u64) -> impl Iterator<Item = Result<u64, Malformed>> {
+        let runs = runs(self.first_seq, &self.bytes);
+        runs.filter(move |run| run.is_err() || run.is_ok_and(|run| run.last_seq() >= from_seq))
+            .map(|run| Ok(run?.entry.index))
     }
 }
 
@@ -260,11 +368,46 @@ mod tests {
                 }
             }
             let decoded: Vec<Run> =
-                blocks.iter().flat_map(|block| block.runs()).collect::<Result<_, _>>().unwrap();
+                blocks.iter().flat_map(|block| runs(block.first_seq(), block.bytes())).collect::<Result<_, _>>().unwrap();
             prop_assert_eq!(decoded, expected);
             let last = blocks.last().unwrap();
             let restored = OpenBlock::restore(last.first_seq(), last.bytes()).unwrap();
             prop_assert_eq!(restored.base.next_seq, next_seq);
+        }
+
+        #[test]
+        fn records_are_passed_one_by_one_as_all_at_once(
+            batches in proptest::collection::vec(proptest::collection::vec(1u32..9, 1..60), 1..30),
+            steps in proptest::collection::vec((0u64..40, 0u64..90), 1..200),
+        ) {
+            let mut block = OpenBlock::new(7);
+            let mut sizes: Vec<(u64, u64)> = Vec::new();
+            for (batch, index) in batches.iter().zip(10..) {
+                let run = Run {
+                    first_seq: 7 + sizes.len() as u64, count: batch.len() as u64, ts_ms: index * 3,
+                    entry: EntryId { term: 2, index }, first_position: 0,
+                };
+                prop_assert_eq!(block.push(&run, batch), batch.len());
+                sizes.extend(batch.iter().map(|size| (u64::from(*size), index)));
+            }
+            let mut passed_records = 0;
+            let mut cursor = FrontCursor::at(7, block.bytes(), 7).unwrap();
+            for (count, bytes) in steps {
+                let Some(run) = cursor.run(block.bytes()).unwrap() else { break };
+                prop_assert_eq!(run.first_seq, 7 + passed_records as u64);
+                let passed = cursor.pass(block.bytes(), count, bytes).unwrap();
+                let these = &sizes[passed_records..passed_records + passed.count as usize];
+                let sum = |sizes: &[(u64, u64)]| sizes.iter().map(|(size, _)| size).sum::<u64>();
+                prop_assert_eq!(passed.bytes, sum(these));
+                passed_records += these.len();
+                let is_end = sizes.get(passed_records).is_none_or(|(_, index)| *index != run.entry.index);
+                prop_assert_eq!(passed.ended_entry, is_end.then_some(run.entry.index));
+                prop_assert!(is_end || (passed.count >= count && passed.bytes >= bytes));
+                let is_least = these.len() as u64 == count || these.len() < 1 || sum(&these[..these.len() - 1]) < bytes;
+                prop_assert!(is_least);
+                let mut again = FrontCursor::at(7, block.bytes(), 7 + passed_records as u64).unwrap();
+                prop_assert_eq!(again.run(block.bytes()), cursor.run(block.bytes()));
+            }
         }
 
         #[test]

@@ -1,13 +1,15 @@
 //! One topic instance: its configuration, floors, counters, runs and remembered keys.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 
+use super::blocks::{Blocks, TimePlace};
+use super::checkpoint_form::Key;
 use super::dedupe::{Dedupe, Remembered};
 use super::outcome::Appended;
-use super::run::{OpenBlock, Run, SealedBlock, runs};
+use super::retention::{Floors, Freed};
+use super::run::{Run, SealedBlock, runs};
 use super::topic_config::TopicConfig;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
@@ -17,11 +19,15 @@ use crate::storage::EntryId;
 pub enum Located {
     /// Nothing above the cursor.
     AtHead,
+    /// The record after the cursor is gone: look at the floors again.
+    BelowEarliest,
     /// Runs above the cursor, in order; not necessarily all there are.
     Runs(Vec<Run>),
     /// The block that starts at this seq is not in memory.
     Cold { block_first_seq: u64 },
 }
+
+const HEAD_VERSION: u8 = 2;
 
 /// One life of a topic name.
 #[derive(Debug)]
@@ -33,19 +39,15 @@ pub struct Topic {
     pub head_seq: u64,
     /// First live seq; `head_seq + 1` if none.
     pub earliest_seq: u64,
-    /// 1 above the highest seq that was taken without being asked for.
-    pub evict_floor: u64,
+    /// What retention has taken.
+    pub floors: Floors,
     /// Live records and the bytes they count for.
     pub count: u64,
     pub bytes: u64,
     pub last_write_ts_ms: Option<u64>,
     digest: Digest,
     dedupe: Dedupe,
-    open: OpenBlock,
-    /// First seq of every sealed block.
-    sealed_first_seqs: Vec<u64>,
-    /// Sealed blocks that no checkpoint holds yet.
-    unsaved: BTreeMap<u64, Bytes>,
+    pub(super) blocks: Blocks,
     is_dirty: bool,
 }
 
@@ -57,20 +59,22 @@ impl Topic {
             config,
             head_seq: 0,
             earliest_seq: 1,
-            evict_floor: 1,
+            floors: Floors::default(),
             count: 0,
             bytes: 0,
             last_write_ts_ms: None,
             digest: Digest::default(),
             dedupe: Dedupe::default(),
-            open: OpenBlock::new(1),
-            sealed_first_seqs: Vec::new(),
-            unsaved: BTreeMap::new(),
+            blocks: Blocks::new(1),
             is_dirty: true,
         };
         topic.digest.add(epoch);
         topic.digest_config();
         topic
+    }
+
+    pub(super) fn set_dirty(&mut self) {
+        self.is_dirty = true;
     }
 
     fn digest_config(&mut self) {
@@ -106,23 +110,15 @@ impl Topic {
         ts_ms: u64,
         sizes_bytes: &[u32],
         idempotency_key: Option<&str>,
+        freed: &mut Freed,
     ) -> (Appended, u64) {
         let (first_seq, count) = (self.head_seq + 1, sizes_bytes.len() as u64);
         let bytes: u64 = sizes_bytes.iter().map(|size| *size as u64).sum();
-        let (mut done, mut run_count) = (0, 0);
-        while done < sizes_bytes.len() {
-            let run = Run {
-                first_seq: first_seq + done as u64,
-                count: count - done as u64,
-                ts_ms,
-                entry,
-                first_position: first_position + done as u32,
-            };
-            match self.open.push(&run, &sizes_bytes[done..]) {
-                0 => self.seal_open_block(run.first_seq),
-                taken => (done, run_count) = (done + taken, run_count + 1),
-            }
-        }
+        let run = Run { first_seq, count, ts_ms, entry, first_position };
+        let epoch = self.epoch;
+        let run_count = self.blocks.push(&run, sizes_bytes, |emptied_first_seq| {
+            freed.blocks.push(Key::Topic(epoch, TopicKey::Runs(emptied_first_seq)));
+        });
         self.head_seq += count;
         self.count += count;
         self.bytes += bytes;
@@ -141,34 +137,29 @@ impl Topic {
         (Appended { first_seq, count, head_seq, created: false, deduped: false }, run_count)
     }
 
-    fn seal_open_block(&mut self, next_seq: u64) {
-        let full = std::mem::replace(&mut self.open, OpenBlock::new(next_seq));
-        self.sealed_first_seqs.push(full.first_seq());
-        self.unsaved.insert(full.first_seq(), Bytes::copy_from_slice(full.bytes()));
-    }
-
-    /// Finds runs above `cursor`, at most one block of them. `block` is a sealed block that the caller
+    /// Finds runs above `cursor`, at most one block of them. `fetched` is a sealed block that the caller
     /// has fetched after an earlier call said that it was missing.
     pub fn locate(&self, cursor: u64, fetched: Option<&SealedBlock>) -> Result<Located, Malformed> {
         if cursor >= self.head_seq {
             return Ok(Located::AtHead);
         }
         let wanted = cursor + 1;
-        let after = |iter: super::run::RunIter<'_>| -> Result<Vec<Run>, Malformed> {
-            iter.filter_map(|run| run.map(|run| run.after(cursor)).transpose()).collect()
+        if wanted < self.earliest_seq {
+            return Ok(Located::BelowEarliest);
+        }
+        let first_seq = self.blocks.block_of(wanted);
+        let bytes = match (self.blocks.in_memory(first_seq), fetched) {
+            (Some(bytes), _) => bytes,
+            (None, Some(block)) if block.first_seq == first_seq => &block.bytes[..],
+            _ => return Ok(Located::Cold { block_first_seq: first_seq }),
         };
-        if wanted >= self.open.first_seq() {
-            return Ok(Located::Runs(after(self.open.runs())?));
-        }
-        let at = self.sealed_first_seqs.partition_point(|first| *first <= wanted);
-        let first = self.sealed_first_seqs[at.saturating_sub(1)];
-        if let Some(bytes) = self.unsaved.get(&first) {
-            return Ok(Located::Runs(after(runs(first, bytes))?));
-        }
-        match fetched {
-            Some(block) if block.first_seq == first => Ok(Located::Runs(after(runs(first, &block.bytes))?)),
-            _ => Ok(Located::Cold { block_first_seq: first }),
-        }
+        let after = runs(first_seq, bytes).filter_map(|run| run.map(|run| run.after(cursor)).transpose());
+        Ok(Located::Runs(after.collect::<Result<_, _>>()?))
+    }
+
+    /// Finds where the live records begin that are not older than `ts_ms`; see [`Topic::locate`].
+    pub fn locate_time(&self, ts_ms: u64, fetched: Option<&SealedBlock>) -> Result<TimePlace, Malformed> {
+        self.blocks.place_of_time(ts_ms, fetched)
     }
 
     pub fn digest(&self, digest: &mut Digest) {
@@ -178,7 +169,9 @@ impl Topic {
             self.digest.value(),
             self.head_seq,
             self.earliest_seq,
-            self.evict_floor,
+            self.floors.cap,
+            self.floors.ttl,
+            self.floors.evicted_ts_ms,
             self.count,
             self.bytes,
             self.dedupe.floor(),
@@ -197,55 +190,42 @@ impl Topic {
     pub fn take_changes(&mut self, store: &mut impl FnMut(TopicKey, Option<Vec<u8>>)) {
         self.is_dirty = false;
         store(TopicKey::Head, Some(self.encode_head()));
-        for (first_seq, bytes) in &self.unsaved {
-            store(TopicKey::Runs(*first_seq), Some(bytes.to_vec()));
-        }
-        store(TopicKey::Runs(self.open.first_seq()), Some(self.open.bytes().to_vec()));
+        self.blocks.take_changes(store);
         self.dedupe.take_changes(|first, bytes| store(TopicKey::Keys(first), bytes));
     }
 
     /// A checkpoint with every sealed block up to `last_seq` is on disk: they may leave memory.
     pub fn saved_up_to(&mut self, last_seq: u64) {
-        let open_first_seq = self.open.first_seq();
-        let sealed = &self.sealed_first_seqs;
-        self.unsaved.retain(|first, _| {
-            let next = sealed.partition_point(|other| other <= first);
-            let end = sealed.get(next).copied().unwrap_or(open_first_seq);
-            end - 1 > last_seq
-        });
+        self.blocks.saved_up_to(last_seq);
     }
 
     /// Every key under which the checkpoint holds something of this topic.
     pub fn stored_keys(&self) -> impl Iterator<Item = TopicKey> {
         std::iter::once(TopicKey::Head)
-            .chain(self.sealed_first_seqs.iter().map(|first| TopicKey::Runs(*first)))
-            .chain(std::iter::once(TopicKey::Runs(self.open.first_seq())))
+            .chain(self.blocks.summaries.iter().map(|block| TopicKey::Runs(block.first_seq)))
             .chain(self.dedupe.stored_blocks().map(TopicKey::Keys))
     }
 
     /// A block of runs that is in memory.
     pub fn block_in_memory(&self, first_seq: u64) -> Option<SealedBlock> {
-        let bytes = match self.unsaved.get(&first_seq) {
-            Some(bytes) => bytes.clone(),
-            None if first_seq == self.open.first_seq() => Bytes::copy_from_slice(self.open.bytes()),
-            None => return None,
-        };
-        Some(SealedBlock { first_seq, bytes })
+        self.blocks.shared(first_seq)
     }
 
     fn encode_head(&self) -> Vec<u8> {
         let mut out = BytesMut::with_capacity(128 + self.name.len());
-        out.put_u8(1);
+        out.put_u8(HEAD_VERSION);
         put_blob(&mut out, self.name.as_bytes());
         self.config.encode(&mut out);
         for value in [
             self.head_seq,
             self.earliest_seq,
-            self.evict_floor,
+            self.floors.cap,
+            self.floors.ttl,
+            self.floors.evicted_ts_ms,
             self.count,
             self.bytes,
             self.last_write_ts_ms.map_or(0, |ts| ts + 1),
-            self.open.first_seq(),
+            self.blocks.open.first_seq(),
             self.dedupe.floor(),
         ] {
             put_varint(&mut out, value);
@@ -258,18 +238,19 @@ impl Topic {
     /// [`Topic::restore_keys`], in order.
     pub fn restore_head(epoch: u64, bytes: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes, "topic");
-        if reader.u8()? != 1 {
-            return Err(Malformed("topic: written by a newer version"));
+        if reader.u8()? != HEAD_VERSION {
+            return Err(Malformed("topic: written by another version"));
         }
         let name: Arc<str> = reader.text()?.into();
         let mut topic = Topic::new(name, epoch, TopicConfig::decode(&mut reader)?);
         topic.head_seq = reader.varint()?;
         topic.earliest_seq = reader.varint()?;
-        topic.evict_floor = reader.varint()?;
+        topic.floors =
+            Floors { cap: reader.varint()?, ttl: reader.varint()?, evicted_ts_ms: reader.varint()? };
         topic.count = reader.varint()?;
         topic.bytes = reader.varint()?;
         topic.last_write_ts_ms = reader.varint()?.checked_sub(1);
-        topic.open = OpenBlock::new(reader.varint()?);
+        topic.blocks = Blocks::new(reader.varint()?);
         let dedupe_floor = reader.varint()?;
         topic.digest = Digest::from_value(reader.u64()?);
         reader.finish()?;
@@ -278,13 +259,14 @@ impl Topic {
         Ok(topic)
     }
 
-    pub fn restore_runs(&mut self, first_seq: u64, bytes: &[u8]) -> Result<(), Malformed> {
-        if first_seq == self.open.first_seq() {
-            self.open = OpenBlock::restore(first_seq, bytes)?;
-        } else {
-            self.sealed_first_seqs.push(first_seq);
-        }
-        Ok(())
+    /// `each_live` is told the entry of each run that holds something live; `false` if there is none.
+    pub fn restore_runs(
+        &mut self,
+        first_seq: u64,
+        bytes: &[u8],
+        each_live: impl FnMut(u64),
+    ) -> Result<bool, Malformed> {
+        self.blocks.restore(first_seq, bytes, self.earliest_seq, each_live)
     }
 
     pub fn restore_keys(&mut self, first: u64, bytes: &[u8]) -> Result<(), Malformed> {

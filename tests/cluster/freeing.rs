@@ -111,3 +111,72 @@ async fn churn_beside_a_topic_that_stays_leaves_the_disk_bounded() {
          the churning topics {rest_bytes}; checkpoint {checkpoint_bytes}"
     );
 }
+
+/// C-RET-07: a topic that is written 20 times its cap holds its cap and not much more, while it is read from
+/// the start all the time, and over a restart.
+#[tokio::test]
+async fn a_capped_topic_written_many_times_its_cap_keeps_a_bounded_disk() {
+    const CAP_RECORDS: usize = 2000;
+    const BATCH: usize = 20;
+    let arguments = ["--segment-bytes", "256KiB", "--kept-log-entries", "200"];
+    let mut cluster = Cluster::start_with(1, &arguments).await;
+    let url = cluster.topic_url(0, "capped");
+    cluster.client.put(&url, &json!({ "cap_records": CAP_RECORDS })).await.expect("put");
+    let log_dir = cluster.members[0].data_dir.join("log");
+    let record = |number: usize| json!({ "data": [number, "x".repeat(DATA_BYTES)] });
+
+    let reader = {
+        let (client, url) = (cluster.client.clone(), format!("{url}/diff"));
+        tokio::spawn(async move {
+            let (mut gaps, mut seen) = (0, 0);
+            while seen < (ROUNDS * CAP_RECORDS) as u64 {
+                // From the very start or from the place where it is about to be taken away.
+                for from_seq in [0, seen.saturating_sub(CAP_RECORDS as u64)] {
+                    let page = client.post(&url, &json!({ "from_seq": from_seq, "limit": 50 })).await;
+                    let page = page.expect("a page");
+                    let records = page["records"].as_array().expect("records");
+                    let mut next_seq = from_seq + 1;
+                    if let Some(gap) = page["tombstone"].as_object() {
+                        assert_eq!(gap["gap_from"], json!(from_seq + 1));
+                        next_seq = gap["gap_to"].as_u64().expect("a seq") + 1;
+                        gaps += 1;
+                    }
+                    for record in records {
+                        assert_eq!(record["$seq"], json!(next_seq), "a hole without a tombstone");
+                        assert_eq!(record["data"][0], json!(next_seq));
+                        next_seq += 1;
+                    }
+                    seen = page["head_seq"].as_u64().expect("a head");
+                }
+            }
+            gaps
+        })
+    };
+    let mut largest_bytes = 0;
+    for round in 0..ROUNDS {
+        for batch in 0..CAP_RECORDS / BATCH {
+            let first = round * CAP_RECORDS + batch * BATCH + 1;
+            let records: Vec<Value> = (first..first + BATCH).map(record).collect();
+            cluster.client.post(&url, &json!({ "records": records })).await.expect("append");
+        }
+        largest_bytes = largest_bytes.max(bytes_below(&log_dir));
+    }
+    assert!(reader.await.expect("the reader ends well") > 0, "the reader was never overtaken");
+
+    let live_bytes = (CAP_RECORDS * DATA_BYTES) as u64;
+    let written_bytes = ROUNDS as u64 * live_bytes;
+    assert!(largest_bytes < written_bytes / 2, "{largest_bytes} while {written_bytes} were written");
+    let log_bytes = eventually("the log is small", Duration::from_secs(20), async || {
+        let bytes = bytes_below(&log_dir);
+        (bytes < 3 * live_bytes).then_some(bytes)
+    })
+    .await;
+    let head_seq = ROUNDS * CAP_RECORDS;
+    let expected: Vec<Value> =
+        (head_seq - CAP_RECORDS + 1..=head_seq).map(|number| record(number)["data"].clone()).collect();
+    assert_eq!(read_all(&cluster, "capped").await, expected);
+    cluster.kill(0);
+    cluster.restart(0).await;
+    assert_eq!(read_all(&cluster, "capped").await, expected);
+    println!("{written_bytes} bytes written: log at most {largest_bytes}, then {log_bytes}");
+}

@@ -130,8 +130,9 @@ pub struct Cluster {
     pub members: Vec<Member>,
     pub client: Client,
     arguments: Vec<String>,
-    _dir: TempDir,
-    _permit: SemaphorePermit<'static>,
+    dir: TempDir,
+    /// `None` if it runs beside others.
+    _permit: Option<SemaphorePermit<'static>>,
 }
 
 impl Cluster {
@@ -143,11 +144,23 @@ impl Cluster {
     /// As [`Cluster::start`], with further flags for every member.
     pub async fn start_with(size: usize, arguments: &[&str]) -> Cluster {
         let permit = one_cluster().await;
+        let dir = tempfile::tempdir().expect("make a directory");
+        Cluster::start_in(dir, Some(permit), size, arguments).await
+    }
+
+    /// As [`Cluster::start_with`], in a directory of the caller's choice, and beside other clusters if there
+    /// is no permit.
+    pub async fn start_in(
+        dir: TempDir,
+        permit: Option<SemaphorePermit<'static>>,
+        size: usize,
+        arguments: &[&str],
+    ) -> Cluster {
         let mut cluster = Cluster {
             members: Vec::new(),
             client: Client::new(),
             arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
-            _dir: tempfile::tempdir().expect("make a directory"),
+            dir,
             _permit: permit,
         };
         for attempt in 1.. {
@@ -163,7 +176,7 @@ impl Cluster {
 
     /// Gives `size` members new ports and empty directories.
     fn place(&mut self, size: usize) {
-        let dir = self._dir.path();
+        let dir = self.dir.path();
         self.members = free_ports(2 * size)
             .chunks(2)
             .zip(1..)

@@ -18,13 +18,15 @@ use crate::world::{MEMBERS, World};
 const STEADY: [&str; 3] = ["steady-0", "steady-1", "steady-2"];
 /// Topics that come and go.
 const FLEETING: [&str; 2] = ["fleeting-0", "fleeting-1"];
+/// Topics that give up their oldest records, by number and by age.
+const LOSING: [&str; 2] = ["losing-by-cap", "losing-by-age"];
 /// Longer than clocks can jump.
 const KEY_WINDOW_MS: u64 = 90 * 24 * 3_600_000;
 /// Most tries of one append.
 const TRIES: u64 = 6;
 
 pub fn topics() -> impl Iterator<Item = &'static str> {
-    STEADY.into_iter().chain(FLEETING)
+    STEADY.into_iter().chain(FLEETING).chain(LOSING)
 }
 
 /// What became of a command.
@@ -55,9 +57,12 @@ pub async fn run(world: Arc<World>, number: usize, mut dice: Dice) {
     }
 }
 
-/// The configuration of every topic, but for what changes nothing that is checked.
-fn config(dice: &mut Dice) -> TopicConfig {
+/// The configuration of a topic, with variety in what changes nothing that is checked.
+fn config(topic: &str, dice: &mut Dice) -> TopicConfig {
+    let is_losing = LOSING.contains(&topic);
     TopicConfig {
+        cap_records: if is_losing && topic == LOSING[0] { dice.between(20, 60) } else { 0 },
+        ttl_ms: if is_losing && topic == LOSING[1] { dice.between(200, 3000) } else { 0 },
         idempotency_window_ms: KEY_WINDOW_MS,
         max_deliveries: dice.below(5),
         priority: dice.chance(50).then_some(7),
@@ -185,11 +190,12 @@ struct Client {
 
 impl Client {
     fn topic(dice: &mut Dice) -> &'static str {
-        if dice.chance(75) {
-            STEADY[dice.below(STEADY.len() as u64) as usize]
-        } else {
-            FLEETING[dice.below(FLEETING.len() as u64) as usize]
-        }
+        let group: &[&str] = match dice.below(100) {
+            0..60 => &STEADY,
+            60..80 => &FLEETING,
+            _ => &LOSING,
+        };
+        group[dice.below(group.len() as u64) as usize]
     }
 
     async fn append(&mut self, first_member: usize, dice: &mut Dice) {
@@ -206,7 +212,7 @@ impl Client {
             number,
             count,
             pad_bytes: if count > 20 { pad_bytes.min(400) } else { pad_bytes },
-            create: if dice.chance(10) { Create::Never } else { Create::With(config(dice)) },
+            create: if dice.chance(10) { Create::Never } else { Create::With(config(topic, dice)) },
             expect_head_seq: head_seq.filter(|_| dice.chance(10)),
             key: has_key.then(|| format!("key {number}")),
         };
@@ -245,7 +251,8 @@ impl Client {
     }
 
     async fn configure(&mut self, member: usize, dice: &mut Dice) {
-        let (topic, config) = (Self::topic(dice), config(dice));
+        let topic = Self::topic(dice);
+        let config = config(topic, dice);
         let told = propose(&self.world, member, Draft::put_topic(topic, &config)).await;
         if let Told::Outcome(outcome) = &told {
             let is_right = matches!(outcome, Outcome::TopicPut { config: put, .. } if *put == config);
@@ -286,6 +293,7 @@ impl Client {
         let (epoch, from_seq, _) = self.cursors.get(topic).copied().unwrap_or_default();
         let query = PageQuery {
             from_seq,
+            from_ts_ms: None,
             limit: dice.between(1, 200) as usize,
             max_bytes: dice.between(1, 64 << 10) as usize,
             drop_nodes: Vec::new(),
@@ -366,7 +374,14 @@ fn show(world: &World, member: usize, topic: &str, query: &PageQuery, page: &Pag
     let from_seq = match &page.tombstone {
         None => query.from_seq,
         Some(tombstone) => {
-            let is_expected = tombstone.reason == "recreated" && FLEETING.contains(&topic);
+            let range = (tombstone.gap_from, tombstone.gap_to);
+            let is_expected = match tombstone.reason {
+                "recreated" => FLEETING.contains(&topic),
+                reason => {
+                    let reasons = [(LOSING[0], "cap"), (LOSING[1], "ttl")];
+                    reasons.contains(&(topic, reason)) && range == (query.from_seq + 1, page.earliest_seq - 1)
+                }
+            };
             if !is_expected {
                 world.trace.complain(format_args!("m{} {topic}: {tombstone:?}", member + 1));
             }
@@ -392,6 +407,7 @@ pub async fn read_all(
 ) -> Result<Option<(u64, u64)>, String> {
     let mut query = PageQuery {
         from_seq: 0,
+        from_ts_ms: None,
         limit: 1000,
         max_bytes: 1 << 20,
         drop_nodes: Vec::new(),

@@ -47,6 +47,7 @@ fn examples() -> Vec<(&'static str, Bytes)> {
         ("put-topic-default", Draft::put_topic("jobs", &TopicConfig::default()).seal(envelope())),
         ("delete-topic", Draft::delete_topic("jobs", true).seal(envelope())),
         ("open-session", Draft::open_session().seal(envelope())),
+        ("expire", Draft::expire().seal(envelope())),
     ]
 }
 

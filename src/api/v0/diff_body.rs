@@ -18,6 +18,8 @@ struct DiffBody<'a> {
     #[serde(default)]
     from_seq: Option<u64>,
     #[serde(default)]
+    from_ts: Option<u64>,
+    #[serde(default)]
     limit: Option<Unsigned>,
     #[serde(default)]
     node: Option<NodeLabels>,
@@ -45,8 +47,13 @@ pub struct Shown {
 /// What to read, and what to show of it.
 pub fn parse_diff(json: &[u8]) -> Result<(PageQuery, Shown), Error> {
     let body: DiffBody<'_> = parse_object(json)?;
+    let from_seq = body.from_seq.unwrap_or(0);
+    if body.from_ts.is_some() && from_seq != 0 {
+        return Err(Error::invalid("`from_ts` and `from_seq` cannot both say where to start"));
+    }
     let query = PageQuery {
-        from_seq: body.from_seq.unwrap_or(0),
+        from_seq,
+        from_ts_ms: body.from_ts,
         limit: clamp(body.limit, DEFAULT_PAGE_RECORDS, MAX_PAGE_RECORDS),
         max_bytes: clamp(body.max_batch_bytes, DEFAULT_PAGE_BYTES, MAX_PAGE_BYTES),
         drop_nodes: body.node.map_or(Vec::new(), |labels| labels.0),
@@ -160,6 +167,8 @@ mod tests {
             "[1]",
             r#"{"from_seq":-1}"#,
             r#"{"from_seq":"1"}"#,
+            r#"{"from_ts":-1}"#,
+            r#"{"from_ts":1,"from_seq":1}"#,
             r#"{"limit":1.5}"#,
             r#"{"limit":-1}"#,
             r#"{"wait_ms":true}"#,
@@ -172,6 +181,8 @@ mod tests {
             assert!(parse(bad).is_err(), "{bad}");
         }
         assert!(parse(r#"{"from_seq":3,"later":{"x":[null]}}"#).is_ok());
+        let (query, _) = parse(r#"{"from_seq":0,"from_ts":17}"#).unwrap();
+        assert_eq!((query.from_seq, query.from_ts_ms), (0, Some(17)));
     }
 
     proptest! {

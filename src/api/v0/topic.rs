@@ -35,8 +35,9 @@ pub async fn put(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Ad
 pub async fn get(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Read>) -> Answer {
     let consistency = call.query().consistency()?;
     api.engine.admit()?;
-    api.engine.fence(consistency).await?;
+    let fence = api.engine.fence(consistency).await?;
     let shared = api.engine.catalog().get(&topic).ok_or_else(|| Error::topic_not_found(&topic))?;
+    api.engine.settle(fence, std::slice::from_ref(&shared)).await?;
     if call.query().flag("touch", true) {
         api.engine.touch(&shared);
     }

@@ -21,8 +21,9 @@ pub async fn list(State(api): State<Api>, call: Call<Read>) -> Answer {
     let after = query.text("cursor")?.map(|cursor| decode_cursor(&cursor)).transpose()?;
     let visible = call.caller.visible_prefixes(Scope::Read, &prefix);
     api.engine.admit()?;
-    api.engine.fence(consistency).await?;
+    let fence = api.engine.fence(consistency).await?;
     let (topics, has_more) = page(api.engine.catalog(), &visible, after.as_deref(), page_size);
+    api.engine.settle(fence, &topics).await?;
     if query.flag("touch", false) {
         topics.iter().for_each(|topic| api.engine.touch(topic));
     }

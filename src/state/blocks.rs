@@ -1,0 +1,222 @@
+//! The blocks of one topic: its runs in order, and what is known of each block without reading it.
+//!
+//! Of sealed blocks that a checkpoint holds only a summary stays in memory, some 40 bytes per 4 KiB of runs.
+//! That is enough to find a seq or a time, and to give up whole blocks of old records unread. The block in
+//! which retention stopped is kept in memory with a cursor in it, so that a topic at its cap gives up one
+//! record per append without looking anything up.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::run::{FrontCursor, OpenBlock, Run, SealedBlock, Sizes, runs};
+use super::topic::TopicKey;
+use crate::codec::Malformed;
+
+/// What is known of a block without reading it. Times, count and bytes are those of its live records.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Summary {
+    /// Seq at which the block starts; that record may be gone.
+    pub first_seq: u64,
+    pub first_ts_ms: u64,
+    pub last_ts_ms: u64,
+    pub count: u64,
+    pub bytes: u64,
+}
+
+impl Summary {
+    fn empty(first_seq: u64) -> Self {
+        Summary { first_seq, first_ts_ms: 0, last_ts_ms: 0, count: 0, bytes: 0 }
+    }
+
+    fn add(&mut self, ts_ms: u64, count: u64, bytes: u64) {
+        if self.count == 0 {
+            self.first_ts_ms = ts_ms;
+        }
+        self.last_ts_ms = ts_ms;
+        self.count += count;
+        self.bytes += bytes;
+    }
+}
+
+/// Where a time is in a topic.
+pub enum TimePlace {
+    /// No live record is that young.
+    AtHead,
+    /// Right after this seq.
+    After(u64),
+    /// In the block that starts at this seq, which is not in memory.
+    Cold { block_first_seq: u64 },
+}
+
+#[derive(Debug)]
+pub(super) struct Blocks {
+    /// Oldest first; the last one is that of the open block. The first one holds the earliest live record.
+    pub summaries: VecDeque<Summary>,
+    pub open: OpenBlock,
+    /// Sealed blocks that no checkpoint holds yet.
+    pub unsaved: BTreeMap<u64, Bytes>,
+    /// Sealed blocks that are in memory though a checkpoint holds them: retention stops in the middle of
+    /// them. A handful at most.
+    pub fetched: BTreeMap<u64, Bytes>,
+    /// Where retention stopped in the first block.
+    pub front: Option<FrontCursor>,
+}
+
+impl Blocks {
+    /// No blocks but an empty open one.
+    pub fn new(first_seq: u64) -> Self {
+        Blocks {
+            summaries: VecDeque::from([Summary::empty(first_seq)]),
+            open: OpenBlock::new(first_seq),
+            unsaved: BTreeMap::new(),
+            fetched: BTreeMap::new(),
+            front: None,
+        }
+    }
+
+    /// Appends a run whose records count for `sizes_bytes`; says in how many it was coded. `emptied` is told
+    /// the first seq of a block that is complete now and holds nothing live.
+    pub fn push(&mut self, run: &Run, sizes_bytes: &[u32], mut emptied: impl FnMut(u64)) -> u64 {
+        let (mut done, mut run_count) = (0, 0);
+        while done < sizes_bytes.len() {
+            let rest = Run {
+                first_seq: run.first_seq + done as u64,
+                count: run.count - done as u64,
+                first_position: run.first_position + done as u32,
+                ..*run
+            };
+            let taken = self.open.push(&rest, &sizes_bytes[done..]);
+            if taken == 0 {
+                self.seal(rest.first_seq, &mut emptied);
+                continue;
+            }
+            let bytes = sizes_bytes[done..done + taken].iter().map(|size| u64::from(*size)).sum();
+            if let Some(summary) = self.summaries.back_mut() {
+                summary.add(run.ts_ms, taken as u64, bytes);
+            }
+            (done, run_count) = (done + taken, run_count + 1);
+        }
+        run_count
+    }
+
+    fn seal(&mut self, next_seq: u64, emptied: &mut impl FnMut(u64)) {
+        let full = std::mem::replace(&mut self.open, OpenBlock::new(next_seq));
+        if self.summaries.back().is_some_and(|summary| summary.count == 0) {
+            // Then it is also the oldest one.
+            self.summaries.clear();
+            self.front = None;
+            emptied(full.first_seq());
+        } else {
+            self.unsaved.insert(full.first_seq(), Bytes::copy_from_slice(full.bytes()));
+        }
+        self.summaries.push_back(Summary::empty(next_seq));
+    }
+
+    /// The bytes of a block, if they are in memory.
+    pub fn in_memory(&self, first_seq: u64) -> Option<&[u8]> {
+        if first_seq == self.open.first_seq() {
+            return Some(self.open.bytes());
+        }
+        self.unsaved.get(&first_seq).or_else(|| self.fetched.get(&first_seq)).map(|bytes| &bytes[..])
+    }
+
+    /// A block that is in memory, to keep.
+    pub fn shared(&self, first_seq: u64) -> Option<SealedBlock> {
+        let sealed = self.unsaved.get(&first_seq).or_else(|| self.fetched.get(&first_seq));
+        let bytes = match sealed {
+            Some(bytes) => bytes.clone(),
+            None => Bytes::copy_from_slice(self.in_memory(first_seq)?),
+        };
+        Some(SealedBlock { first_seq, bytes })
+    }
+
+    /// First seq of the block that holds `seq`.
+    pub fn block_of(&self, seq: u64) -> u64 {
+        let next = self.summaries.partition_point(|summary| summary.first_seq <= seq);
+        self.summaries.get(next.saturating_sub(1)).map_or(seq, |summary| summary.first_seq)
+    }
+
+    /// Where the live records begin that are not older than `ts_ms`. `fetched` is a block that an earlier call
+    /// said was missing.
+    pub fn place_of_time(&self, ts_ms: u64, fetched: Option<&SealedBlock>) -> Result<TimePlace, Malformed> {
+        let at = self.summaries.partition_point(|summary| summary.last_ts_ms < ts_ms);
+        let block = self.summaries.get(at).filter(|block| block.count > 0);
+        let Some(block) = block else { return Ok(TimePlace::AtHead) };
+        let first_seq = block.first_seq;
+        if block.first_ts_ms >= ts_ms {
+            return Ok(TimePlace::After(first_seq.saturating_sub(1)));
+        }
+        let bytes = match (self.in_memory(first_seq), fetched) {
+            (Some(bytes), _) => bytes,
+            (None, Some(block)) if block.first_seq == first_seq => &block.bytes[..],
+            _ => return Ok(TimePlace::Cold { block_first_seq: first_seq }),
+        };
+        for run in runs(first_seq, bytes) {
+            let run = run?;
+            if run.ts_ms >= ts_ms {
+                return Ok(TimePlace::After(run.first_seq - 1));
+            }
+        }
+        Err(Malformed("block of runs"))
+    }
+
+    /// Hands every block that changed since the last call to `store`.
+    pub fn take_changes(&self, store: &mut impl FnMut(TopicKey, Option<Vec<u8>>)) {
+        for (first_seq, bytes) in &self.unsaved {
+            store(TopicKey::Runs(*first_seq), Some(bytes.to_vec()));
+        }
+        store(TopicKey::Runs(self.open.first_seq()), Some(self.open.bytes().to_vec()));
+    }
+
+    /// A checkpoint with every sealed block up to `last_seq` is on disk: they may leave memory.
+    pub fn saved_up_to(&mut self, last_seq: u64) {
+        let needed = self.front.as_ref().and(self.summaries.front()).map(|summary| summary.first_seq);
+        let summaries = &self.summaries;
+        let fetched = &mut self.fetched;
+        self.unsaved.retain(|first, bytes| {
+            let next = summaries.partition_point(|other| other.first_seq <= *first);
+            let is_unsaved = summaries.get(next).is_none_or(|next| next.first_seq - 1 > last_seq);
+            if !is_unsaved && needed == Some(*first) {
+                fetched.insert(*first, bytes.clone());
+            }
+            is_unsaved
+        });
+    }
+
+    /// Takes in a stored block; blocks come in order. Records below `earliest_seq` are gone: each run that
+    /// has others is told to `each_live` by its entry's index. `false` if there was nothing live in it.
+    pub fn restore(
+        &mut self,
+        first_seq: u64,
+        bytes: &[u8],
+        earliest_seq: u64,
+        mut each_live: impl FnMut(u64),
+    ) -> Result<bool, Malformed> {
+        let mut summary = Summary::empty(first_seq);
+        let mut iter = runs(first_seq, bytes);
+        while let Some((run, sizes)) = iter.next_sized()? {
+            let Some(live) = run.after(earliest_seq - 1) else { continue };
+            each_live(run.entry.index);
+            let live_bytes = match sizes {
+                Sizes::Same(size) => size * live.count,
+                Sizes::Each(mut reader) => {
+                    for _ in 0..run.count - live.count {
+                        reader.varint()?;
+                    }
+                    (0..live.count).try_fold(0, |sum, _| Ok(sum + reader.varint()?))?
+                }
+            };
+            summary.add(run.ts_ms, live.count, live_bytes);
+        }
+        if first_seq == self.open.first_seq() {
+            self.open = OpenBlock::restore(first_seq, bytes)?;
+            self.summaries.pop_back();
+        } else if summary.count == 0 {
+            return Ok(false);
+        }
+        let at = self.summaries.partition_point(|other| other.first_seq < first_seq);
+        self.summaries.insert(at, summary);
+        Ok(true)
+    }
+}
