@@ -394,3 +394,66 @@ async fn a_member_that_reads_damage_ends_and_starts_blank() {
     assert_ne!(node_id(&data_dir), old_id);
     fill(&cluster, other, "during", 20).await;
 }
+
+/// Harms a member that does not run.
+type DamageTo = fn(&Cluster, usize);
+
+/// The whole way back: damage of every kind, and a member that found it while it ran, heal through the others, also
+/// when their logs no longer hold what it lacks; what was set aside goes.
+#[tokio::test]
+async fn a_damaged_member_is_filled_again_by_the_others() {
+    let kinds: [(&str, &[&str], DamageTo); 3] = [
+        ("log", &[], |cluster, victim| {
+            let log_dir = log_dir(cluster, victim);
+            cut_in_half(&log_dir.join(&names(&log_dir, ".seg")[0]));
+        }),
+        ("log, purged elsewhere", &["--kept-log-entries", "5"], |cluster, victim| {
+            let log_dir = log_dir(cluster, victim);
+            let last = names(&log_dir, ".seg").pop().expect("a segment");
+            flip_bit(&log_dir.join(last), 3);
+        }),
+        ("checkpoint, log purged", &["--kept-log-entries", "5"], damage_checkpoint),
+    ];
+    for (what, arguments, damage) in kinds {
+        println!("{what}");
+        let mut cluster = Cluster::start_with(3, &[&SMALL[..], arguments].concat()).await;
+        fill(&cluster, 0, "t", 300).await;
+        let victim = cluster.follower().await;
+        if !arguments.is_empty() {
+            let log_dir = log_dir(&cluster, victim);
+            eventually("the log is purged", PATIENCE, async || {
+                let names = names(&log_dir, ".seg");
+                (!names.contains(&"0000000000000001.seg".to_owned())).then_some(())
+            })
+            .await;
+        }
+        cluster.kill(victim);
+        damage(&cluster, victim);
+        cluster.spawn(victim);
+        let data_dir = cluster.members[victim].data_dir.clone();
+        eventually("its data are set aside", PATIENCE, async || {
+            lines_with(&cluster, victim, "starts blank under a new id").pop()
+        })
+        .await;
+        let other = (victim + 1) % 3;
+        fill(&cluster, other, "during", 20).await;
+        eventually("it is a voter again", 2 * PATIENCE, async || {
+            assert!(cluster.members[victim].is_running(), "it goes on");
+            let has_aside = fs::read_dir(&data_dir)
+                .expect("list it")
+                .flatten()
+                .any(|item| item.file_name().to_string_lossy().starts_with("damaged"));
+            (!has_aside).then_some(())
+        })
+        .await;
+        cluster.wait_ready(victim).await;
+        expect_filled(&cluster, victim, "t", 300, "eventual").await;
+        expect_filled(&cluster, victim, "during", 20, "strong").await;
+        // It counts: with another one down, the two are a majority.
+        cluster.kill(other);
+        eventually("two members go on", PATIENCE, async || {
+            cluster.append(victim, "after", json!(1)).await.is(200).then_some(())
+        })
+        .await;
+    }
+}
