@@ -1,9 +1,9 @@
-//! This member's part in the cluster: openraft, its peers, and what they tell each other.
+//! This member's part in the cluster: openraft over its log and state, and who leads.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,10 +38,9 @@ use crate::state::carries_records;
 use crate::storage::{Log, Room};
 use crate::task;
 
-/// How often members tell each other their clocks and progress.
-const STATUS_INTERVAL: Duration = Duration::from_millis(500);
-/// A member that was not heard for longer is down.
-pub const DOWN_AFTER: Duration = Duration::from_secs(3);
+mod statuses;
+
+pub use statuses::{DOWN_AFTER, MemberStatus};
 
 /// A change of the membership that is not committed by then is left to whoever leads next.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -65,16 +64,6 @@ pub struct Leadership {
 pub enum Leader {
     Here,
     At(Arc<Peer>),
-}
-
-/// A member as the cluster view shows it.
-#[derive(Debug, Clone)]
-pub struct MemberStatus {
-    pub node_id: NodeId,
-    pub member: Member,
-    pub is_voter: bool,
-    /// `None` if the member has not been heard lately.
-    pub status: Option<Status>,
 }
 
 /// What a member is made of, beside its peers.
@@ -105,12 +94,6 @@ pub struct Node {
     started: Instant,
     /// Whether a majority of the voters has room, as of the last round of statuses.
     quorum_has_room: AtomicBool,
-}
-
-/// Asks for nothing but a sign of life, so that a dead connection is told from a follower whose disk is slow,
-/// and is noticed before it is needed.
-async fn ask_bulk_lane(peer: Arc<Peer>) {
-    let _ = peer.call(Lane::Bulk, Kind::Status, Body::default(), STATUS_INTERVAL).await;
 }
 
 /// The settings of openraft.
@@ -353,21 +336,6 @@ impl Node {
         rpc::decode_read_point(&reply).map_err(|error| CallError::Lost(error.to_string()))
     }
 
-    /// What this member says of itself.
-    pub fn status(&self) -> Status {
-        let applied_index = self.applied.index();
-        // Applying does not wait for the own disk.
-        let synced_index = self.applied.log().synced_id().map_or(0, |id| id.index);
-        Status {
-            wall_ms: self.time.clock().wall_ms(),
-            applied_index,
-            durable_index: applied_index.min(synced_index),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            is_storage_full: self.room.is_full(),
-            installing: self.installer.progress(),
-        }
-    }
-
     /// What this member holds ready for members that lack its state.
     pub(super) fn transfers(&self) -> &Transfers {
         &self.transfers
@@ -376,113 +344,6 @@ impl Node {
     /// Takes over the state of a leader.
     pub(super) fn installer(&self) -> &Installer {
         &self.installer
-    }
-
-    pub fn room(&self) -> &Arc<Room> {
-        &self.room
-    }
-
-    /// Whether this member and a majority of the voters have room for records.
-    fn has_room_for_records(&self) -> bool {
-        !self.room.is_full() && self.quorum_has_room.load(Ordering::Acquire)
-    }
-
-    fn look_for_room(&self) {
-        let voters: Vec<MemberStatus> =
-            self.member_statuses().into_iter().filter(|member| member.is_voter).collect();
-        let is_full =
-            |member: &&MemberStatus| member.status.as_ref().is_some_and(|status| status.is_storage_full);
-        let full = voters.iter().filter(is_full).count();
-        // Before there are voters nobody is full.
-        let has_room = voters.is_empty() || voters.len() - full > voters.len() / 2;
-        self.quorum_has_room.store(has_room, Ordering::Release);
-    }
-
-    /// A leader without room lets one lead that has.
-    async fn make_way_if_full(&self) {
-        if !self.room.is_full() || !matches!(self.leadership.borrow().leader, Some(Leader::Here)) {
-            return;
-        }
-        let heir = self.member_statuses().into_iter().find(|member| {
-            let has_room = member.status.as_ref().is_some_and(|status| !status.is_storage_full);
-            member.is_voter && member.node_id != self.node_id() && has_room
-        });
-        if let Some(heir) = heir {
-            tracing::info!("this member has no room: handing leadership over to {}", heir.member.name);
-            // Refused or not: the next round looks again.
-            let _ = self.raft.trigger().transfer_leader(heir.node_id).await;
-        }
-    }
-
-    async fn follow_statuses(self: Arc<Self>) {
-        loop {
-            self.look_for_room();
-            self.make_way_if_full().await;
-            self.look_at_own_seat();
-            let members = self.membership();
-            self.know_only(&members);
-            for (node_id, member, _) in members {
-                if node_id != self.node_id() {
-                    let peer = self.peers.peer(node_id, &member);
-                    task::spawn(self.clone().ask_status(peer.clone()));
-                    task::spawn(ask_bulk_lane(peer));
-                }
-            }
-            tokio::time::sleep(STATUS_INTERVAL).await;
-        }
-    }
-
-    async fn ask_status(self: Arc<Self>, peer: Arc<Peer>) {
-        let asked = Instant::now();
-        let reply = peer.call(Lane::Control, Kind::Status, Body::default(), STATUS_INTERVAL).await;
-        let Ok(status) = reply.map(|reply| Status::decode(&reply)) else { return };
-        let Ok(status) = status else { return };
-        self.time.heard(peer.node_id, status.wall_ms, asked.elapsed());
-        self.statuses.lock().insert(peer.node_id, (status, Instant::now()));
-    }
-
-    /// The members: Raft id, addresses, whether they vote.
-    pub fn membership(&self) -> Vec<(NodeId, Member, bool)> {
-        self.metrics(|metrics| {
-            let membership = metrics.membership_config.membership();
-            let voters: Vec<NodeId> = membership.voter_ids().collect();
-            membership
-                .nodes()
-                .map(|(node_id, member)| (*node_id, member.clone(), voters.contains(node_id)))
-                .collect()
-        })
-    }
-
-    /// The members and what is known of them here.
-    pub fn member_statuses(&self) -> Vec<MemberStatus> {
-        let statuses = self.statuses.lock();
-        let status_of = |node_id: NodeId| {
-            if node_id == self.node_id() {
-                return Some(self.status());
-            }
-            let (status, heard) = statuses.get(&node_id)?;
-            (heard.elapsed() < DOWN_AFTER).then(|| status.clone())
-        };
-        self.membership()
-            .into_iter()
-            .map(|(node_id, member, is_voter)| MemberStatus {
-                node_id,
-                member,
-                is_voter,
-                status: status_of(node_id),
-            })
-            .collect()
-    }
-
-    /// Forgets those who are no members any more.
-    fn know_only(&self, members: &[(NodeId, Member, bool)]) {
-        let is_member = |node_id: &NodeId| members.iter().any(|(member, ..)| member == node_id);
-        self.statuses.lock().retain(|node_id, _| is_member(node_id));
-        let mut known_since = self.known_since.lock();
-        known_since.retain(|node_id, _| is_member(node_id));
-        for (node_id, ..) in members {
-            known_since.entry(*node_id).or_insert_with(Instant::now);
-        }
     }
 
     /// The newest membership that is known here to be committed.
@@ -523,20 +384,6 @@ impl Node {
     /// Who asks this member, as the leader, to be let in.
     pub(super) fn applicants(&self) -> &Applicants {
         &self.applicants
-    }
-
-    /// How long ago a member answered this one; `None` if it has not since this one started.
-    pub(super) fn heard_ago(&self, node_id: NodeId) -> Option<Duration> {
-        if node_id == self.node_id() {
-            return Some(Duration::ZERO);
-        }
-        self.statuses.lock().get(&node_id).map(|(_, heard)| heard.elapsed())
-    }
-
-    /// How long nothing has been heard of a member, as far as this one can tell.
-    pub(super) fn silence(&self, node_id: NodeId) -> Duration {
-        let known_for = || self.known_since.lock().get(&node_id).map(Instant::elapsed);
-        self.heard_ago(node_id).or_else(known_for).unwrap_or_default()
     }
 
     /// Whether a member's log holds nearly all that is committed, as this leader knows it.
@@ -584,52 +431,6 @@ impl Node {
     /// Gives up the log up to `index`, which a snapshot must cover.
     pub(super) async fn purge(&self, index: u64) -> Result<(), String> {
         self.raft.trigger().purge_log(index).await.map_err(|fatal| fatal.to_string())
-    }
-
-    /// The lowest index that another member may have to go on from by the log: up to where those heard within
-    /// `patience` have applied and synced it, and where a state is being taken to. One that lacks what is purged already
-    /// needs a state in any case. `None` if there is no such member.
-    pub(super) fn lowest_needed_elsewhere(&self, purged_index: u64, patience: Duration) -> Option<u64> {
-        let others = self.membership().into_iter().filter(|(node_id, ..)| *node_id != self.node_id());
-        let statuses = self.statuses.lock();
-        let needed = others.filter_map(|(node_id, ..)| match statuses.get(&node_id) {
-            Some((status, heard)) if heard.elapsed() < patience => Some(status.durable_index),
-            Some(_) => None,
-            None if self.started.elapsed() < patience => Some(purged_index),
-            None => None,
-        });
-        let by_log = needed.filter(|index| *index >= purged_index).min();
-        by_log.into_iter().chain(self.transfers.lowest_index()).min()
-    }
-
-    /// Whether the other voters that were heard after `since`, and just now, are a majority of all.
-    pub fn others_are_majority(&self, since: Instant) -> bool {
-        let members = self.membership();
-        let voters: Vec<NodeId> =
-            members.into_iter().filter(|(.., is_voter)| *is_voter).map(|(node_id, ..)| node_id).collect();
-        let statuses = self.statuses.lock();
-        let is_fresh = |heard: Instant| heard > since && heard.elapsed() < 2 * STATUS_INTERVAL;
-        let is_heard = |node_id: &NodeId| statuses.get(node_id).is_some_and(|(_, heard)| is_fresh(*heard));
-        voters.iter().filter(|node_id| is_heard(node_id)).count() > voters.len() / 2
-    }
-
-    /// Whether this member votes, by a membership that is applied here.
-    pub fn is_voter(&self) -> bool {
-        self.metrics(|metrics| {
-            let stored = &metrics.membership_config;
-            let is_applied = stored.log_id().as_ref() <= metrics.last_applied.as_ref();
-            is_applied && stored.membership().voter_ids().any(|voter| voter == self.node_id())
-        })
-    }
-
-    /// Whether the cluster has no other member.
-    pub(super) fn is_alone(&self) -> bool {
-        self.membership().iter().all(|(node_id, ..)| *node_id == self.node_id())
-    }
-
-    /// Whether a member was heard lately.
-    pub fn was_heard(&self, node_id: NodeId) -> bool {
-        self.statuses.lock().get(&node_id).is_some_and(|(_, heard)| heard.elapsed() < DOWN_AFTER)
     }
 
     /// Raft's term and the highest index that this member knows to be committed.
