@@ -14,6 +14,7 @@ mod catalog;
 mod checkpoint_form;
 mod command;
 mod dedupe;
+mod expiry;
 mod garbage;
 mod outcome;
 mod retention;
@@ -41,10 +42,10 @@ pub use topic_config::{Compaction, Discard, Durability, TopicConfig, TopicType};
 
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
-use crate::limits::MAX_TOPICS_PER_EXPIRY;
 use crate::record::{EntryRecords, counted_bytes};
 use crate::storage::{Change, EntryId, LiveEntries};
-use retention::{Due, fits};
+use expiry::Due;
+use retention::over_caps;
 use session::{Admission, Session};
 
 /// The membership that the log has told last, in the bytes of the room that knows what they mean.
@@ -266,32 +267,6 @@ impl State {
         Ok(())
     }
 
-    /// The blocks that retention needs to apply `command`, which is for `target`, at `now_ms`.
-    fn missing_blocks(
-        &self,
-        command: &Command<'_>,
-        target: Option<&Arc<SharedTopic>>,
-        now_ms: u64,
-    ) -> Vec<MissingBlock> {
-        let missing = |shared: &Arc<SharedTopic>, new_records, new_config| {
-            let first_seq = shared.read().missing_block(now_ms, new_records, new_config)?;
-            Some(MissingBlock { topic: shared.clone(), first_seq })
-        };
-        let of_target = match command {
-            Command::Append(_) => target.and_then(|shared| missing(shared, self.new_records(), None)),
-            Command::PutTopic { config, .. } => {
-                target.and_then(|shared| missing(shared, (0, 0), Some(config)))
-            }
-            Command::DeleteTopic { .. } => target.and_then(|shared| missing(shared, (0, 0), None)),
-            Command::Expire => {
-                let due = self.due.at(now_ms, MAX_TOPICS_PER_EXPIRY);
-                return due.iter().filter_map(|shared| missing(shared, (0, 0), None)).collect();
-            }
-            Command::OpenSession => None,
-        };
-        of_target.into_iter().collect()
-    }
-
     /// Number of the records that the command brings, and what they count for.
     fn new_records(&self) -> (u64, u64) {
         (self.sizes_bytes.len() as u64, self.sizes_bytes.iter().map(|size| u64::from(*size)).sum())
@@ -440,25 +415,6 @@ impl State {
         Applied { outcome: Outcome::TopicDeleted { deleted: true }, touched: Some(shared) }
     }
 
-    fn expire(&mut self) -> Result<Applied, Malformed> {
-        let due = self.due.at(self.time_ms, MAX_TOPICS_PER_EXPIRY);
-        due.iter().try_for_each(|shared| self.expire_topic(shared))?;
-        Ok(Applied { outcome: Outcome::Expired { topic_count: due.len() as u64 }, touched: None })
-    }
-
-    /// Takes what is expired by now.
-    fn expire_topic(&mut self, shared: &Arc<SharedTopic>) -> Result<(), Malformed> {
-        let due_before = shared.read().next_due_ms();
-        if due_before.is_none_or(|due_ms| due_ms > self.time_ms) {
-            return Ok(());
-        }
-        let mut topic = shared.write();
-        topic.expire(self.time_ms, &mut self.freed)?;
-        self.due.update(shared, due_before, topic.next_due_ms());
-        self.dirty_topics.insert(shared.epoch, shared.clone());
-        Ok(())
-    }
-
     /// Digest of the whole state: equal on all members that have applied the same entries. Looks only at the
     /// topics that changed since the last checkpoint was cut.
     pub fn digest(&mut self) -> Digest {
@@ -588,28 +544,6 @@ impl State {
 fn sum_up(sum: &mut u64, topic: &SharedTopic) {
     let (before, now) = topic.summed_digest();
     *sum = sum.wrapping_sub(before).wrapping_add(now);
-}
-
-/// What a topic that refuses what is too much says to a write (C-WRITE-09, C-WRITE-10).
-fn over_caps(
-    append: &Append<'_>,
-    existing: Option<&Arc<SharedTopic>>,
-    (count, bytes): (u64, u64),
-) -> Option<Refusal> {
-    let above_caps = |config: &TopicConfig| {
-        let TopicConfig { cap_records, cap_bytes, .. } = *config;
-        (!fits(config, count, bytes)).then_some(Refusal::AboveCaps { cap_records, cap_bytes })
-    };
-    let topic = match (existing, &append.create) {
-        (Some(shared), _) => shared.read(),
-        (None, Create::With(config)) => return above_caps(config),
-        (None, Create::Never) => return None,
-    };
-    let TopicConfig { cap_records, cap_bytes, .. } = topic.config;
-    let (head_seq, earliest_seq) = (topic.head_seq, topic.earliest_seq);
-    let is_full = !fits(&topic.config, topic.count + count, topic.bytes + bytes);
-    let full = || is_full.then_some(Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq });
-    above_caps(&topic.config).or_else(full)
 }
 
 fn put_entry_id(out: &mut BytesMut, id: Option<EntryId>) {

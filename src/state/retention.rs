@@ -11,13 +11,14 @@
 //! Why records went is kept as one floor per reason, one above the last record that went for it. As only
 //! the oldest go, a reason has contributed to a gap exactly if its floor is above where the gap begins.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::blocks::{Blocks, Summary};
 use super::catalog::SharedTopic;
 use super::checkpoint_form::Key;
+use super::command::{Append, Create};
 use super::garbage::EvictedBlock;
+use super::outcome::Refusal;
 use super::run::{FrontCursor, SealedBlock};
 use super::topic::{Topic, TopicKey};
 use super::topic_config::{Discard, TopicConfig};
@@ -301,38 +302,29 @@ impl Topic {
 }
 
 /// Whether a topic of this configuration may hold as much, if it refuses what is too much.
-pub(super) fn fits(config: &TopicConfig, count: u64, bytes: u64) -> bool {
+fn fits(config: &TopicConfig, count: u64, bytes: u64) -> bool {
     config.discard == Discard::Old
         || (count <= cap_or_max(config.cap_records) && bytes <= cap_or_max(config.cap_bytes))
 }
 
-/// Topics by when their oldest record expires. Part of the state: which topics one command expires depends
-/// on the order.
-#[derive(Default)]
-pub(super) struct Due(BTreeMap<(u64, u64), Arc<SharedTopic>>);
-
-impl Due {
-    /// Notes when `topic` is due now; it was noted for `before`.
-    pub fn update(&mut self, shared: &Arc<SharedTopic>, before: Option<u64>, now: Option<u64>) {
-        if before == now {
-            return;
-        }
-        if let Some(due_ms) = before {
-            self.0.remove(&(due_ms, shared.epoch));
-        }
-        if let Some(due_ms) = now {
-            self.0.insert((due_ms, shared.epoch), shared.clone());
-        }
-    }
-
-    /// When the first topic is due.
-    pub fn first_ms(&self) -> Option<u64> {
-        self.0.first_key_value().map(|((due_ms, _), _)| *due_ms)
-    }
-
-    /// The first topics that are due at `now_ms`.
-    pub fn at(&self, now_ms: u64, most: usize) -> Vec<Arc<SharedTopic>> {
-        let due = self.0.range(..=(now_ms, u64::MAX)).take(most);
-        due.map(|(_, shared)| shared.clone()).collect()
-    }
+/// What a topic that refuses what is too much says to a write (C-WRITE-09, C-WRITE-10).
+pub(super) fn over_caps(
+    append: &Append<'_>,
+    existing: Option<&Arc<SharedTopic>>,
+    (count, bytes): (u64, u64),
+) -> Option<Refusal> {
+    let above_caps = |config: &TopicConfig| {
+        let TopicConfig { cap_records, cap_bytes, .. } = *config;
+        (!fits(config, count, bytes)).then_some(Refusal::AboveCaps { cap_records, cap_bytes })
+    };
+    let topic = match (existing, &append.create) {
+        (Some(shared), _) => shared.read(),
+        (None, Create::With(config)) => return above_caps(config),
+        (None, Create::Never) => return None,
+    };
+    let TopicConfig { cap_records, cap_bytes, .. } = topic.config;
+    let (head_seq, earliest_seq) = (topic.head_seq, topic.earliest_seq);
+    let is_full = !fits(&topic.config, topic.count + count, topic.bytes + bytes);
+    let full = || is_full.then_some(Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq });
+    above_caps(&topic.config).or_else(full)
 }
