@@ -7,9 +7,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::append::over_caps;
 use super::command::{AppendPart, Create};
 use super::outcome::{Appended, Outcome, Refusal};
-use super::{Applied, SharedTopic, State, over_caps};
+use super::{Applied, SharedTopic, State};
 use crate::codec::Malformed;
 use crate::storage::EntryId;
 
