@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sha2::{Digest, Sha256};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
@@ -89,6 +90,8 @@ fn parse_scopes(field: &str) -> Result<u8, &'static str> {
 struct Key {
     digest: [u8; 32],
     grants: Vec<Grant>,
+    /// Requests under way.
+    inflight: AtomicUsize,
 }
 
 /// Why the setting `api_keys` cannot be used. Names the entry by its ordinal only: its text is secret.
@@ -137,7 +140,7 @@ impl Keys {
             let digest = digest_of(secret);
             match keys.iter_mut().find(|key| key.digest == digest) {
                 Some(key) => key.grants.push(grant),
-                None => keys.push(Key { digest, grants: vec![grant] }),
+                None => keys.push(Key { digest, grants: vec![grant], inflight: AtomicUsize::new(0) }),
             }
         }
         Ok(Keys { keys: keys.into_iter().map(Arc::new).collect() })
@@ -191,7 +194,32 @@ impl fmt::Debug for Caller {
     }
 }
 
+/// A place among the requests of a key that are under way; dropping it gives it back.
+#[must_use]
+pub struct Place {
+    key: Option<Arc<Key>>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(key) = &self.key {
+            key.inflight.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
 impl Caller {
+    /// Takes a place among the at most `max` requests of the caller's key (0: any number). 429 `throttled`
+    /// if all are taken (C-LIMIT-09). Without keys there is nothing to count by.
+    pub fn enter(&self, max: usize) -> Result<Place, Error> {
+        let Some(key) = self.key.as_ref().filter(|_| max > 0) else { return Ok(Place { key: None }) };
+        let place = Place { key: Some(key.clone()) };
+        if key.inflight.fetch_add(1, Ordering::AcqRel) < max {
+            return Ok(place);
+        }
+        Err(Error::over_limit("max_inflight_per_key", max as u64))
+    }
+
     /// Whether the caller has `scope`, on `name` if there is one.
     pub fn may(&self, scope: Scope, name: Option<&str>) -> bool {
         let Some(key) = &self.key else { return true };
@@ -326,6 +354,26 @@ mod tests {
         assert_eq!(check("free"), None);
         assert_eq!(check("bound"), Some(Code::Forbidden));
         assert_eq!(check("reader"), Some(Code::Forbidden));
+    }
+
+    #[test]
+    fn a_key_has_so_many_requests_under_way_and_no_more() {
+        // C-LIMIT-09, C-LIMIT-12, C-LIMIT-13
+        let keys = Keys::parse("a,b").unwrap();
+        let caller = |key| keys.authenticate(Some(key)).unwrap();
+        let first = caller("a").enter(2).unwrap();
+        let _second = caller("a").enter(2).unwrap();
+        for _ in 0..3 {
+            let error = caller("a").enter(2).err().expect("all places are taken");
+            assert_eq!(error.code, Code::Throttled);
+            assert_eq!(error.detail, Some(serde_json::json!({ "limit": "max_inflight_per_key", "max": 2 })));
+        }
+        let _other_key = caller("b").enter(2).unwrap();
+        let _unlimited = caller("a").enter(0).unwrap();
+        drop(first);
+        let _again = caller("a").enter(2).unwrap();
+        let off = Keys::default().authenticate(None).unwrap();
+        let _places: Vec<Place> = (0..10).map(|_| off.enter(1).unwrap()).collect();
     }
 
     #[test]

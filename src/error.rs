@@ -62,6 +62,7 @@ codes! {
     StorageFull = 19, 503, "storage_full";
     CommitUnknown = 20, 503, "commit_unknown";
     TopicFull = 21, 422, "topic_full";
+    IdempotencyConflict = 22, 409, "idempotency_conflict";
 }
 
 /// One refusal, as a client will see it.
@@ -87,6 +88,12 @@ impl Error {
     /// 400 `invalid_request`.
     pub fn invalid(message: impl Into<String>) -> Self {
         Error::new(Code::InvalidRequest, message)
+    }
+
+    /// 429 `throttled`: the cap `limit` of `max` is reached (C-LIMIT-10).
+    pub fn over_limit(limit: &str, max: u64) -> Self {
+        Error::new(Code::Throttled, format!("{limit} is {max}, and that many there are"))
+            .with_detail(serde_json::json!({ "limit": limit, "max": max }))
     }
 
     /// 404 `topic_not_found` for `topic`.

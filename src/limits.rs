@@ -99,3 +99,18 @@ pub const RECLAIM_BYTES_PER_S: u64 = 32 << 20;
 pub const EXPORT_ENTRIES: u64 = 1_000_000;
 /// And after this time, if anything changed.
 pub const EXPORT_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Longest time, in milliseconds, in which the head of the next request must come, an idle connection's
+/// too.
+pub const HEAD_TIMEOUT_MS: u64 = 60_000;
+/// Largest head of a request: request line and headers.
+pub const MAX_HEAD_BYTES: usize = 32 << 10;
+/// Time that any body may take, in milliseconds, and the bytes per second that buy it more.
+pub const BODY_GRACE_MS: u64 = 10_000;
+pub const MIN_BODY_BYTES_PER_S: u64 = 16 << 10;
+/// Answers of fewer bytes are not compressed, whatever the client accepts.
+pub const MIN_GZIP_BYTES: usize = 512;
+/// Topics that one append over several may name.
+pub const MAX_TOPICS_PER_APPEND: usize = 64;
+/// Topics that have metrics of their own.
+pub const MAX_METRIC_TOPICS: usize = 1000;

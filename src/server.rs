@@ -15,21 +15,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::api::{self, Api, ApiLimits};
+use crate::api::{self, Api, ApiLimits, Cors, Envelope};
 use crate::auth::Keys;
 use crate::clock::{Random, SystemClock, SystemRandom};
 use crate::config::Settings;
 use crate::engine::{Engine, EngineOptions, Hub};
+use crate::limits::HEAD_TIMEOUT_MS;
 use crate::raft::{
     ClusterTime, Export, IdentityKeeper, Installer, ListedMember, Me, Member, Node, Parts, PeerListener,
     PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, export_state, found_alone,
     found_listed, free_space, keep_membership, purge_log, seek_admission,
 };
+use crate::state::ClusterLimits;
 use crate::storage::{Disk, RealDisk, Room};
 use opening::Storage;
 
@@ -135,19 +136,23 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     let options = EngineOptions {
         request_timeout: Duration::from_millis(settings.request_timeout_ms),
         quorum_loss_after: Duration::from_millis(2 * settings.election_timeout_max_ms + 1000),
+        limits: ClusterLimits { max_topics: settings.max_topics, max_total_bytes: settings.max_total_bytes },
     };
     let engine = Engine::new(node.clone(), storage.log.clone(), hub, random, options);
-    let limits = ApiLimits { max_body_bytes: settings.max_body_bytes, probe_auth: settings.probe_auth };
+    let limits = ApiLimits {
+        max_body_bytes: settings.max_body_bytes,
+        probe_auth: settings.probe_auth,
+        max_inflight_per_key: settings.max_inflight_per_key,
+        ..ApiLimits::default()
+    };
     let api = Api { engine: engine.clone(), keys: Arc::new(keys), limits };
     let (stop_clients, mut clients_stopping) = watch::channel(false);
-    // Answers are small and somebody waits for each: they leave at once.
-    let client_listener = client_listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
-    let serving = axum::serve(client_listener, api::router(api)).with_graceful_shutdown(async move {
+    let envelope = Envelope::new(api::router(api), Cors::new(settings.cors_allow_origins.clone()));
+    let stopping = async move {
         let _ = clients_stopping.wait_for(|is_stopping| *is_stopping).await;
-    });
-    let mut serving = tokio::spawn(serving.into_future());
+    };
+    let head_timeout = Duration::from_millis(HEAD_TIMEOUT_MS);
+    let mut serving = tokio::spawn(api::serve(client_listener, envelope, head_timeout, stopping));
     tracing::info!(
         "member {} of cluster {} serves clients on {}",
         settings.member,

@@ -16,13 +16,15 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::ApiLimits;
+use super::gzip::{Encoding, UnpackError, unpack};
 use super::name::check_topic_name;
 use super::query::Query;
-use crate::auth::{Caller, Keys, Scope};
+use crate::auth::{Caller, Keys, Place, Scope};
 use crate::error::{Code, Error};
+use crate::limits::MIN_BODY_BYTES_PER_S;
 
 /// Bytes that are read off a refused request before it is answered, beyond the limit that it may have
 /// run into.
@@ -71,6 +73,9 @@ pub struct Call<N> {
     pub caller: Caller,
     parts: Parts,
     body: Bytes,
+    encoding: Encoding,
+    /// Counts among the key's requests until the handler is done.
+    _place: Place,
     needs: PhantomData<N>,
 }
 
@@ -86,7 +91,14 @@ impl<N> Call<N> {
 
     /// The body, once it is known to be meant as JSON (C-CONV-04).
     pub fn json(&self) -> Result<&Bytes, Error> {
-        if self.body.is_empty() || is_json(&self.parts.headers) {
+        if self.body.is_empty() {
+            return Ok(&self.body);
+        }
+        if self.encoding == Encoding::Unknown {
+            let message = "a body has no `Content-Encoding`, or `gzip`";
+            return Err(Error::new(Code::UnsupportedMediaType, message));
+        }
+        if is_json(&self.parts.headers) {
             return Ok(&self.body);
         }
         Err(Error::new(Code::UnsupportedMediaType, "a body needs `Content-Type: application/json`"))
@@ -187,10 +199,33 @@ impl Arrival {
     }
 
     async fn receive<N>(mut self, gate: &Gate, caller: Caller) -> Result<Call<N>, Error> {
-        let announced = self.announced_bytes();
-        match read_body(&mut self.body, gate.max_body_bytes(), announced).await {
-            Ok(body) => Ok(Call { arrived: self.at, caller, parts: self.parts, body, needs: PhantomData }),
+        match self.take_in(gate, &caller).await {
+            Ok((body, place)) => Ok(Call {
+                arrived: self.at,
+                caller,
+                encoding: Encoding::of(&self.parts.headers),
+                parts: self.parts,
+                body,
+                _place: place,
+                needs: PhantomData,
+            }),
             Err(error) => Err(self.refuse(gate, error).await),
+        }
+    }
+
+    /// The body, unpacked, and the place among the requests of its key.
+    async fn take_in(&mut self, gate: &Gate, caller: &Caller) -> Result<(Bytes, Place), Error> {
+        let place = caller.enter(gate.limits.max_inflight_per_key)?;
+        let max_bytes = gate.max_body_bytes();
+        let announced = self.announced_bytes();
+        let body = read_body(&mut self.body, max_bytes, announced, gate.limits.body_grace).await?;
+        if body.is_empty() || Encoding::of(&self.parts.headers) != Encoding::Gzip {
+            return Ok((body, place));
+        }
+        match unpack(body, max_bytes).await {
+            Ok(body) => Ok((body, place)),
+            Err(UnpackError::TooLarge) => Err(too_large(max_bytes)),
+            Err(UnpackError::Malformed) => Err(Error::invalid("the body is not gzip, as it says it is")),
         }
     }
 
@@ -223,15 +258,30 @@ fn too_large(max_bytes: usize) -> Error {
     Error::new(Code::PayloadTooLarge, format!("the body is larger than {max_bytes} bytes"))
 }
 
-/// Reads a body of at most `max_bytes`. One that comes in one piece, as most do, is not copied.
-async fn read_body(body: &mut Body, max_bytes: usize, announced: Option<u64>) -> Result<Bytes, Error> {
+/// Reads a body of at most `max_bytes`. One that comes in one piece, as most do, is not copied. It may take
+/// `grace`, and longer as long as enough of it comes: one that trickles in holds its connection, its place
+/// and its memory.
+async fn read_body(
+    body: &mut Body,
+    max_bytes: usize,
+    announced: Option<u64>,
+    grace: Duration,
+) -> Result<Bytes, Error> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
     let mut chunks = std::mem::take(body).into_data_stream();
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
-    while let Some(chunk) = chunks.next().await {
+    let started = Instant::now();
+    loop {
+        let received = (first.len() + all.len()) as u64;
+        let deadline = started + grace + Duration::from_millis(received * 1000 / MIN_BODY_BYTES_PER_S);
+        let chunk = match timeout_at(deadline, chunks.next()).await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break,
+            Err(_) => return Err(Error::invalid("the body took too long to come")),
+        };
         let chunk = chunk.map_err(|_| Error::invalid("the body broke off"))?;
         if chunk.len() > max_bytes - first.len() - all.len() {
             *body = Body::from_stream(chunks);

@@ -54,6 +54,14 @@ impl JsonWriter {
         self.object(fill);
     }
 
+    /// As [`JsonWriter::object_field`], under a name that is not ours.
+    pub fn object_field_named(&mut self, name: &str, fill: impl FnOnce(&mut Self)) {
+        self.separate();
+        self.text(name);
+        self.bytes.put_u8(b':');
+        self.object(fill);
+    }
+
     /// Writes a field that is an array with one item per element.
     pub fn array_field<T: ToJson>(&mut self, name: &'static str, items: impl IntoIterator<Item = T>) {
         self.key(name);

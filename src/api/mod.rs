@@ -5,16 +5,24 @@
 //! write the two kinds of answers. What a request *means* is decided below, in the engine.
 
 mod call;
+mod cors;
 mod cursor;
+mod envelope;
+mod gzip;
 mod json;
 mod name;
+mod openapi;
+mod openapi_schemas;
 mod problem;
 mod query;
+mod refusal_io;
 mod reply;
+mod serve;
 mod shape;
 mod v0;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::FromRef;
@@ -23,7 +31,11 @@ use axum::routing::{get, post};
 use crate::auth::Keys;
 use crate::engine::Engine;
 use crate::error::{Code, Error};
+use crate::limits::BODY_GRACE_MS;
 use call::Gate;
+pub use cors::Cors;
+pub use envelope::Envelope;
+pub use serve::serve;
 
 /// Settings of the edge.
 #[derive(Debug, Clone, Copy)]
@@ -32,6 +44,21 @@ pub struct ApiLimits {
     pub max_body_bytes: usize,
     /// Whether health and readiness need a key too (C-AUTH-19).
     pub probe_auth: bool,
+    /// Requests of one key that may be under way; 0 means unlimited.
+    pub max_inflight_per_key: usize,
+    /// Time that any body may take to come.
+    pub body_grace: Duration,
+}
+
+impl Default for ApiLimits {
+    fn default() -> Self {
+        ApiLimits {
+            max_body_bytes: 0,
+            probe_auth: false,
+            max_inflight_per_key: 0,
+            body_grace: Duration::from_millis(BODY_GRACE_MS),
+        }
+    }
 }
 
 /// What the handlers work with.
@@ -60,8 +87,11 @@ fn v0_routes() -> Router<Api> {
             "/v0/topics/{topic}",
             post(v0::append::append).put(v0::topic::put).get(v0::topic::get).delete(v0::topic::delete),
         )
+        .route("/v0/append", post(v0::append_many::append_many))
         .route("/v0/topics/{topic}/diff", post(v0::diff::diff))
         .route("/v0/cluster", get(v0::cluster::get))
+        .route("/v0/openapi.json", get(openapi::get))
+        .route("/v0/metrics", get(v0::metrics::get))
         .route("/v0/health", get(v0::probe::health))
         .route("/healthz", get(v0::probe::health))
         .route("/v0/ready", get(v0::probe::ready))
@@ -79,3 +109,5 @@ fn with_refusals<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wire_tests;

@@ -7,24 +7,30 @@ use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 
 use super::json::{JsonWriter, Raw};
 use crate::error::{Code, Error};
 
+/// The body of C-ERR-01.
+pub fn error_body(error: &Error) -> Bytes {
+    let mut json = JsonWriter::with_capacity(160);
+    // Written back from a parsed value, so it cannot fail; were it to, an error without its detail still
+    // is a good answer.
+    let detail = error.detail.as_ref().and_then(|detail| serde_json::to_string(detail).ok());
+    json.object(|json| {
+        json.object_field("error", |json| {
+            json.field("code", error.code.name());
+            json.field("message", error.message.as_str());
+            json.field_if_some("detail", detail.as_deref().map(Raw));
+        });
+    });
+    json.finish()
+}
+
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let mut json = JsonWriter::with_capacity(160);
-        // Written back from a parsed value, so it cannot fail; were it to, an error without its detail
-        // still is a good answer.
-        let detail = self.detail.as_ref().and_then(|detail| serde_json::to_string(detail).ok());
-        json.object(|json| {
-            json.object_field("error", |json| {
-                json.field("code", self.code.name());
-                json.field("message", self.message.as_str());
-                json.field_if_some("detail", detail.as_deref().map(Raw));
-            });
-        });
-        let mut response = Response::new(Body::from(json.finish()));
+        let mut response = Response::new(Body::from(error_body(&self)));
         *response.status_mut() =
             StatusCode::from_u16(self.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();

@@ -61,6 +61,14 @@ pub struct Settings {
     pub probe_auth: bool,
     pub request_timeout_ms: u64,
     pub max_body_bytes: usize,
+    /// 0: any number.
+    pub max_inflight_per_key: usize,
+    /// Origins as browsers name them, or `*` alone.
+    pub cors_allow_origins: Vec<String>,
+    /// 0: any number.
+    pub max_topics: u64,
+    /// 0: any number.
+    pub max_total_bytes: u64,
     pub heartbeat_ms: u64,
     pub election_timeout_min_ms: u64,
     pub election_timeout_max_ms: u64,
@@ -124,6 +132,10 @@ impl Settings {
                 0 => MAX_BODY_BYTES,
                 bytes => bytes as usize,
             },
+            max_inflight_per_key: given.number("max_inflight_per_key", 0, 1 << 32)? as usize,
+            cors_allow_origins: given.origins()?,
+            max_topics: given.number("max_topics", 0, u64::MAX)?,
+            max_total_bytes: given.bytes("max_total_bytes", 0, u64::MAX)?,
             heartbeat_ms,
             election_timeout_min_ms,
             election_timeout_max_ms,
@@ -297,6 +309,23 @@ impl Given {
             _ => Err(self
                 .refuse("advertise_url", "allowed is http://host:port or https://host:port, without a path")),
         }
+    }
+
+    /// The origins of web pages, or `*` for all.
+    fn origins(&self) -> Result<Vec<String>, BadSetting> {
+        let text = self.text("cors_allow_origins").unwrap_or_default();
+        let origins: Vec<String> = parse::list(text).map(str::to_owned).collect();
+        if origins.iter().any(|origin| origin == "*") && origins.len() > 1 {
+            return Err(self.refuse("cors_allow_origins", "* stands for all origins: give it alone"));
+        }
+        if !origins.iter().all(|origin| origin == "*" || parse::is_origin(origin)) {
+            return Err(self.refuse(
+                "cors_allow_origins",
+                "allowed is *, or origins as browsers name them: scheme://host or scheme://host:port, \
+                 separated by commas",
+            ));
+        }
+        Ok(origins)
     }
 
     /// The secret `name`, or what the file that `file` names holds.

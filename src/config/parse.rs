@@ -48,6 +48,17 @@ pub(super) fn host_port(text: &str) -> Option<(&str, u16)> {
     Some((bare_host(host)?, port(port_text)?))
 }
 
+/// Whether `text` is the origin of a web page: `scheme://host` or `scheme://host:port`, and no path.
+pub(super) fn is_origin(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_graphic() && !b"/?#@,*".contains(&byte);
+    text.split_once("://").is_some_and(|(scheme, rest)| {
+        !scheme.is_empty()
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
+            && !rest.is_empty()
+            && rest.bytes().all(plain)
+    })
+}
+
 /// The host of a `host:port` that was checked before.
 pub(super) fn host_of(address: &str) -> &str {
     host_port(address).map_or(address, |(host, _)| host)

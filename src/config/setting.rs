@@ -72,6 +72,13 @@ pub const SETTINGS: &[Setting] = &[
     switch("probe_auth", "Ask for a key at health and ready too"),
     value("request_timeout_ms", "10000", "Longest time that a request may take to reach its outcome"),
     value("max_body_bytes", "64MiB", "Largest request body; 0: as large as a frame between members allows"),
+    value("max_inflight_per_key", "1000", "Requests of one key that may be under way; 0: any number"),
+    optional(
+        "cors_allow_origins",
+        "Origins of web pages that may call this member, https://a.b,... or * (none: none)",
+    ),
+    value("max_topics", "100000", "Most topics in the cluster; 0: any number"),
+    value("max_total_bytes", "0", "Most live bytes in the cluster, 512GiB and the like; 0: any number"),
     value("heartbeat_ms", "200", "Interval of the leader's heartbeats"),
     value("election_timeout_min_ms", "500", "Shortest silence of the leader that starts an election"),
     value("election_timeout_max_ms", "800", "Longest silence of the leader that starts an election"),

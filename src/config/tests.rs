@@ -171,6 +171,35 @@ fn sizes_and_switches_and_filters_are_checked() {
 }
 
 #[test]
+fn caps_and_origins_are_what_was_given() {
+    // C-CONV-18, C-LIMIT-01, C-LIMIT-04, C-LIMIT-09
+    let settings = resolve(&[]).unwrap();
+    assert_eq!(settings.cors_allow_origins, Vec::<String>::new());
+    assert_eq!((settings.max_topics, settings.max_total_bytes), (100_000, 0));
+    assert_eq!(settings.max_inflight_per_key, 1000);
+    let origins = |text| resolve(&[("cors_allow_origins", text)]).map(|it| it.cors_allow_origins);
+    assert_eq!(origins("*").unwrap(), ["*"]);
+    assert_eq!(
+        origins(" https://a.b , http://localhost:3000,").unwrap(),
+        ["https://a.b", "http://localhost:3000"]
+    );
+    for bad in ["a.b", "https://", "https://a.b/", "https://a.b/c", "://a", "*,https://a.b", "https://*.a.b"]
+    {
+        refused(
+            &[("cors_allow_origins", bad)],
+            &["--cors-allow-origins", "allowed is *"].map(|part| {
+                if bad.starts_with("*,") && part.starts_with("allowed") { "alone" } else { part }
+            }),
+        );
+    }
+    assert_eq!(
+        resolve(&[("max_total_bytes", "2GiB"), ("max_topics", "0")]).unwrap().max_total_bytes,
+        2 << 30
+    );
+    refused(&[("max_topics", "-1")], &["--max-topics", "-1"]);
+}
+
+#[test]
 fn addresses_that_others_get_are_ones_they_can_use() {
     let wild = [("peer_listen", "0.0.0.0:4100"), ("cluster_secret", SECRET)];
     refused(&[&wild[..], &[("join", "h:1")]].concat(), &["--peer-advertise", "0.0.0.0:4100"]);

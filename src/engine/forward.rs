@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,11 +35,13 @@ struct Waiting {
 pub(super) struct Forwarder {
     node: Arc<Node>,
     queues: Mutex<HashMap<NodeId, mpsc::Sender<Waiting>>>,
+    /// Commands that were handed over so far.
+    forwarded: AtomicU64,
 }
 
 impl Forwarder {
     pub fn new(node: Arc<Node>) -> Self {
-        Forwarder { node, queues: Mutex::default() }
+        Forwarder { node, queues: Mutex::default(), forwarded: AtomicU64::new(0) }
     }
 
     fn queue(&self, peer: &Arc<Peer>) -> mpsc::Sender<Waiting> {
@@ -51,8 +54,13 @@ impl Forwarder {
         queue.clone()
     }
 
+    pub fn forwarded(&self) -> u64 {
+        self.forwarded.load(Ordering::Relaxed)
+    }
+
     /// Hands `command` to the leader at `peer` and waits for what becomes of it.
     pub async fn forward(&self, peer: &Arc<Peer>, command: Bytes, deadline: Instant) -> Answer {
+        self.forwarded.fetch_add(1, Ordering::Relaxed);
         let (answer, outcome) = oneshot::channel();
         if self.queue(peer).send(Waiting { command, deadline, answer }).await.is_err() {
             return Err(CallError::Unreachable("this member is shutting down".into()));

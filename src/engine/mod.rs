@@ -5,7 +5,9 @@
 //! knows neither requests nor responses; the edge turns one into the other.
 
 mod cluster_view;
+mod figures;
 mod forward;
+mod limits;
 mod page;
 mod propose;
 mod read_index;
@@ -15,12 +17,13 @@ mod timer;
 mod watch;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 pub use cluster_view::{ClusterView, MemberView};
+pub use figures::{Figures, TopicFigures};
 pub use page::{Page, PageQuery, PageRecord, Tombstone};
 pub use propose::Timings;
 pub use read_index::Fence;
@@ -30,7 +33,7 @@ pub use watch::Hub;
 use crate::clock::Random;
 use crate::error::{Code, Error};
 use crate::raft::{Leader, Node};
-use crate::state::Catalog;
+use crate::state::{Catalog, ClusterLimits};
 use crate::storage::Log;
 use crate::task;
 
@@ -51,6 +54,8 @@ pub struct EngineOptions {
     pub request_timeout: Duration,
     /// How long a leader counts as connected to a quorum after the last answer of one.
     pub quorum_loss_after: Duration,
+    /// What the cluster may hold while this member leads.
+    pub limits: ClusterLimits,
 }
 
 /// The verbs of one member. Clones are cheap and share everything.
@@ -73,6 +78,8 @@ struct Inner {
     recency: recency::Recency,
     has_caught_up: AtomicBool,
     is_draining: AtomicBool,
+    /// Elections that this member has seen, as terms that began while it ran.
+    elections: AtomicU64,
 }
 
 impl Engine {
@@ -92,6 +99,7 @@ impl Engine {
             started: Instant::now(),
             has_caught_up: AtomicBool::new(false),
             is_draining: AtomicBool::new(false),
+            elections: AtomicU64::new(0),
             node,
             log,
             hub,
@@ -100,6 +108,8 @@ impl Engine {
         });
         let engine = Engine { inner };
         task::spawn(engine.clone().follow_recovery());
+        engine.start_keeping_limits();
+        task::spawn(engine.clone().count_elections());
         task::spawn(engine.clone().propose_what_is_due());
         engine
     }

@@ -27,8 +27,8 @@ use super::types::{
 };
 use crate::limits::MAX_APPEND_BYTES;
 use crate::state::{
-    Catalog, Changes, EvictedBlock, Freed, Garbage, MissingBlock, NotApplied, Outcome, SealedBlock,
-    SharedTopic, State, StoredMembership, TopicKey,
+    Catalog, Changes, ClusterLimits, EvictedBlock, Freed, Garbage, MissingBlock, NotApplied, Outcome,
+    SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
 };
 use crate::storage::{Checkpoint, Disk, EntryId, Freezer, Frozen, Log, Pin, Room, write_export};
 use crate::task;
@@ -115,6 +115,11 @@ impl Applied {
 
     pub fn index(&self) -> u64 {
         *self.applied_index.borrow()
+    }
+
+    /// The bounds of the whole cluster, as of the last applied command.
+    pub fn limits(&self) -> ClusterLimits {
+        self.state.lock().limits()
     }
 
     /// Cluster time as of the last applied command, in Unix milliseconds.
@@ -345,6 +350,7 @@ impl Machine {
                     {
                         touched.push(topic);
                     }
+                    touched.extend(applied.also_touched);
                     applied.outcome
                 }
             };

@@ -6,11 +6,13 @@
 //! look a name up, to add one or to remove one.
 
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::quota::Totals;
 use super::run::SealedBlock;
 use super::topic::Topic;
 use crate::digest::Digest;
@@ -23,15 +25,50 @@ pub struct SharedTopic {
     is_deleted: AtomicBool,
     /// What the topic counts for in the digest of the whole state.
     summed_digest: AtomicU64,
+    totals: Arc<Totals>,
+}
+
+/// A topic that may be changed; what it holds then is told to the totals.
+pub(super) struct TopicMut<'a> {
+    topic: RwLockWriteGuard<'a, Topic>,
+    held_before: (u64, u64),
+    totals: &'a Totals,
+}
+
+impl Deref for TopicMut<'_> {
+    type Target = Topic;
+
+    fn deref(&self) -> &Topic {
+        &self.topic
+    }
+}
+
+impl DerefMut for TopicMut<'_> {
+    fn deref_mut(&mut self) -> &mut Topic {
+        &mut self.topic
+    }
+}
+
+impl Drop for TopicMut<'_> {
+    fn drop(&mut self) {
+        self.totals.replace(self.held_before, held(&self.topic));
+    }
+}
+
+/// Live records of a topic, and their bytes.
+fn held(topic: &Topic) -> (u64, u64) {
+    (topic.count, topic.bytes)
 }
 
 impl SharedTopic {
-    pub fn new(topic: Topic) -> Self {
+    fn new(topic: Topic, totals: Arc<Totals>) -> Self {
+        totals.replace((0, 0), held(&topic));
         SharedTopic {
             epoch: topic.epoch,
             topic: RwLock::new(topic),
             is_deleted: AtomicBool::new(false),
             summed_digest: AtomicU64::new(0),
+            totals,
         }
     }
 
@@ -49,8 +86,9 @@ impl SharedTopic {
         self.topic.read()
     }
 
-    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Topic> {
-        self.topic.write()
+    pub(super) fn write(&self) -> TopicMut<'_> {
+        let topic = self.topic.write();
+        TopicMut { held_before: held(&topic), topic, totals: &self.totals }
     }
 
     pub fn is_deleted(&self) -> bool {
@@ -72,11 +110,17 @@ impl SharedTopic {
 #[derive(Debug, Default)]
 pub struct Catalog {
     topics: RwLock<BTreeMap<Arc<str>, Arc<SharedTopic>>>,
+    totals: Arc<Totals>,
 }
 
 impl Catalog {
     pub fn get(&self, name: &str) -> Option<Arc<SharedTopic>> {
         self.topics.read().get(name).cloned()
+    }
+
+    /// What all topics hold together.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
     }
 
     pub fn len(&self) -> usize {
@@ -105,7 +149,7 @@ impl Catalog {
 
     pub(super) fn insert(&self, topic: Topic) -> Arc<SharedTopic> {
         let name = topic.name.clone();
-        let shared = Arc::new(SharedTopic::new(topic));
+        let shared = Arc::new(SharedTopic::new(topic, self.totals.clone()));
         self.topics.write().insert(name, shared.clone());
         shared
     }
@@ -113,10 +157,12 @@ impl Catalog {
     pub(super) fn remove(&self, name: &str) -> Option<Arc<SharedTopic>> {
         let removed = self.topics.write().remove(name)?;
         removed.is_deleted.store(true, Ordering::Release);
+        self.totals.replace(held(&removed.read()), (0, 0));
         Some(removed)
     }
 
     pub(super) fn clear(&self) {
         self.topics.write().clear();
+        self.totals.clear();
     }
 }

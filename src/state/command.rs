@@ -7,8 +7,10 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::quota::ClusterLimits;
 use super::topic_config::TopicConfig;
 use crate::codec::{Malformed, Reader, put_blob, put_optional_text, put_varint};
+use crate::limits::MAX_TOPICS_PER_APPEND;
 use crate::record::{EntryBuilder, EntryRecords, Record};
 
 const KIND_APPEND: u8 = 1;
@@ -16,6 +18,8 @@ const KIND_PUT_TOPIC: u8 = 2;
 const KIND_DELETE_TOPIC: u8 = 3;
 const KIND_OPEN_SESSION: u8 = 4;
 const KIND_EXPIRE: u8 = 5;
+const KIND_APPEND_MANY: u8 = 6;
+const KIND_SET_LIMITS: u8 = 7;
 
 const ENVELOPE_BYTES: usize = 32;
 
@@ -68,10 +72,51 @@ pub struct Append<'a> {
     pub idempotency_key: Option<&'a str>,
 }
 
+impl<'a> Append<'a> {
+    fn encode(&self, out: &mut BytesMut) {
+        put_blob(out, self.topic.as_bytes());
+        match &self.create {
+            Create::Never => out.put_u8(0),
+            // By far the most common configuration is the default one; it costs one byte.
+            Create::With(config) if *config == TopicConfig::default() => out.put_u8(1),
+            Create::With(config) => {
+                out.put_u8(2);
+                config.encode(out);
+            }
+        }
+        put_optional_number(out, self.expect_head_seq);
+        put_optional_text(out, self.idempotency_key);
+    }
+
+    fn decode(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
+        Ok(Append {
+            topic: reader.text()?,
+            create: match reader.u8()? {
+                0 => Create::Never,
+                1 => Create::With(TopicConfig::default()),
+                2 => Create::With(TopicConfig::decode(reader)?),
+                _ => return Err(reader.malformed()),
+            },
+            expect_head_seq: optional_number(reader)?,
+            idempotency_key: reader.optional_text()?,
+        })
+    }
+}
+
+/// One topic's part of an append to several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppendPart<'a> {
+    pub append: Append<'a>,
+    /// How many of the entry's records are its: those after the ones of the parts before it.
+    pub record_count: u32,
+}
+
 /// Everything that changes replicated state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command<'a> {
     Append(Append<'a>),
+    /// Appends to several topics, which differ: all of them or none.
+    AppendMany(Vec<AppendPart<'a>>),
     PutTopic {
         topic: &'a str,
         config: TopicConfig,
@@ -82,6 +127,8 @@ pub enum Command<'a> {
     },
     /// Takes what is expired in the topics that are due, the longest overdue first.
     Expire,
+    /// What the whole cluster may hold from now on.
+    SetLimits(ClusterLimits),
     /// Opens the session that the envelope names, in place of the member's earlier one. Changes nothing if it is
     /// open; refused if another one has taken its place.
     OpenSession,
@@ -102,18 +149,31 @@ impl Draft {
         let mut builder = EntryBuilder::new(KIND_APPEND, records.len(), size_hint_bytes + 128);
         records.for_each(|record| builder.push(&record));
         let mut bytes = builder.finish();
-        put_blob(&mut bytes, append.topic.as_bytes());
-        match &append.create {
-            Create::Never => bytes.put_u8(0),
-            // By far the most common configuration is the default one; it costs one byte.
-            Create::With(config) if *config == TopicConfig::default() => bytes.put_u8(1),
-            Create::With(config) => {
-                bytes.put_u8(2);
-                config.encode(&mut bytes);
-            }
+        append.encode(&mut bytes);
+        Draft { bytes }
+    }
+
+    /// Appends to several topics; `records` are those of all parts, in order.
+    pub fn append_many<'a>(
+        parts: &[AppendPart<'_>],
+        records: impl Iterator<Item = Record<'a>>,
+        size_hint_bytes: usize,
+    ) -> Self {
+        let count: usize = parts.iter().map(|part| part.record_count as usize).sum();
+        let mut builder = EntryBuilder::new(KIND_APPEND_MANY, count, size_hint_bytes + 128);
+        records.for_each(|record| builder.push(&record));
+        let mut bytes = builder.finish();
+        put_varint(&mut bytes, parts.len() as u64);
+        for part in parts {
+            put_varint(&mut bytes, u64::from(part.record_count));
+            part.append.encode(&mut bytes);
         }
-        put_optional_number(&mut bytes, append.expect_head_seq);
-        put_optional_text(&mut bytes, append.idempotency_key);
+        Draft { bytes }
+    }
+
+    pub fn set_limits(limits: &ClusterLimits) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_SET_LIMITS, 0, 64).finish();
+        limits.encode(&mut bytes);
         Draft { bytes }
     }
 
@@ -173,27 +233,33 @@ impl Decoded {
         let body = self.records.body();
         let mut reader = Reader::new(&body[..body.len() - ENVELOPE_BYTES], "command");
         let command = match self.records.kind() {
-            KIND_APPEND => Command::Append(Append {
-                topic: reader.text()?,
-                create: match reader.u8()? {
-                    0 => Create::Never,
-                    1 => Create::With(TopicConfig::default()),
-                    2 => Create::With(TopicConfig::decode(&mut reader)?),
-                    _ => return Err(reader.malformed()),
-                },
-                expect_head_seq: optional_number(&mut reader)?,
-                idempotency_key: reader.optional_text()?,
-            }),
+            KIND_APPEND => Command::Append(Append::decode(&mut reader)?),
+            KIND_APPEND_MANY => Command::AppendMany(self.parts(&mut reader)?),
             KIND_PUT_TOPIC => {
                 Command::PutTopic { topic: reader.text()?, config: TopicConfig::decode(&mut reader)? }
             }
             KIND_DELETE_TOPIC => Command::DeleteTopic { topic: reader.text()?, if_empty: reader.bool()? },
             KIND_EXPIRE => Command::Expire,
+            KIND_SET_LIMITS => Command::SetLimits(ClusterLimits::decode(&mut reader)?),
             KIND_OPEN_SESSION => Command::OpenSession,
             _ => return Err(Malformed("command: of a kind that this version does not know")),
         };
         reader.finish()?;
         Ok(command)
+    }
+
+    /// The parts of an append to several topics, which take up the entry's records to the last.
+    fn parts<'a>(&self, reader: &mut Reader<'a>) -> Result<Vec<AppendPart<'a>>, Malformed> {
+        let count = reader.count(4)?;
+        let mut parts = Vec::with_capacity(count.min(MAX_TOPICS_PER_APPEND));
+        let mut left = u64::from(self.records.count());
+        for _ in 0..count {
+            let record_count = reader.varint()?;
+            left = left.checked_sub(record_count).ok_or(reader.malformed())?;
+            let record_count = u32::try_from(record_count).map_err(|_| reader.malformed())?;
+            parts.push(AppendPart { append: Append::decode(reader)?, record_count });
+        }
+        if left == 0 { Ok(parts) } else { Err(reader.malformed()) }
     }
 }
 

@@ -63,7 +63,14 @@ impl State {
                 let due = self.due.at(now_ms, MAX_TOPICS_PER_EXPIRY);
                 return due.iter().filter_map(|shared| missing(shared, (0, 0), None)).collect();
             }
-            Command::OpenSession => None,
+            Command::AppendMany(parts) => {
+                let parts = self.positions(parts).filter_map(|(part, positions)| {
+                    let shared = self.catalog.get(part.append.topic)?;
+                    missing(&shared, self.records_at(positions), None)
+                });
+                return parts.collect();
+            }
+            Command::SetLimits(_) | Command::OpenSession => None,
         };
         of_target.into_iter().collect()
     }
@@ -72,7 +79,7 @@ impl State {
     pub(super) fn expire(&mut self) -> Result<Applied, Malformed> {
         let due = self.due.at(self.time_ms, MAX_TOPICS_PER_EXPIRY);
         due.iter().try_for_each(|shared| self.expire_topic(shared))?;
-        Ok(Applied { outcome: Outcome::Expired { topic_count: due.len() as u64 }, touched: None })
+        Ok(Applied::of(Outcome::Expired { topic_count: due.len() as u64 }))
     }
 
     /// Takes what is expired by now.

@@ -9,6 +9,8 @@
 //! what changed since the last one, as keys and values that belong to one exact point between two
 //! entries.
 
+mod append;
+mod append_many;
 mod blocks;
 mod catalog;
 mod checkpoint_form;
@@ -17,6 +19,7 @@ mod dedupe;
 mod expiry;
 mod garbage;
 mod outcome;
+mod quota;
 mod retention;
 mod run;
 mod session;
@@ -32,9 +35,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub use blocks::TimePlace;
 pub use catalog::{Catalog, SharedTopic};
 pub use checkpoint_form::Key;
-pub use command::{Append, Command, Create, Decoded, Draft, Envelope, carries_records};
+pub use command::{Append, AppendPart, Command, Create, Decoded, Draft, Envelope, carries_records};
 pub use garbage::{EvictedBlock, Garbage};
 pub use outcome::{Appended, Outcome, Refusal};
+pub use quota::{ClusterLimits, Limit, Totals};
 pub use retention::{Floors, Freed, Reason};
 pub use run::{Run, SealedBlock};
 pub use topic::{Located, Topic, TopicKey};
@@ -45,7 +49,6 @@ use crate::digest::Digest;
 use crate::record::{EntryRecords, counted_bytes};
 use crate::storage::{Change, EntryId, LiveEntries};
 use expiry::Due;
-use retention::over_caps;
 use session::{Admission, Session};
 
 /// The membership that the log has told last, in the bytes of the room that knows what they mean.
@@ -62,6 +65,19 @@ pub struct Applied {
     pub outcome: Outcome,
     /// The topic whose head moved or that went away, for whoever waits for it.
     pub touched: Option<Arc<SharedTopic>>,
+    /// The others, if there is more than one; an empty vector costs nothing.
+    pub also_touched: Vec<Arc<SharedTopic>>,
+}
+
+impl Applied {
+    /// An outcome that touched no topic.
+    fn of(outcome: Outcome) -> Self {
+        Applied { outcome, touched: None, also_touched: Vec::new() }
+    }
+
+    fn touching(outcome: Outcome, topic: Arc<SharedTopic>) -> Self {
+        Applied { outcome, touched: Some(topic), also_touched: Vec::new() }
+    }
 }
 
 /// A sealed block that is not in memory and must be, see [`SharedTopic::supply_block`].
@@ -93,6 +109,7 @@ pub struct State {
     membership: StoredMembership,
     time_ms: u64,
     next_epoch: u64,
+    limits: ClusterLimits,
     sessions: BTreeMap<u64, Session>,
     /// Values that the last checkpoint holds per session.
     session_parts: BTreeMap<u64, u64>,
@@ -122,6 +139,7 @@ impl Default for State {
             membership: StoredMembership::default(),
             time_ms: 0,
             next_epoch: 1,
+            limits: ClusterLimits::default(),
             sessions: BTreeMap::new(),
             session_parts: BTreeMap::new(),
             dirty_sessions: BTreeSet::new(),
@@ -178,6 +196,11 @@ impl State {
         self.time_ms
     }
 
+    /// The bounds of the whole cluster that hold now.
+    pub fn limits(&self) -> ClusterLimits {
+        self.limits
+    }
+
     /// When the first record of any topic expires, in cluster time; `None` if none will.
     pub fn next_due_ms(&self) -> Option<u64> {
         self.due.first_ms()
@@ -213,7 +236,8 @@ impl State {
             Command::Append(Append { topic, .. })
             | Command::PutTopic { topic, .. }
             | Command::DeleteTopic { topic, .. } => self.catalog.get(topic),
-            Command::Expire | Command::OpenSession => None,
+            // Those of an append to several topics are looked up where they are used.
+            Command::AppendMany(_) | Command::Expire | Command::SetLimits(_) | Command::OpenSession => None,
         };
         let now_ms = self.time_ms.max(stamp_ms);
         let missing = self.missing_blocks(&command, target.as_ref(), now_ms);
@@ -225,7 +249,7 @@ impl State {
 
         let Envelope { node_id, session, number, .. } = decoded.envelope;
         if command == Command::OpenSession {
-            return Ok(Applied { outcome: self.open_session(node_id, session), touched: None });
+            return Ok(Applied::of(self.open_session(node_id, session)));
         }
         let admission = match self.sessions.get_mut(&node_id) {
             Some(session) => session.admit(&decoded.envelope),
@@ -233,9 +257,9 @@ impl State {
         };
         let applied = match admission {
             Admission::Unknown => {
-                return Ok(Applied { outcome: Outcome::Refused(Refusal::SessionUnknown), touched: None });
+                return Ok(Applied::of(Outcome::Refused(Refusal::SessionUnknown)));
             }
-            Admission::Repeat(outcome) => Applied { outcome, touched: None },
+            Admission::Repeat(outcome) => Applied::of(outcome),
             Admission::New => {
                 let applied = self.execute(entry, &command, target)?;
                 if let Some(session) = self.sessions.get_mut(&node_id) {
@@ -269,7 +293,13 @@ impl State {
 
     /// Number of the records that the command brings, and what they count for.
     fn new_records(&self) -> (u64, u64) {
-        (self.sizes_bytes.len() as u64, self.sizes_bytes.iter().map(|size| u64::from(*size)).sum())
+        self.records_at(0..self.sizes_bytes.len())
+    }
+
+    /// As [`State::new_records`], of those at `positions`.
+    fn records_at(&self, positions: Range<usize>) -> (u64, u64) {
+        let sizes_bytes = &self.sizes_bytes[positions];
+        (sizes_bytes.len() as u64, sizes_bytes.iter().map(|size| u64::from(*size)).sum())
     }
 
     fn advance(&mut self, entry: EntryId) {
@@ -288,75 +318,16 @@ impl State {
         }
         match command {
             Command::Append(append) => self.append(entry, append, target),
+            Command::AppendMany(parts) => self.append_many(entry, parts),
             Command::PutTopic { topic, config } => self.put_topic(topic, config, target),
             Command::DeleteTopic { topic, if_empty } => Ok(self.delete_topic(topic, *if_empty, target)),
             Command::Expire => self.expire(),
+            Command::SetLimits(limits) => {
+                self.limits = *limits;
+                Ok(Applied::of(Outcome::LimitsSet))
+            }
             Command::OpenSession => unreachable!("handled before the session is looked at"),
         }
-    }
-
-    /// Order of checks: contract C-WRITE-15.
-    fn append(
-        &mut self,
-        entry: EntryId,
-        append: &Append<'_>,
-        existing: Option<Arc<SharedTopic>>,
-    ) -> Result<Applied, Malformed> {
-        let refused = |refusal| Ok(Applied { outcome: Outcome::Refused(refusal), touched: None });
-        let mut repeated = None;
-        if let (Some(shared), Some(key)) = (&existing, append.idempotency_key) {
-            // Looking a key up forgets old ones, which is a change whatever becomes of the write.
-            repeated = shared.write().remembered(key, self.time_ms);
-            self.dirty_topics.insert(shared.epoch, shared.clone());
-        }
-        if let Some(known) = repeated {
-            let appended = Appended {
-                first_seq: known.first_seq,
-                count: known.count,
-                head_seq: known.head_seq,
-                created: false,
-                deduped: true,
-            };
-            return Ok(Applied { outcome: Outcome::Appended(appended), touched: None });
-        }
-        let head_seq = existing.as_ref().map_or(0, |shared| shared.read().head_seq);
-        if existing.is_none() && append.create == Create::Never {
-            return refused(Refusal::TopicNotFound);
-        }
-        if append.expect_head_seq.is_some_and(|expected| expected != head_seq) {
-            return refused(Refusal::HeadMismatch { head_seq });
-        }
-        if let Some(refusal) = over_caps(append, existing.as_ref(), self.new_records()) {
-            return refused(refusal);
-        }
-        let (shared, created) = match (existing, &append.create) {
-            (Some(shared), _) => (shared, false),
-            (None, Create::With(config)) => (self.create(append.topic, config.clone()), true),
-            (None, Create::Never) => return refused(Refusal::TopicNotFound),
-        };
-        let all = 0..self.sizes_bytes.len();
-        let appended = self.append_records(&shared, entry, all, append.idempotency_key)?;
-        Ok(Applied { outcome: Outcome::Appended(Appended { created, ..appended }), touched: Some(shared) })
-    }
-
-    /// Appends those of the entry's records to a topic that are at `positions`; the oldest ones then go.
-    fn append_records(
-        &mut self,
-        shared: &Arc<SharedTopic>,
-        entry: EntryId,
-        positions: Range<usize>,
-        key: Option<&str>,
-    ) -> Result<Appended, Malformed> {
-        let mut topic = shared.write();
-        let due_before = topic.next_due_ms();
-        let (first_position, sizes_bytes) = (positions.start as u32, &self.sizes_bytes[positions]);
-        let (appended, run_count) =
-            topic.append(entry, first_position, self.time_ms, sizes_bytes, key, &mut self.freed);
-        self.live.add(entry.index, run_count);
-        topic.keep_within_caps(&mut self.freed)?;
-        self.due.update(shared, due_before, topic.next_due_ms());
-        self.dirty_topics.insert(shared.epoch, shared.clone());
-        Ok(appended)
     }
 
     fn create(&mut self, name: &str, config: TopicConfig) -> Arc<SharedTopic> {
@@ -373,8 +344,11 @@ impl State {
         config: &TopicConfig,
         existing: Option<Arc<SharedTopic>>,
     ) -> Result<Applied, Malformed> {
-        let outcome = |outcome| Ok(Applied { outcome, touched: None });
+        let outcome = |outcome| Ok(Applied::of(outcome));
         let Some(shared) = existing else {
+            if let Err(refusal) = self.check_quota(1, 0) {
+                return outcome(Outcome::Refused(refusal));
+            }
             self.create(name, config.clone());
             return outcome(Outcome::TopicPut { created: true, config: config.clone() });
         };
@@ -398,21 +372,21 @@ impl State {
 
     fn delete_topic(&mut self, name: &str, if_empty: bool, existing: Option<Arc<SharedTopic>>) -> Applied {
         let Some(shared) = existing else {
-            return Applied { outcome: Outcome::TopicDeleted { deleted: false }, touched: None };
+            return Applied::of(Outcome::TopicDeleted { deleted: false });
         };
         let (count, due_ms) = {
             let topic = shared.read();
             (topic.count, topic.next_due_ms())
         };
         if if_empty && count > 0 {
-            return Applied { outcome: Outcome::Refused(Refusal::NotEmpty { count }), touched: None };
+            return Applied::of(Outcome::Refused(Refusal::NotEmpty { count }));
         }
         self.catalog.remove(name);
         self.due.update(&shared, due_ms, None);
         self.dirty_topics.remove(&shared.epoch);
         // Whatever it held: a topic of ten million records goes as quickly as an empty one.
         self.deleted.push(shared.clone());
-        Applied { outcome: Outcome::TopicDeleted { deleted: true }, touched: Some(shared) }
+        Applied::touching(Outcome::TopicDeleted { deleted: true }, shared)
     }
 
     /// Digest of the whole state: equal on all members that have applied the same entries. Looks only at the
@@ -422,7 +396,9 @@ impl State {
             sum_up(&mut self.topics_digest, topic);
         }
         let mut digest = Digest::default();
-        for value in [self.time_ms, self.next_epoch, self.applied.map_or(0, |applied| applied.index)] {
+        let ClusterLimits { max_topics, max_total_bytes } = self.limits;
+        let applied_index = self.applied.map_or(0, |applied| applied.index);
+        for value in [self.time_ms, self.next_epoch, applied_index, max_topics, max_total_bytes] {
             digest.add(value);
         }
         for (node_id, session) in &self.sessions {
@@ -467,6 +443,7 @@ impl State {
         out.put_u8(MACHINE_VERSION);
         put_varint(&mut out, self.time_ms);
         put_varint(&mut out, self.next_epoch);
+        self.limits.encode(&mut out);
         put_entry_id(&mut out, self.applied);
         put_entry_id(&mut out, self.membership.entry);
         put_blob(&mut out, &self.membership.bytes);
@@ -483,6 +460,7 @@ impl State {
                 }
                 self.time_ms = reader.varint()?;
                 self.next_epoch = reader.varint()?;
+                self.limits = ClusterLimits::decode(&mut reader)?;
                 self.applied = read_entry_id(&mut reader)?;
                 self.membership.entry = read_entry_id(&mut reader)?;
                 self.membership.bytes = Bytes::copy_from_slice(reader.blob()?);

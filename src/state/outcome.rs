@@ -6,6 +6,8 @@
 use bytes::{BufMut, BytesMut};
 use serde_json::json;
 
+use super::dedupe::Remembered;
+use super::quota::Limit;
 use super::topic_config::{TopicConfig, TopicType};
 use crate::codec::{Malformed, Reader, put_varint};
 use crate::error::{Code, Error};
@@ -22,6 +24,37 @@ pub struct Appended {
     pub created: bool,
     /// The request repeats one that is remembered; nothing was appended.
     pub deduped: bool,
+}
+
+impl Appended {
+    /// What a write is answered with that repeats a remembered one.
+    pub(super) fn repeat_of(known: Remembered) -> Self {
+        Appended {
+            first_seq: known.first_seq,
+            count: known.count,
+            head_seq: known.head_seq,
+            created: false,
+            deduped: true,
+        }
+    }
+
+    fn encode(&self, out: &mut BytesMut) {
+        put_varint(out, self.first_seq);
+        put_varint(out, self.count);
+        put_varint(out, self.head_seq);
+        out.put_u8(self.created as u8);
+        out.put_u8(self.deduped as u8);
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Appended {
+            first_seq: reader.varint()?,
+            count: reader.varint()?,
+            head_seq: reader.varint()?,
+            created: reader.bool()?,
+            deduped: reader.bool()?,
+        })
+    }
 }
 
 /// Why a command was not carried out.
@@ -51,12 +84,28 @@ pub enum Refusal {
         cap_bytes: u64,
     },
     SessionUnknown,
+    OverLimit {
+        limit: Limit,
+        max: u64,
+    },
 }
 
 /// The result of one command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     Appended(Appended),
+    /// One per part, in order.
+    AppendedMany(Vec<Appended>),
+    /// A part of an append to several topics was refused, and with it the whole.
+    PartRefused {
+        part: u64,
+        refusal: Refusal,
+    },
+    /// The keys of these parts are known, those of the others are not: nothing was appended.
+    KeysConflict {
+        parts: Vec<u64>,
+    },
+    LimitsSet,
     TopicPut {
         created: bool,
         config: TopicConfig,
@@ -80,12 +129,24 @@ impl Outcome {
             Outcome::Nothing => out.put_u8(0),
             Outcome::Appended(appended) => {
                 out.put_u8(1);
-                put_varint(out, appended.first_seq);
-                put_varint(out, appended.count);
-                put_varint(out, appended.head_seq);
-                out.put_u8(appended.created as u8);
-                out.put_u8(appended.deduped as u8);
+                appended.encode(out);
             }
+            Outcome::AppendedMany(parts) => {
+                out.put_u8(10);
+                put_varint(out, parts.len() as u64);
+                parts.iter().for_each(|appended| appended.encode(out));
+            }
+            Outcome::PartRefused { part, refusal } => {
+                out.put_u8(7);
+                put_varint(out, *part);
+                refusal.encode(out);
+            }
+            Outcome::KeysConflict { parts } => {
+                out.put_u8(8);
+                put_varint(out, parts.len() as u64);
+                parts.iter().for_each(|part| put_varint(out, *part));
+            }
+            Outcome::LimitsSet => out.put_u8(9),
             Outcome::TopicPut { created, config } => {
                 out.put_u8(2);
                 out.put_u8(*created as u8);
@@ -98,34 +159,7 @@ impl Outcome {
             Outcome::SessionOpened => out.put_u8(4),
             Outcome::Refused(refusal) => {
                 out.put_u8(5);
-                match refusal {
-                    Refusal::TopicNotFound => out.put_u8(0),
-                    Refusal::TypeDiffers { existing, requested } => {
-                        out.put_u8(1);
-                        out.put_u8(*existing as u8);
-                        out.put_u8(*requested as u8);
-                    }
-                    Refusal::NotEmpty { count } => {
-                        out.put_u8(2);
-                        put_varint(out, *count);
-                    }
-                    Refusal::HeadMismatch { head_seq } => {
-                        out.put_u8(3);
-                        put_varint(out, *head_seq);
-                    }
-                    Refusal::SessionUnknown => out.put_u8(4),
-                    Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq } => {
-                        out.put_u8(5);
-                        for value in [*cap_records, *cap_bytes, *head_seq, *earliest_seq] {
-                            put_varint(out, value);
-                        }
-                    }
-                    Refusal::AboveCaps { cap_records, cap_bytes } => {
-                        out.put_u8(6);
-                        put_varint(out, *cap_records);
-                        put_varint(out, *cap_bytes);
-                    }
-                }
+                refusal.encode(out);
             }
             Outcome::Expired { topic_count } => {
                 out.put_u8(6);
@@ -137,32 +171,24 @@ impl Outcome {
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
         Ok(match reader.u8()? {
             0 => Outcome::Nothing,
-            1 => Outcome::Appended(Appended {
-                first_seq: reader.varint()?,
-                count: reader.varint()?,
-                head_seq: reader.varint()?,
-                created: reader.bool()?,
-                deduped: reader.bool()?,
-            }),
+            1 => Outcome::Appended(Appended::decode(reader)?),
             2 => Outcome::TopicPut { created: reader.bool()?, config: TopicConfig::decode(reader)? },
             3 => Outcome::TopicDeleted { deleted: reader.bool()? },
             4 => Outcome::SessionOpened,
-            5 => Outcome::Refused(match reader.u8()? {
-                0 => Refusal::TopicNotFound,
-                1 => Refusal::TypeDiffers { existing: topic_type(reader)?, requested: topic_type(reader)? },
-                2 => Refusal::NotEmpty { count: reader.varint()? },
-                3 => Refusal::HeadMismatch { head_seq: reader.varint()? },
-                4 => Refusal::SessionUnknown,
-                5 => Refusal::TopicFull {
-                    cap_records: reader.varint()?,
-                    cap_bytes: reader.varint()?,
-                    head_seq: reader.varint()?,
-                    earliest_seq: reader.varint()?,
-                },
-                6 => Refusal::AboveCaps { cap_records: reader.varint()?, cap_bytes: reader.varint()? },
-                _ => return Err(reader.malformed()),
-            }),
+            5 => Outcome::Refused(Refusal::decode(reader)?),
             6 => Outcome::Expired { topic_count: reader.varint()? },
+            7 => Outcome::PartRefused { part: reader.varint()?, refusal: Refusal::decode(reader)? },
+            8 => {
+                let count = reader.count(1)?;
+                Outcome::KeysConflict {
+                    parts: (0..count).map(|_| reader.varint()).collect::<Result<_, _>>()?,
+                }
+            }
+            9 => Outcome::LimitsSet,
+            10 => {
+                let count = reader.count(5)?;
+                Outcome::AppendedMany((0..count).map(|_| Appended::decode(reader)).collect::<Result<_, _>>()?)
+            }
             _ => return Err(reader.malformed()),
         })
     }
@@ -187,6 +213,64 @@ impl TopicType {
 }
 
 impl Refusal {
+    fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Refusal::TopicNotFound => out.put_u8(0),
+            Refusal::TypeDiffers { existing, requested } => {
+                out.put_u8(1);
+                out.put_u8(*existing as u8);
+                out.put_u8(*requested as u8);
+            }
+            Refusal::NotEmpty { count } => {
+                out.put_u8(2);
+                put_varint(out, *count);
+            }
+            Refusal::HeadMismatch { head_seq } => {
+                out.put_u8(3);
+                put_varint(out, *head_seq);
+            }
+            Refusal::SessionUnknown => out.put_u8(4),
+            Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq } => {
+                out.put_u8(5);
+                for value in [*cap_records, *cap_bytes, *head_seq, *earliest_seq] {
+                    put_varint(out, value);
+                }
+            }
+            Refusal::AboveCaps { cap_records, cap_bytes } => {
+                out.put_u8(6);
+                put_varint(out, *cap_records);
+                put_varint(out, *cap_bytes);
+            }
+            Refusal::OverLimit { limit, max } => {
+                out.put_u8(8);
+                out.put_u8(*limit as u8);
+                put_varint(out, *max);
+            }
+        }
+    }
+
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(match reader.u8()? {
+            0 => Refusal::TopicNotFound,
+            1 => Refusal::TypeDiffers { existing: topic_type(reader)?, requested: topic_type(reader)? },
+            2 => Refusal::NotEmpty { count: reader.varint()? },
+            3 => Refusal::HeadMismatch { head_seq: reader.varint()? },
+            4 => Refusal::SessionUnknown,
+            5 => Refusal::TopicFull {
+                cap_records: reader.varint()?,
+                cap_bytes: reader.varint()?,
+                head_seq: reader.varint()?,
+                earliest_seq: reader.varint()?,
+            },
+            6 => Refusal::AboveCaps { cap_records: reader.varint()?, cap_bytes: reader.varint()? },
+            8 => Refusal::OverLimit {
+                limit: Limit::from_number(reader.u8()?).ok_or(reader.malformed())?,
+                max: reader.varint()?,
+            },
+            _ => return Err(reader.malformed()),
+        })
+    }
+
     /// The error that a client sees, for a command on `topic`.
     pub fn into_error(self, topic: &str) -> Error {
         match self {
@@ -206,6 +290,7 @@ impl Refusal {
                 Error::new(Code::HeadMismatch, format!("the head of topic {topic:?} is {head_seq}"))
                     .with_detail(json!({ "topic": topic, "head_seq": head_seq }))
             }
+            Refusal::OverLimit { limit, max } => Error::over_limit(limit.name(), max),
             Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq } => Error::new(
                 Code::TopicFull,
                 format!("topic {topic:?} is full and refuses what does not fit"),
@@ -255,6 +340,11 @@ mod tests {
             Outcome::Refused(Refusal::NotEmpty { count: 5 }),
             Outcome::Refused(Refusal::HeadMismatch { head_seq: 7 }),
             Outcome::Refused(Refusal::SessionUnknown),
+            Outcome::Refused(Refusal::OverLimit { limit: Limit::MaxTotalBytes, max: 7 }),
+            Outcome::AppendedMany(vec![appended; 64]),
+            Outcome::PartRefused { part: 3, refusal: Refusal::HeadMismatch { head_seq: 1 } },
+            Outcome::KeysConflict { parts: vec![0, 63] },
+            Outcome::LimitsSet,
         ] {
             let mut bytes = BytesMut::new();
             outcome.encode(&mut bytes);

@@ -11,14 +11,9 @@
 //! Why records went is kept as one floor per reason, one above the last record that went for it. As only
 //! the oldest go, a reason has contributed to a gap exactly if its floor is above where the gap begins.
 
-use std::sync::Arc;
-
 use super::blocks::{Blocks, Summary};
-use super::catalog::SharedTopic;
 use super::checkpoint_form::Key;
-use super::command::{Append, Create};
 use super::garbage::EvictedBlock;
-use super::outcome::Refusal;
 use super::run::{FrontCursor, SealedBlock};
 use super::topic::{Topic, TopicKey};
 use super::topic_config::{Discard, TopicConfig};
@@ -302,29 +297,7 @@ impl Topic {
 }
 
 /// Whether a topic of this configuration may hold as much, if it refuses what is too much.
-fn fits(config: &TopicConfig, count: u64, bytes: u64) -> bool {
+pub(super) fn fits(config: &TopicConfig, count: u64, bytes: u64) -> bool {
     config.discard == Discard::Old
         || (count <= cap_or_max(config.cap_records) && bytes <= cap_or_max(config.cap_bytes))
-}
-
-/// What a topic that refuses what is too much says to a write (C-WRITE-09, C-WRITE-10).
-pub(super) fn over_caps(
-    append: &Append<'_>,
-    existing: Option<&Arc<SharedTopic>>,
-    (count, bytes): (u64, u64),
-) -> Option<Refusal> {
-    let above_caps = |config: &TopicConfig| {
-        let TopicConfig { cap_records, cap_bytes, .. } = *config;
-        (!fits(config, count, bytes)).then_some(Refusal::AboveCaps { cap_records, cap_bytes })
-    };
-    let topic = match (existing, &append.create) {
-        (Some(shared), _) => shared.read(),
-        (None, Create::With(config)) => return above_caps(config),
-        (None, Create::Never) => return None,
-    };
-    let TopicConfig { cap_records, cap_bytes, .. } = topic.config;
-    let (head_seq, earliest_seq) = (topic.head_seq, topic.earliest_seq);
-    let is_full = !fits(&topic.config, topic.count + count, topic.bytes + bytes);
-    let full = || is_full.then_some(Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq });
-    above_caps(&topic.config).or_else(full)
 }

@@ -39,6 +39,8 @@ pub struct LogStats {
     pub queue_bytes: u64,
     pub cached_entries: u64,
     pub cached_bytes: u64,
+    /// Time that all syncs took together, in microseconds.
+    pub sync_time_us: u64,
     /// Syncs by how long they took, not cumulative; bounds in [`SYNC_BUCKETS_US`].
     pub sync_buckets: [u64; 12],
 }
@@ -55,6 +57,7 @@ pub(super) struct Counters {
     pub files_freed: AtomicU64,
     pub bytes_freed: AtomicU64,
     pub bytes_rewritten: AtomicU64,
+    sync_time_us: AtomicU64,
     sync_buckets: [AtomicU64; 12],
 }
 
@@ -65,6 +68,7 @@ impl Counters {
 
     pub(super) fn sync_took(&self, time: Duration) {
         let time_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.sync_time_us.fetch_add(time_us, Relaxed);
         let bucket = SYNC_BUCKETS_US.iter().position(|bound| time_us <= *bound);
         self.sync_buckets[bucket.unwrap_or(SYNC_BUCKETS_US.len() - 1)].fetch_add(1, Relaxed);
     }
@@ -84,6 +88,7 @@ impl Counters {
             files_freed: self.files_freed.load(Relaxed),
             bytes_freed: self.bytes_freed.load(Relaxed),
             bytes_rewritten: self.bytes_rewritten.load(Relaxed),
+            sync_time_us: self.sync_time_us.load(Relaxed),
             sync_buckets,
             ..LogStats::default()
         }

@@ -1,7 +1,8 @@
 //! The wire contract, rule by rule, against a cluster of three real processes.
 //!
-//! A test is named after its rule and has its id in a comment. Requests are spread over the members:
-//! whatever the rule, it must not matter who is asked.
+//! A test is named after its rule and has its id in a comment; `COVERAGE.md` says which test has which
+//! rule, and `coverage` checks that. Requests are spread over the members: whatever the rule, it must not
+//! matter who is asked.
 
 #[allow(dead_code)]
 #[path = "../cluster/client.rs"]
@@ -10,6 +11,19 @@ mod client;
 #[path = "../cluster/harness.rs"]
 mod harness;
 
+mod append;
+mod auth;
+mod config;
+mod conventions;
+mod coverage;
+mod diff;
+mod errors;
+mod idempotency;
+mod limits;
+mod openapi;
+mod ops;
+mod records;
 mod retention;
-#[allow(dead_code)]
 mod shared;
+mod topics;
+mod write;

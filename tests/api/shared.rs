@@ -40,7 +40,7 @@ fn clean_dir() -> tempfile::TempDir {
 
 async fn start_shared() -> Vec<String> {
     let max_body_bytes = MAX_BODY_BYTES.to_string();
-    let arguments = ["--api-keys", KEYS, "--max-body-bytes", &max_body_bytes];
+    let arguments = ["--api-keys", KEYS, "--max-body-bytes", &max_body_bytes, "--cors-allow-origins", ORIGIN];
     let cluster = Cluster::start_in(clean_dir(), None, 3, &arguments).await;
     let urls = cluster.urls();
     // It ends with this process.

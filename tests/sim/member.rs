@@ -10,7 +10,7 @@ use antiphon::raft::{
     Member, Node, Parts, PeerTransport, Peers, accept_peers, clear_garbage, found_listed, free_space,
     keep_membership, purge_log, seek_admission,
 };
-use antiphon::state::SharedTopic;
+use antiphon::state::{ClusterLimits, SharedTopic};
 use antiphon::storage::sim_disk::Dice;
 use antiphon::storage::{Disk, Log, MemoryCheckpoints, Room, SimDisk, Stores};
 use antiphon::task::{self, Scope};
@@ -246,6 +246,7 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     let options = EngineOptions {
         request_timeout: Duration::from_millis(world.setup.request_timeout_ms),
         quorum_loss_after: Duration::from_millis(2 * world.setup.timers.election_timeout_max_ms + 1000),
+        limits: ClusterLimits::default(),
     };
     let engine = Engine::new(node.clone(), log.clone(), hub, random, options);
     let mut machine = world.machines[number].lock();

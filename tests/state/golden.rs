@@ -4,7 +4,9 @@
 //! fail makes old logs unreadable: add a new form instead, and an example of it.
 
 use antiphon::record::Record;
-use antiphon::state::{Append, Command, Create, Decoded, Draft, Envelope, TopicConfig, TopicType};
+use antiphon::state::{
+    Append, AppendPart, ClusterLimits, Command, Create, Decoded, Draft, Envelope, TopicConfig, TopicType,
+};
 use bytes::Bytes;
 
 const GOLDEN: &str = include_str!("golden/commands.txt");
@@ -38,6 +40,10 @@ fn examples() -> Vec<(&'static str, Bytes)> {
         idempotency_key: Some("e7-000918"),
     };
     let existing = Append { create: Create::Never, ..plain.clone() };
+    let parts = [
+        AppendPart { append: guarded.clone(), record_count: 1 },
+        AppendPart { append: existing.clone(), record_count: 1 },
+    ];
     vec![
         ("append", Draft::append(&plain, records.into_iter(), 0).seal(envelope())),
         ("append-guarded", Draft::append(&guarded, records.into_iter(), 0).seal(envelope())),
@@ -46,6 +52,12 @@ fn examples() -> Vec<(&'static str, Bytes)> {
         // An append names the default configuration by one byte, so the default may not change either.
         ("put-topic-default", Draft::put_topic("jobs", &TopicConfig::default()).seal(envelope())),
         ("delete-topic", Draft::delete_topic("jobs", true).seal(envelope())),
+        ("many", Draft::append_many(&parts, records.into_iter(), 0).seal(envelope())),
+        (
+            "set-limits",
+            Draft::set_limits(&ClusterLimits { max_topics: 100_000, max_total_bytes: 1 << 40 })
+                .seal(envelope()),
+        ),
         ("open-session", Draft::open_session().seal(envelope())),
         ("expire", Draft::expire().seal(envelope())),
     ]

@@ -1,5 +1,6 @@
 //! The replicated state: pinned forms, equal members, exact checkpoints.
 
+mod append_many;
 mod garbage;
 mod golden;
 mod random;

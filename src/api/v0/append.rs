@@ -18,8 +18,8 @@ use crate::state::{Appended, Create, Draft, Durability, Outcome, Refusal, TopicC
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Room for the answer without its seqs, and for one seq.
-const REPLY_ROOM_BYTES: usize = 320;
-const SEQ_ROOM_BYTES: usize = 12;
+pub const REPLY_ROOM_BYTES: usize = 320;
+pub const SEQ_ROOM_BYTES: usize = 12;
 
 pub async fn append(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Write>) -> Answer {
     let Prepared { draft, is_creation_forbidden } = prepare(&call, &topic)?;
@@ -27,13 +27,18 @@ pub async fn append(State(api): State<Api>, TopicCall { call, topic }: TopicCall
     let (outcome, timings) = api.engine.propose(draft).await?;
     match outcome {
         Outcome::Appended(appended) => Ok(reply(&api, &call, &topic, appended, timings)),
-        Outcome::Refused(Refusal::TopicNotFound) if is_creation_forbidden => Err(Error::new(
-            Code::Forbidden,
-            format!("there is no topic {topic:?}, and making one with a config needs the admin right"),
-        )),
+        Outcome::Refused(Refusal::TopicNotFound) if is_creation_forbidden => Err(creation_forbidden(&topic)),
         Outcome::Refused(refusal) => Err(refusal.into_error(&topic)),
         other => Err(internal(format_args!("an append came out as {other:?}"))),
     }
+}
+
+/// 403 for who would have made a topic with a config and may not.
+pub fn creation_forbidden(topic: &str) -> Error {
+    Error::new(
+        Code::Forbidden,
+        format!("there is no topic {topic:?}, and making one with a config needs the admin right"),
+    )
 }
 
 struct Prepared {
@@ -64,13 +69,13 @@ fn prepare(call: &Call<Write>, topic: &str) -> Result<Prepared, Error> {
 /// C-AUTH-13, C-AUTH-16. The right is needed only if the topic turns out to be absent, which is known for
 /// sure only where commands are ordered. So without it the command is sent as one that never creates, and
 /// a refusal for want of the topic is then the caller's want of the right.
-fn may_create_with(caller: &Caller, topic: &str, config: &TopicConfig) -> bool {
+pub fn may_create_with(caller: &Caller, topic: &str, config: &TopicConfig) -> bool {
     let reaches_dead_letter =
         config.dead_letter.as_deref().is_none_or(|dead_letter| caller.may(Scope::Admin, Some(dead_letter)));
     caller.may(Scope::Admin, Some(topic)) && reaches_dead_letter
 }
 
-fn idempotency_key_of_header(call: &Call<Write>) -> Result<Option<&str>, Error> {
+pub fn idempotency_key_of_header(call: &Call<Write>) -> Result<Option<&str>, Error> {
     let Some(value) = call.header(&IDEMPOTENCY_KEY) else { return Ok(None) };
     let key = std::str::from_utf8(value)
         .map_err(|_| Error::invalid("the header `Idempotency-Key` is not UTF-8"))?;
@@ -82,14 +87,15 @@ fn reply(api: &Api, call: &Call<Write>, topic: &str, appended: Appended, timings
     let shows_seqs = call.query().flag("return_seqs", true);
     let seqs_bytes = if shows_seqs { SEQ_ROOM_BYTES * appended.count as usize } else { 0 };
     let mut reply = Reply::new(call.arrived, REPLY_ROOM_BYTES + topic.len() + seqs_bytes);
-    put_appended(&mut reply.json, topic, appended, shows_seqs);
+    reply.json.field("topic", topic);
+    put_seqs(&mut reply.json, appended, shows_seqs);
     let is_fsync = is_fsync(api, topic);
     reply.finish_with(created_or_ok(appended.created), |json| put_timings(json, timings, is_fsync))
 }
 
-fn put_appended(json: &mut JsonWriter, topic: &str, appended: Appended, shows_seqs: bool) {
+/// Where the records went.
+pub fn put_seqs(json: &mut JsonWriter, appended: Appended, shows_seqs: bool) {
     let end_seq = appended.first_seq + appended.count;
-    json.field("topic", topic);
     json.field("first_seq", appended.first_seq);
     json.field("last_seq", end_seq.saturating_sub(1));
     if shows_seqs {
@@ -102,14 +108,14 @@ fn put_appended(json: &mut JsonWriter, topic: &str, appended: Appended, shows_se
 }
 
 /// Whether the topic, as far as this member knows it, promises what `fsync_ms` reports.
-fn is_fsync(api: &Api, topic: &str) -> bool {
+pub fn is_fsync(api: &Api, topic: &str) -> bool {
     let known = api.engine.catalog().get(topic);
     known.is_some_and(|shared| shared.read().config.durability == Durability::Fsync)
 }
 
 /// The fields of section 1.6 for writes. The wait for a quorum contains the wait for its disks, and for
 /// class `fsync` that is what the client asked for.
-fn put_timings(json: &mut JsonWriter, timings: Timings, is_fsync: bool) {
+pub fn put_timings(json: &mut JsonWriter, timings: Timings, is_fsync: bool) {
     json.field("fsync_ms", Millis(if is_fsync { timings.replicate_ms } else { 0.0 }));
     json.field("replicate_ms", Millis(timings.replicate_ms));
     json.field_if_some("forward_ms", timings.forward_ms.map(Millis));
@@ -131,13 +137,13 @@ mod tests {
         // Section 8.1, C-WRITE-06, C-WRITE-07
         let appended = Appended { first_seq: 9121, count: 2, head_seq: 9122, created: false, deduped: true };
         assert_eq!(
-            written(|json| put_appended(json, "meter:raw", appended, true)),
+            written(|json| put_seqs(json, appended, true)),
             concat!(
-                r#"{"topic":"meter:raw","first_seq":9121,"last_seq":9122,"seqs":[9121,9122],"#,
+                r#"{"first_seq":9121,"last_seq":9122,"seqs":[9121,9122],"#,
                 r#""head_seq":9122,"count":2,"created":false,"deduped":true}"#
             )
         );
-        assert!(!written(|json| put_appended(json, "meter:raw", appended, false)).contains("seqs"));
+        assert!(!written(|json| put_seqs(json, appended, false)).contains("seqs"));
     }
 
     #[test]

@@ -106,12 +106,7 @@ impl<'a> AppendBody<'a> {
     }
 
     fn check(&self) -> Result<(), Error> {
-        if self.records.count > MAX_RECORDS_PER_WRITE {
-            let message = format!("{} records are more than {MAX_RECORDS_PER_WRITE}", self.records.count);
-            return Err(
-                Error::new(Code::BatchTooLarge, message).with_detail(json!({ "max": MAX_RECORDS_PER_WRITE }))
-            );
-        }
+        check_record_count(self.records.count)?;
         if self.records.count == 0 {
             return Err(Error::invalid("`records` is empty"));
         }
@@ -151,10 +146,24 @@ impl<'a> AppendBody<'a> {
         idempotency_key: Option<&str>,
         size_hint_bytes: usize,
     ) -> Draft {
-        let append = Append { topic, create, expect_head_seq: self.expect_head_seq, idempotency_key };
-        let default_node = self.node.as_ref().map(Text::as_str);
-        let records = self.records.kept.iter().map(|record| record.to_record(default_node));
-        Draft::append(&append, records, size_hint_bytes)
+        let append = self.append(topic, create, idempotency_key);
+        Draft::append(&append, self.records(None), size_hint_bytes)
+    }
+
+    /// The command without its records.
+    pub fn append<'b>(&self, topic: &'b str, create: Create, idempotency_key: Option<&'b str>) -> Append<'b> {
+        Append { topic, create, expect_head_seq: self.expect_head_seq, idempotency_key }
+    }
+
+    /// The records; `default_node` is for those that have no label and whose batch has none.
+    pub fn records<'b>(&'b self, default_node: Option<&'b str>) -> impl ExactSizeIterator<Item = Record<'b>> {
+        let default_node = self.node.as_ref().map(Text::as_str).or(default_node);
+        self.records.kept.iter().map(move |record| record.to_record(default_node))
+    }
+
+    /// How many records there are, also if that is too many.
+    pub fn record_count(&self) -> usize {
+        self.records.count
     }
 }
 
@@ -189,8 +198,17 @@ impl RecordBody<'_> {
     }
 }
 
+/// 400 `batch_too_large` for more records than one request may write.
+pub fn check_record_count(count: usize) -> Result<(), Error> {
+    if count <= MAX_RECORDS_PER_WRITE {
+        return Ok(());
+    }
+    let message = format!("{count} records are more than {MAX_RECORDS_PER_WRITE}");
+    Err(Error::new(Code::BatchTooLarge, message).with_detail(json!({ "max": MAX_RECORDS_PER_WRITE })))
+}
+
 /// An empty label is refused: on reading it could not be told from none.
-fn check_label(field: &str, label: Option<&Text<'_>>, max_bytes: usize) -> Result<(), Error> {
+pub fn check_label(field: &str, label: Option<&Text<'_>>, max_bytes: usize) -> Result<(), Error> {
     match label.map(|label| label.as_str().len()) {
         None => Ok(()),
         Some(bytes) if (1..=max_bytes).contains(&bytes) => Ok(()),

@@ -2,9 +2,12 @@
 
 pub mod append;
 pub mod append_body;
+pub mod append_many;
+pub mod append_many_body;
 pub mod cluster;
 pub mod diff;
 pub mod diff_body;
+pub mod metrics;
 pub mod probe;
 pub mod topic;
 pub mod topic_config;

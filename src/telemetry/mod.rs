@@ -1,7 +1,11 @@
-//! Start of logging.
+//! Logging and metrics.
+//!
+//! Metrics are in [`metrics`]; the rest of this room starts logging.
 //!
 //! Log lines go to stderr and nowhere else: files, rotation and shipping are what the service manager or
 //! the container platform does already, and a second place would have to be bounded and cleaned here.
+
+pub mod metrics;
 
 use std::io::IsTerminal;
 

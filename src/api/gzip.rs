@@ -1,0 +1,164 @@
+//! gzip, both ways (C-CONV-10).
+//!
+//! Bodies are whole in memory on either way, so they are packed and unpacked in one go, by the library
+//! that the usual middleware uses too. The middleware would wrap every body in one more type to look
+//! through, also of the many requests that ask for nothing, and its limit of the unpacked size would have
+//! to be checked outside of it anyway.
+
+use std::io::{self, Read, Write};
+
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::read::MultiGzDecoder;
+use flate2::write::GzEncoder;
+
+use crate::task;
+
+/// Up to this size the work is done at once; above it, on a thread that may take its time.
+const IN_PLACE_BYTES: usize = 32 << 10;
+
+/// How the body of a request is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    Plain,
+    Gzip,
+    Unknown,
+}
+
+impl Encoding {
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut values = headers.get_all(CONTENT_ENCODING).iter().map(|value| value.as_bytes().trim_ascii());
+        match (values.next(), values.next()) {
+            (None, _) => Encoding::Plain,
+            (Some(value), None) if is(value, "gzip") || is(value, "x-gzip") => Encoding::Gzip,
+            (Some(value), None) if value.is_empty() || is(value, "identity") => Encoding::Plain,
+            // Also packed several times: nobody does.
+            _ => Encoding::Unknown,
+        }
+    }
+}
+
+fn is(value: &[u8], name: &str) -> bool {
+    value.eq_ignore_ascii_case(name.as_bytes())
+}
+
+/// Why a body cannot be unpacked.
+#[derive(Debug, PartialEq, Eq)]
+pub enum UnpackError {
+    /// It has more than the allowed bytes.
+    TooLarge,
+    Malformed,
+}
+
+/// Unpacks `packed` as long as that makes at most `max_bytes`.
+pub async fn unpack(packed: Bytes, max_bytes: usize) -> Result<Bytes, UnpackError> {
+    if packed.len() <= IN_PLACE_BYTES && max_bytes <= IN_PLACE_BYTES {
+        return unpack_now(&packed, max_bytes);
+    }
+    let unpacked = task::blocking(move || Ok(unpack_now(&packed, max_bytes))).await;
+    unpacked.unwrap_or(Err(UnpackError::Malformed))
+}
+
+fn unpack_now(packed: &[u8], max_bytes: usize) -> Result<Bytes, UnpackError> {
+    let mut unpacked = Vec::with_capacity(packed.len().saturating_mul(4).min(1 << 20).min(max_bytes));
+    // One byte more tells a body of the largest size from one that goes on.
+    let most = u64::try_from(max_bytes).unwrap_or(u64::MAX).saturating_add(1);
+    let read = MultiGzDecoder::new(packed).take(most).read_to_end(&mut unpacked);
+    match read {
+        Ok(bytes) if bytes > max_bytes => Err(UnpackError::TooLarge),
+        Ok(_) => Ok(unpacked.into()),
+        Err(_) => Err(UnpackError::Malformed),
+    }
+}
+
+/// Whether the client takes gzip: it names it, and not with `q=0`.
+pub fn is_accepted(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|choice| {
+        let mut parts = choice.split(';').map(str::trim);
+        let is_gzip =
+            parts.next().is_some_and(|name| is(name.as_bytes(), "gzip") || is(name.as_bytes(), "x-gzip"));
+        let weight = parts.find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")));
+        is_gzip && weight.is_none_or(|weight| weight.parse().is_ok_and(|weight: f32| weight > 0.0))
+    })
+}
+
+/// Packs `plain`.
+pub async fn pack(plain: Bytes) -> io::Result<Bytes> {
+    if plain.len() <= IN_PLACE_BYTES {
+        return pack_now(&plain);
+    }
+    task::blocking(move || pack_now(&plain)).await
+}
+
+fn pack_now(plain: &[u8]) -> io::Result<Bytes> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len() / 4), Compression::fast());
+    encoder.write_all(plain)?;
+    Ok(encoder.finish()?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, values: &[&'static str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        values.iter().for_each(|value| {
+            headers.append(name, axum::http::HeaderValue::from_static(value));
+        });
+        headers
+    }
+
+    #[test]
+    fn gzip_is_used_only_if_asked_for() {
+        // C-CONV-10
+        for (values, accepted) in [
+            (&["gzip"][..], true),
+            (&["deflate, GZIP;q=0.5"], true),
+            (&["br", "x-gzip"], true),
+            (&["gzip;q=0"], false),
+            (&["gzip; q=0.0"], false),
+            (&["gzip;q=x"], false),
+            (&["*"], false),
+            (&["identity"], false),
+            (&[""], false),
+            (&[], false),
+        ] {
+            assert_eq!(is_accepted(&headers("accept-encoding", values)), accepted, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn a_body_is_plain_gzip_or_not_understood() {
+        for (values, encoding) in [
+            (&[][..], Encoding::Plain),
+            (&["identity"], Encoding::Plain),
+            (&["gzip"], Encoding::Gzip),
+            (&[" X-GZIP"], Encoding::Gzip),
+            (&["br"], Encoding::Unknown),
+            (&["gzip, gzip"], Encoding::Unknown),
+            (&["gzip", "gzip"], Encoding::Unknown),
+        ] {
+            assert_eq!(Encoding::of(&headers("content-encoding", values)), encoding, "{values:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_packed_comes_back_up_to_the_limit() {
+        // C-CONV-11
+        for bytes in [0, 1, 1000, 100_000] {
+            let plain = Bytes::from(vec![b'x'; bytes]);
+            let packed = pack(plain.clone()).await.unwrap();
+            assert_eq!(unpack(packed.clone(), bytes).await, Ok(plain.clone()));
+            assert_eq!(unpack(packed.clone(), usize::MAX).await, Ok(plain));
+            if bytes > 0 {
+                assert_eq!(unpack(packed.clone(), bytes - 1).await, Err(UnpackError::TooLarge));
+            }
+            let cut = packed.slice(..packed.len() - 1);
+            assert_eq!(unpack(cut, usize::MAX).await, Err(UnpackError::Malformed));
+        }
+        assert_eq!(unpack(Bytes::from_static(b"plain"), 100).await, Err(UnpackError::Malformed));
+    }
+}

@@ -1,0 +1,249 @@
+//! The schemas of the OpenAPI document, with their bounds from where they are checked.
+
+use serde_json::{Map, Value, json};
+
+use crate::limits::{MAX_IDEMPOTENCY_KEY_CHARS, MAX_META_KEYS, MAX_RECORDS_PER_WRITE, MAX_TOPICS_PER_APPEND};
+
+/// A reference to the schema `name`.
+pub fn schema_ref(name: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{name}") })
+}
+
+fn nullable(mut schema: Value) -> Value {
+    schema["type"] = json!([schema["type"].take(), "null"]);
+    schema
+}
+
+/// An unsigned 64-bit integer.
+fn unsigned() -> Value {
+    json!({ "type": "integer", "minimum": 0, "maximum": u64::MAX })
+}
+
+/// One that is clamped: no number is too large.
+fn clamped() -> Value {
+    json!({ "type": "integer", "minimum": 0 })
+}
+
+/// A label of at most so many bytes; as characters, that is at most as many.
+fn label(max_bytes: usize) -> Value {
+    json!({ "type": "string", "minLength": 1, "maxLength": max_bytes })
+}
+
+fn optional(schemas: &[(&str, Value)]) -> Map<String, Value> {
+    schemas.iter().map(|(name, schema)| ((*name).to_owned(), nullable(schema.clone()))).collect()
+}
+
+/// An object that has all of these, and perhaps more.
+fn object(fields: &[(&str, Value)]) -> Value {
+    let required: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
+    let properties: Map<String, Value> =
+        fields.iter().map(|(name, schema)| ((*name).to_owned(), schema.clone())).collect();
+    json!({ "type": "object", "required": required, "properties": properties })
+}
+
+/// An answer: these fields, and the `performance` block.
+fn answer(fields: &[(&str, Value)]) -> Value {
+    let mut all = fields.to_vec();
+    all.push(("performance", schema_ref("Performance")));
+    object(&all)
+}
+
+/// All schemas by name.
+pub fn schemas() -> Value {
+    let mut all = requests();
+    all.extend(answers());
+    Value::Object(all)
+}
+
+fn requests() -> Map<String, Value> {
+    let boolean = || json!({ "type": "boolean" });
+    let choice = |names: &[&str]| json!({ "type": "string", "enum": names });
+    let mut config = optional(&[
+        ("ttl_ms", unsigned()),
+        ("cap_records", unsigned()),
+        ("cap_bytes", unsigned()),
+        ("durable", boolean()),
+        ("priority", json!({ "type": "integer" })),
+        ("auto_priority", boolean()),
+        ("auto_create", boolean()),
+        ("idempotency_window_ms", unsigned()),
+        ("dedupe_node", boolean()),
+        ("lease_ms", clamped()),
+        ("claim_jitter_ms", clamped()),
+        ("max_deliveries", unsigned()),
+        ("dead_letter", json!({ "type": "string" })),
+        ("leases_durable", boolean()),
+        ("delete_marker_ttl_ms", unsigned()),
+    ]);
+    for (name, names) in [
+        ("type", &["log", "queue"][..]),
+        ("discard", &["old", "reject"]),
+        ("durability", &["ephemeral", "memory", "disk", "fsync"]),
+        ("compaction", &["none", "key"]),
+    ] {
+        config.insert(name.to_owned(), choice(names));
+    }
+    let record = json!({
+        "type": "object", "required": ["data"],
+        "properties": {
+            "data": true,
+            "tag": label(crate::limits::MAX_TAG_BYTES),
+            "node": label(crate::limits::MAX_NODE_BYTES),
+            "key": label(crate::limits::MAX_KEY_BYTES),
+            "channel": label(crate::limits::MAX_KEY_BYTES),
+            "meta": { "type": "object", "maxProperties": MAX_META_KEYS },
+        },
+    });
+    let key = json!({ "type": "string", "minLength": 1, "maxLength": MAX_IDEMPOTENCY_KEY_CHARS });
+    let write = json!({
+        "type": "object", "required": ["records"],
+        "properties": {
+            "records": {
+                "type": "array", "minItems": 1, "maxItems": MAX_RECORDS_PER_WRITE, "items": schema_ref("Record")
+            },
+            "node": label(crate::limits::MAX_NODE_BYTES),
+            "idempotency_key": key,
+            "create": boolean(),
+            "config": schema_ref("Config"),
+            "disable_backpressure": boolean(),
+            "expect_head_seq": unsigned(),
+        },
+    });
+    let many = json!({
+        "type": "object", "required": ["topics"],
+        "properties": {
+            "topics": {
+                "type": "object", "minProperties": 1, "maxProperties": MAX_TOPICS_PER_APPEND,
+                "propertyNames": schema_ref("TopicName"), "additionalProperties": schema_ref("Write"),
+            },
+            "node": label(crate::limits::MAX_NODE_BYTES),
+            "idempotency_key": key,
+        },
+    });
+    let text_or_texts = json!({ "anyOf": [
+        { "type": "string" },
+        { "type": "array", "maxItems": crate::limits::MAX_NODE_LABELS, "items": { "type": "string" } }
+    ] });
+    let diff = json!({
+        "type": "object",
+        "properties": {
+            "from_seq": unsigned(),
+            "from_ts": unsigned(),
+            "limit": clamped(),
+            "node": text_or_texts,
+            "include_tags": boolean(),
+            "include_meta": boolean(),
+            "wait_ms": clamped(),
+            "max_batch_bytes": clamped(),
+            "epoch": unsigned(),
+            "consistency": schema_ref("Consistency"),
+        },
+    });
+    let config = json!({ "type": "object", "properties": config, "additionalProperties": false });
+    let name = json!({ "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._:-]{0,254}$" });
+    let named = [
+        ("TopicName", name),
+        ("Consistency", choice(&["strong", "eventual"])),
+        ("Config", config),
+        ("Record", record),
+        ("Write", write),
+        ("AppendMany", many),
+        ("Diff", diff),
+    ];
+    named.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
+}
+
+fn answers() -> Map<String, Value> {
+    let text = || json!({ "type": "string" });
+    let boolean = || json!({ "type": "boolean" });
+    let list_of = |items: Value| json!({ "type": "array", "items": items });
+    let any_object = || json!({ "type": "object" });
+    let seqs = [
+        ("first_seq", unsigned()),
+        ("last_seq", unsigned()),
+        ("head_seq", unsigned()),
+        ("count", unsigned()),
+        ("created", boolean()),
+        ("deduped", boolean()),
+    ];
+    let mut written = vec![("topic", text())];
+    written.extend(seqs.clone());
+    let entry = object(&[
+        ("topic", text()),
+        ("head_seq", unsigned()),
+        ("earliest_seq", unsigned()),
+        ("count", unsigned()),
+        ("bytes", unsigned()),
+        ("durable", boolean()),
+        ("effective_priority", json!({ "type": "integer" })),
+    ]);
+    let state = answer(&[
+        ("topic", text()),
+        ("type", text()),
+        ("epoch", unsigned()),
+        ("head_seq", unsigned()),
+        ("earliest_seq", unsigned()),
+        ("next_seq", unsigned()),
+        ("count", unsigned()),
+        ("bytes", unsigned()),
+        ("config", any_object()),
+        ("effective_priority", json!({ "type": "integer" })),
+        ("last_write_ts", nullable(unsigned())),
+        ("last_read_ts", nullable(unsigned())),
+    ]);
+    let page = answer(&[
+        ("topic", text()),
+        ("epoch", unsigned()),
+        ("records", list_of(schema_ref("StoredRecord"))),
+        ("next_from_seq", unsigned()),
+        ("head_seq", unsigned()),
+        ("earliest_seq", unsigned()),
+        ("caught_up", boolean()),
+        ("tombstone", nullable(any_object())),
+        ("lag", unsigned()),
+    ]);
+    let cluster = answer(&[
+        ("cluster", text()),
+        ("leader", nullable(text())),
+        ("term", unsigned()),
+        ("commit", unsigned()),
+        ("members", list_of(any_object())),
+    ]);
+    let error = object(&[("code", text()), ("message", text())]);
+    let named = [
+        ("Any", json!(true)),
+        ("Performance", object(&[("server_total_ms", json!({ "type": "number" }))])),
+        ("Error", object(&[("error", error)])),
+        ("TopicList", answer(&[("topics", list_of(entry))])),
+        ("TopicPut", answer(&[("topic", text()), ("created", boolean()), ("config", any_object())])),
+        ("TopicState", state),
+        (
+            "TopicDeleted",
+            answer(&[
+                ("topic", text()),
+                ("deleted", boolean()),
+                ("routers_removed", list_of(text())),
+                ("groups_removed", list_of(text())),
+            ]),
+        ),
+        ("Written", answer(&written)),
+        (
+            "AppendedMany",
+            answer(&[("topics", json!({ "type": "object", "additionalProperties": object(&seqs) }))]),
+        ),
+        ("StoredRecord", object(&[("$seq", unsigned()), ("$ts", unsigned()), ("data", json!(true))])),
+        ("Page", page),
+        ("Cluster", cluster),
+        ("Health", answer(&[("status", text()), ("version", text()), ("uptime_ms", unsigned())])),
+        (
+            "Ready",
+            answer(&[
+                ("status", text()),
+                ("topics", unsigned()),
+                ("member", text()),
+                ("leader", nullable(text())),
+            ]),
+        ),
+    ];
+    named.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
+}

@@ -1,0 +1,136 @@
+//! Figures of this member, for metrics.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use crate::limits::{MAX_LIST_PAGE, MAX_METRIC_TOPICS};
+use crate::raft::Leader;
+use crate::state::{Durability, SharedTopic, TopicType};
+use crate::storage::LogStats;
+
+/// A reading of everything that metrics tell.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    pub topics: u64,
+    /// Topics by class, from `ephemeral` to `fsync`.
+    pub topics_by_class: [u64; 4],
+    pub queue_topics: u64,
+    pub records_live: u64,
+    pub bytes_live: u64,
+    pub is_ready: bool,
+    /// 0.0 to 1.0.
+    pub replay_progress: f64,
+    pub uptime_ms: u64,
+    /// The first topics by name, at most [`MAX_METRIC_TOPICS`].
+    pub by_topic: Vec<TopicFigures>,
+    pub log: LogStats,
+    /// Whether records are refused for want of room.
+    pub is_read_only: bool,
+    pub is_leader: bool,
+    pub term: u64,
+    pub commit_index: u64,
+    pub applied_index: u64,
+    pub elections: u64,
+    pub forwarded_requests: u64,
+    /// How many entries each member is behind, by name.
+    pub member_lag: Vec<(String, u64)>,
+}
+
+/// One topic's figures.
+#[derive(Debug, Clone)]
+pub struct TopicFigures {
+    pub name: Arc<str>,
+    pub is_queue: bool,
+    pub head_seq: u64,
+    pub earliest_seq: u64,
+    pub records_live: u64,
+    pub bytes_live: u64,
+}
+
+impl TopicFigures {
+    fn of(shared: &SharedTopic) -> (Self, Durability) {
+        let topic = shared.read();
+        let figures = TopicFigures {
+            name: topic.name.clone(),
+            is_queue: topic.config.topic_type == TopicType::Queue,
+            head_seq: topic.head_seq,
+            earliest_seq: topic.earliest_seq,
+            records_live: topic.count,
+            bytes_live: topic.bytes,
+        };
+        (figures, topic.config.durability)
+    }
+}
+
+impl Engine {
+    /// Reads all figures. Goes over every topic, a page at a time.
+    pub async fn figures(&self) -> Figures {
+        let node = &self.inner.node;
+        let catalog = self.catalog();
+        let readiness = self.readiness();
+        let (term, commit_index) = node.term_and_commit();
+        let applied_index = node.applied().index();
+        let commit_index = commit_index.max(applied_index);
+        let mut figures = Figures {
+            topics: 0,
+            topics_by_class: [0; 4],
+            queue_topics: 0,
+            records_live: catalog.totals().records(),
+            bytes_live: catalog.totals().bytes(),
+            is_ready: readiness.is_ready,
+            replay_progress: readiness.replay_progress,
+            uptime_ms: self.uptime_ms(),
+            by_topic: Vec::new(),
+            log: self.inner.log.stats(),
+            is_read_only: node.room().is_full(),
+            is_leader: matches!(node.leadership().borrow().leader, Some(Leader::Here)),
+            term,
+            commit_index,
+            applied_index,
+            elections: self.inner.elections.load(Ordering::Relaxed),
+            forwarded_requests: self.inner.forwarder.forwarded(),
+            member_lag: Vec::new(),
+        };
+        for member in node.member_statuses() {
+            let applied = member.status.map_or(0, |status| status.applied_index);
+            figures.member_lag.push((member.member.name, commit_index.saturating_sub(applied)));
+        }
+        figures.member_lag.sort();
+        let mut after: Option<Arc<str>> = None;
+        loop {
+            let page = catalog.page("", after.as_deref(), MAX_LIST_PAGE);
+            for shared in &page {
+                let (topic, durability) = TopicFigures::of(shared);
+                figures.topics += 1;
+                figures.topics_by_class[durability as usize] += 1;
+                figures.queue_topics += topic.is_queue as u64;
+                after = Some(topic.name.clone());
+                if figures.by_topic.len() < MAX_METRIC_TOPICS {
+                    figures.by_topic.push(topic);
+                }
+            }
+            if page.len() < MAX_LIST_PAGE {
+                return figures;
+            }
+            // A hundred thousand topics are not counted in one go: others wait for this thread.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Counts the terms in which somebody was elected, as far as this member hears of them.
+    pub(super) async fn count_elections(self) {
+        let mut leadership = self.inner.node.leadership();
+        let mut counted_term = 0;
+        loop {
+            let now = leadership.borrow_and_update().clone();
+            if now.leader.is_some() && now.term > counted_term {
+                counted_term = now.term;
+                self.inner.elections.fetch_add(1, Ordering::Relaxed);
+            }
+            if leadership.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Section 2: keys, scopes, prefixes. The keys are in `shared::KEYS`.
+
+use serde_json::json;
+
+use crate::shared::{api, got};
+
+const NOBODY: Option<&str> = None;
+
+/// C-AUTH-01, C-AUTH-02, C-AUTH-07
+#[tokio::test]
+async fn a_missing_or_unknown_key_is_unauthorized() {
+    let api = api().await;
+    for key in [NOBODY, Some("nobody"), Some(""), Some("ALL"), Some("reader:r"), Some("all,")] {
+        let answer = api.with_key(key).get("/v0/topics").await;
+        assert!(answer.header("www-authenticate").is_some(), "{key:?}");
+        answer.refused(401, "unauthorized");
+    }
+    let basic = api.with_key(NOBODY).request("GET", "/v0/topics").header("authorization", "Basic all");
+    got("Basic".into(), basic).await.refused(401, "unauthorized");
+}
+
+/// C-AUTH-02, C-AUTH-04, C-AUTH-12, and the table of scopes in section 2.2
+#[tokio::test]
+async fn each_endpoint_needs_its_scope() {
+    let api = api().await;
+    api.put("/v0/topics/auth-scopes", json!({})).await.expect(201);
+    let write = r#"{"records":[{"data":1}]}"#;
+    let many = r#"{"topics":{"auth-scopes":{"records":[{"data":1}]}}}"#;
+    for (method, path, body, allowed) in [
+        ("GET", "/v0/topics/auth-scopes", "", &["reader", "rw", "all"][..]),
+        ("GET", "/v0/topics", "", &["reader", "rw", "all"]),
+        ("POST", "/v0/topics/auth-scopes/diff", "{}", &["reader", "rw", "all"]),
+        ("GET", "/v0/metrics", "", &["reader", "rw", "all"]),
+        ("POST", "/v0/topics/auth-scopes", write, &["writer", "rw", "all"]),
+        ("POST", "/v0/append", many, &["writer", "rw", "all"]),
+        ("PUT", "/v0/topics/auth-scopes", "{}", &["admin", "all"]),
+        ("GET", "/v0/cluster", "", &["admin", "all"]),
+        ("DELETE", "/v0/topics/auth-scopes-none", "", &["deleter", "all"]),
+    ] {
+        for key in ["reader", "writer", "deleter", "admin", "rw", "all"] {
+            let request = api.with_key(key).request(method, path);
+            let request = match body {
+                "" => request,
+                body => request.header("content-type", "application/json").body(body),
+            };
+            let answer = got(format!("{method} {path} as {key}"), request).await;
+            if allowed.contains(&key) {
+                assert!(answer.status < 300, "{}: {}", answer.what, answer.body);
+            } else {
+                answer.refused(403, "forbidden");
+            }
+        }
+    }
+}
+
+/// C-AUTH-03, C-AUTH-05, C-AUTH-13
+#[tokio::test]
+async fn prefixes_bound_the_names_in_path_and_body() {
+    let api = api().await;
+    let bound = api.with_key("bound");
+    for name in ["own:a", "mine.b", "own:"] {
+        bound.write(name, 1).await.expect(201);
+        bound.diff(name, json!({})).await.expect(200);
+    }
+    for name in ["own", "Own:a", "mine", "other", "xown:a"] {
+        bound.write(name, 1).await.refused(403, "forbidden");
+        bound.topic(name).await.refused(403, "forbidden");
+        bound.delete(&format!("/v0/topics/{name}")).await.refused(403, "forbidden");
+    }
+    let outside = bound.put("/v0/topics/own:dl", json!({ "dead_letter": "other" })).await;
+    outside.refused(403, "forbidden");
+    bound.put("/v0/topics/own:dl", json!({ "dead_letter": "mine.dead" })).await.expect(201);
+}
+
+/// C-AUTH-13, C-APPEND-08
+#[tokio::test]
+async fn every_topic_of_an_append_is_checked_before_anything_happens() {
+    let api = api().await;
+    let records = json!({ "records": [{ "data": 1 }] });
+    let body = json!({ "topics": { "own:many": records, "other-many": records } });
+    api.with_key("bound").post("/v0/append", body).await.refused(403, "forbidden");
+    api.topic("own:many").await.refused(404, "topic_not_found");
+    api.with_key("half").post("/v0/append", json!({ "topics": { "own:half": records } })).await.expect(201);
+    let read_only = json!({ "topics": { "own:half": records, "other:half": records } });
+    api.with_key("half").post("/v0/append", read_only).await.refused(403, "forbidden");
+    assert_eq!(api.topic("own:half").await.expect(200)["head_seq"], 1);
+}
+
+/// C-AUTH-12
+#[tokio::test]
+async fn who_may_not_does_not_learn_what_there_is() {
+    let api = api().await;
+    api.with_key("nobody").topic("auth-none").await.refused(401, "unauthorized");
+    api.with_key("writer").topic("auth-none").await.refused(403, "forbidden");
+    api.with_key("bound").topic("auth-none").await.refused(403, "forbidden");
+    api.with_key("reader").topic("auth-none").await.refused(404, "topic_not_found");
+    let guarded = json!({ "records": [{ "data": 1 }], "expect_head_seq": 7 });
+    api.with_key("reader").post("/v0/topics/auth-none", guarded.clone()).await.refused(403, "forbidden");
+    api.with_key("writer").post("/v0/topics/auth-none", guarded).await.refused(409, "head_mismatch");
+}
+
+/// C-AUTH-15
+#[tokio::test]
+async fn lists_show_only_names_inside_of_the_prefixes() {
+    let api = api().await;
+    for name in ["own:list1", "own:list2", "mine.list", "other:list", "list"] {
+        api.put(&format!("/v0/topics/{name}"), json!({})).await.expect(201);
+    }
+    let names = async |key: &'static str, prefix: &str| -> Vec<String> {
+        crate::conventions::walk(&api.with_key(key), prefix, 1).await
+    };
+    assert_eq!(names("bound", "own:list").await, ["own:list1", "own:list2"]);
+    let all = names("bound", "").await;
+    assert!(all.iter().all(|name| name.starts_with("own:") || name.starts_with("mine.")), "{all:?}");
+    assert!(all.contains(&"mine.list".to_owned()), "{all:?}");
+    assert_eq!(names("bound", "other").await, Vec::<String>::new());
+    assert_eq!(names("half", "other:list").await, ["other:list"]);
+    api.with_key("writer").get("/v0/topics").await.refused(403, "forbidden");
+}
+
+/// C-AUTH-16
+#[tokio::test]
+async fn making_a_topic_with_a_config_needs_admin() {
+    let api = api().await;
+    let writer = api.with_key("writer");
+    let body = json!({ "records": [{ "data": 1 }], "config": { "cap_records": 10 } });
+    writer.post("/v0/topics/auth-config", body.clone()).await.refused(403, "forbidden");
+    let many = json!({ "topics": { "auth-config": body } });
+    writer.post("/v0/append", many.clone()).await.refused(403, "forbidden");
+    api.topic("auth-config").await.refused(404, "topic_not_found");
+    writer.write("auth-config", 1).await.expect(201);
+    writer.post("/v0/topics/auth-config", body.clone()).await.expect(200);
+    writer.post("/v0/append", many).await.expect(200);
+    assert_eq!(api.topic("auth-config").await.expect(200)["config"]["cap_records"], 0);
+    api.post("/v0/topics/auth-config2", body).await.expect(201);
+    assert_eq!(api.topic("auth-config2").await.expect(200)["config"]["cap_records"], 10);
+}
+
+/// C-AUTH-17
+#[tokio::test]
+async fn a_token_in_the_query_is_not_taken_here() {
+    let api = api().await.with_key(NOBODY);
+    for path in ["/v0/topics?token=all", "/v0/cluster?token=all", "/v0/metrics?token=all"] {
+        api.get(path).await.refused(401, "unauthorized");
+    }
+}
+
+/// C-AUTH-18
+#[tokio::test]
+async fn the_cluster_needs_a_key_without_prefixes() {
+    let api = api().await;
+    api.with_key("admin").get("/v0/cluster").await.expect(200);
+    api.with_key("bound").get("/v0/cluster").await.refused(403, "forbidden");
+    api.with_key("reader").get("/v0/cluster").await.refused(403, "forbidden");
+}
+
+/// C-AUTH-19
+#[tokio::test]
+async fn probes_need_no_key_and_metrics_do() {
+    let api = api().await;
+    let anyone = api.with_key(NOBODY);
+    for path in ["/v0/health", "/healthz", "/v0/ready", "/readyz"] {
+        anyone.get(path).await.expect(200);
+    }
+    anyone.get("/v0/metrics").await.refused(401, "unauthorized");
+    api.with_key("writer").get("/v0/metrics").await.refused(403, "forbidden");
+    assert_eq!(api.with_key("reader").get("/v0/metrics").await.status, 200);
+}

@@ -1,0 +1,131 @@
+//! `COVERAGE.md` is true: every rule of the contract has its test, or the step that brings one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Steps that a rule may be left to.
+const STEPS: [&str; 7] = ["3", "4", "5", "6", "7", "8", "10"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
+}
+
+/// The ids that the contract has. It lies outside of this repository.
+fn contract_ids() -> BTreeSet<String> {
+    let areas = include_str!("contract_ids.txt").lines().filter(|line| !line.starts_with('#'));
+    areas
+        .flat_map(|line| {
+            let (area, count) = line.split_once(' ').expect("area and count");
+            let count: u32 = count.parse().expect("a count");
+            (1..=count).map(move |number| format!("C-{area}-{number:02}"))
+        })
+        .collect()
+}
+
+/// Rule and where it is checked, for each row of the table.
+fn rows() -> Vec<(String, String)> {
+    let table = include_str!("COVERAGE.md").lines().filter(|line| line.starts_with("| C-"));
+    table
+        .map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            (cells[1].to_owned(), cells[2].to_owned())
+        })
+        .collect()
+}
+
+/// What is wrong with the place where a rule is said to be checked.
+fn complaint(place: &str) -> Option<String> {
+    if let Some(step) = place.strip_prefix("step ") {
+        return (!STEPS.contains(&step)).then(|| format!("there is no step {step}"));
+    }
+    let Some((file, test)) = place.trim_matches('`').split_once(": ") else {
+        return Some("is neither a test nor a step".to_owned());
+    };
+    let Ok(source) = fs::read_to_string(root().join(file)) else {
+        return Some(format!("there is no {file}"));
+    };
+    let lines: Vec<&str> = source.lines().collect();
+    let is_test = |at: usize| {
+        let name = lines[at].trim_start().trim_start_matches("async ").strip_prefix("fn ");
+        let is_named =
+            name.and_then(|name| name.strip_prefix(test)).is_some_and(|rest| rest.starts_with('('));
+        // An attribute may stand between the two.
+        let before = lines[at.saturating_sub(4)..at].iter().map(|line| line.trim());
+        is_named && before.into_iter().any(|line| line == "#[test]" || line.starts_with("#[tokio::test"))
+    };
+    (!(0..lines.len()).any(is_test)).then(|| format!("{file} has no test {test}"))
+}
+
+#[test]
+fn every_rule_has_a_test_or_a_step() {
+    let rows = rows();
+    let by_rule: BTreeMap<&str, &str> =
+        rows.iter().map(|(rule, place)| (rule.as_str(), place.as_str())).collect();
+    assert_eq!(by_rule.len(), rows.len(), "a rule has two rows");
+    let ids = contract_ids();
+    assert!(ids.len() > 300, "the list of ids is cut");
+    let without: Vec<&String> = ids.iter().filter(|id| !by_rule.contains_key(id.as_str())).collect();
+    assert!(without.is_empty(), "rules without a row: {without:?}");
+    let unknown: Vec<&&str> = by_rule.keys().filter(|rule| !ids.contains(**rule)).collect();
+    assert!(unknown.is_empty(), "rows of no rule: {unknown:?}");
+    let wrong: Vec<String> = rows
+        .iter()
+        .filter_map(|(rule, place)| complaint(place).map(|complaint| format!("{rule}: {complaint}")))
+        .collect();
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_wrong_row_is_noticed() {
+    for wrong in [
+        "",
+        "step 9",
+        "`tests/api/none.rs: x`",
+        "`tests/api/coverage.rs: no_such_test`",
+        "`tests/api/coverage.rs: complaint`",
+        "`tests/api/coverage.rs: a_wrong_row`",
+    ] {
+        assert!(complaint(wrong).is_some(), "{wrong}");
+    }
+    assert_eq!(complaint("`tests/api/coverage.rs: a_wrong_row_is_noticed`"), None);
+}
+
+/// Ids in the words of a file: `C-`, an area, `-`, a number of two digits.
+fn mentioned(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (at, _) in text.match_indices("C-") {
+        let rest = &text[at + 2..];
+        let area: String = rest.chars().take_while(char::is_ascii_uppercase).collect();
+        let Some(number) = rest[area.len()..].strip_prefix('-') else { continue };
+        let number: String = number.chars().take_while(char::is_ascii_digit).collect();
+        if !area.is_empty() && number.len() == 2 {
+            found.insert(format!("C-{area}-{number}"));
+        }
+    }
+    found
+}
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("list a directory").flatten() {
+        match entry.path() {
+            path if path.is_dir() => sources(&path, found),
+            path if path.extension().is_some_and(|end| end == "rs") => found.push(path),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn no_file_names_a_rule_that_the_contract_does_not_have() {
+    let ids = contract_ids();
+    let mut files = Vec::new();
+    sources(&root().join("src"), &mut files);
+    sources(&root().join("tests"), &mut files);
+    let mut wrong = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(&file).expect("read a source");
+        wrong.extend(mentioned(&text).difference(&ids).map(|id| format!("{}: {id}", file.display())));
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}

@@ -1,0 +1,168 @@
+//! Sections 5 and 23: limits, each up to its bound and above it.
+
+use serde_json::{Value, json};
+use tempfile::tempdir;
+
+use crate::harness::{Cluster, PATIENCE, eventually};
+use crate::shared::{Api, MAX_BODY_BYTES, api, client};
+
+async fn write_one(api: &Api, record: Value) -> crate::shared::Got {
+    api.post("/v0/topics/limits-records", json!({ "records": [record] })).await
+}
+
+/// Section 5, C-REC-12
+#[tokio::test]
+async fn records_have_their_limits() {
+    let api = api().await;
+    let text = |bytes: usize| "x".repeat(bytes);
+    let most = 1 << 20;
+    assert!(write_one(&api, json!({ "data": text(most - 2) })).await.status < 300);
+    write_one(&api, json!({ "data": text(most - 1) })).await.refused(400, "record_too_large");
+    assert!(write_one(&api, json!({ "data": text(most - 4), "meta": {} })).await.status < 300);
+    write_one(&api, json!({ "data": text(most - 3), "meta": {} })).await.refused(400, "record_too_large");
+    let meta = |bytes: usize| json!({ "data": 1, "meta": { "k": text(bytes - 8) } });
+    assert!(write_one(&api, meta(16 << 10)).await.status < 300);
+    write_one(&api, meta((16 << 10) + 1)).await.refused(400, "invalid_request");
+    let keys = |count: usize| -> Value {
+        let fields: serde_json::Map<String, Value> =
+            (0..count).map(|at| (format!("k{at}"), json!(at))).collect();
+        json!({ "data": 1, "meta": fields })
+    };
+    assert!(write_one(&api, keys(64)).await.status < 300);
+    write_one(&api, keys(65)).await.refused(400, "invalid_request");
+    for (field, most) in [("tag", 256), ("node", 128)] {
+        assert!(write_one(&api, json!({ "data": 1, field: "é".repeat(most / 2) })).await.status < 300);
+        write_one(&api, json!({ "data": 1, field: text(most + 1) })).await.refused(400, "invalid_request");
+    }
+    let keyed = |key: String| json!({ "records": [{ "data": 1 }], "idempotency_key": key });
+    assert!(api.post("/v0/topics/limits-records", keyed("é".repeat(256))).await.status < 300);
+    api.post("/v0/topics/limits-records", keyed(text(257))).await.refused(400, "invalid_request");
+}
+
+/// Section 5, C-APPEND-05
+#[tokio::test]
+async fn a_request_has_ten_thousand_records_at_most() {
+    let api = api().await;
+    assert_eq!(api.write("limits-batch", 10_000).await.expect(201)["last_seq"], 10_000);
+    let detail = api.write("limits-batch", 10_001).await.refused(400, "batch_too_large");
+    assert_eq!(detail["max"], 10_000);
+    let records: Vec<Value> = (0..5001).map(|at| json!({ "data": at })).collect();
+    let many = json!({ "topics": { "limits-batch": { "records": records }, "limits-other": { "records": records } } });
+    api.post("/v0/append", many).await.refused(400, "batch_too_large");
+    assert_eq!(api.topic("limits-batch").await.expect(200)["head_seq"], 10_000);
+}
+
+/// C-LIMIT-05, C-CONV-11
+#[tokio::test]
+async fn bodies_have_a_largest_size() {
+    let api = api().await;
+    let body = |bytes: usize| {
+        let records = r#"{"records":[{"data":1}]}"#;
+        format!("{records}{}", " ".repeat(bytes - records.len())).into_bytes()
+    };
+    api.raw("POST", "/v0/topics/limits-body", body(MAX_BODY_BYTES)).await.expect(201);
+    let answer = api.raw("POST", "/v0/topics/limits-body", body(MAX_BODY_BYTES + 1)).await;
+    answer.refused(413, "payload_too_large");
+    assert_eq!(api.topic("limits-body").await.expect(200)["head_seq"], 1);
+}
+
+/// C-LIMIT-14
+#[tokio::test]
+async fn fixed_bounds_hold() {
+    let api = api().await;
+    api.write("limits-fixed", 1500).await.expect(201);
+    let page = api.diff("limits-fixed", json!({ "limit": 1_000_000 })).await.expect(200);
+    assert_eq!(page["records"].as_array().map(Vec::len), Some(1000));
+    let topics = |count: usize| {
+        let topics: serde_json::Map<String, Value> = (0..count)
+            .map(|at| (format!("limits-many-{at}"), json!({ "records": [{ "data": 1 }] })))
+            .collect();
+        json!({ "topics": topics })
+    };
+    api.post("/v0/append", topics(65)).await.refused(400, "invalid_request");
+    api.post("/v0/append", topics(64)).await.expect(201);
+}
+
+/// A cluster of one with bounds of its own, and the way to it.
+async fn bounded(arguments: &[&str]) -> (Cluster, Api) {
+    let cluster = Cluster::start_in(tempdir().expect("make a directory"), None, 1, arguments).await;
+    let api = Api { urls: cluster.urls(), http: client(), key: Some("all") };
+    (cluster, api)
+}
+
+/// C-LIMIT-01, C-LIMIT-04, C-LIMIT-10, C-LIMIT-11, C-LIMIT-12
+#[tokio::test]
+async fn the_cluster_holds_so_much_and_no_more() {
+    let (_cluster, api) = bounded(&["--max-topics", "3", "--max-total-bytes", "400"]).await;
+    // The leader's settings are in the log soon after it leads; until then the defaults hold.
+    eventually("the bounds hold", PATIENCE, async || {
+        let probe = json!({ "records": [{ "data": "x".repeat(400) }] });
+        let answer = api.post("/v0/topics/probe", probe).await;
+        api.delete("/v0/topics/probe").await.expect(200);
+        (answer.status == 429).then_some(())
+    })
+    .await;
+    let made = futures_util::future::join_all((0..8).map(|at| {
+        let api = api.clone();
+        async move { api.put(&format!("/v0/topics/t{at}"), json!({})).await }
+    }))
+    .await;
+    let (good, refused): (Vec<_>, Vec<_>) = made.into_iter().partition(|answer| answer.status == 201);
+    assert_eq!(good.len(), 3, "exactly, under concurrency");
+    for answer in refused {
+        let detail = answer.refused(429, "throttled");
+        assert_eq!(detail, json!({ "limit": "max_topics", "max": 3 }));
+    }
+    let first = good[0].body["topic"].as_str().expect("a name").to_owned();
+    api.write("one-more", 1).await.refused(429, "throttled");
+    api.put(&format!("/v0/topics/{first}"), json!({ "ttl_ms": 0, "priority": 1 })).await.expect(200);
+
+    let mut stored = 0;
+    let detail = loop {
+        let answer = api.write(&first, 1).await;
+        if answer.status != 200 {
+            break answer.refused(429, "throttled");
+        }
+        stored += 1;
+        assert!(stored < 100, "no bound was reached");
+    };
+    assert_eq!(detail, json!({ "limit": "max_total_bytes", "max": 400 }));
+    let state = api.topic(&first).await.expect(200);
+    assert_eq!(state["count"], stored);
+    assert!(state["bytes"].as_u64().is_some_and(|bytes| bytes <= 400), "{state}");
+    api.delete(&format!("/v0/topics/{first}")).await.expect(200);
+    api.write("after-all", stored).await.expect(201);
+}
+
+/// C-LIMIT-09, C-LIMIT-12, C-LIMIT-13
+#[tokio::test]
+async fn a_key_has_so_many_requests_under_way() {
+    let (_cluster, api) = bounded(&["--api-keys", "all,other", "--max-inflight-per-key", "2"]).await;
+    api.write("t", 1).await.expect(201);
+    let waiting: Vec<_> = (0..2)
+        .map(|_| {
+            let api = api.clone();
+            tokio::spawn(async move {
+                loop {
+                    // The probe below may stand in the place that this one needs.
+                    let answer = api.diff("t", json!({ "from_seq": 1, "wait_ms": 30_000 })).await;
+                    if answer.status != 429 {
+                        return answer;
+                    }
+                }
+            })
+        })
+        .collect();
+    let detail = eventually("both places are taken", PATIENCE, async || {
+        let answer = api.topic("t").await;
+        (answer.status != 200).then(|| answer.refused(429, "throttled"))
+    })
+    .await;
+    assert_eq!(detail, json!({ "limit": "max_inflight_per_key", "max": 2 }));
+    // Another key has places of its own; its write ends both waits.
+    api.with_key("other").write("t", 1).await.expect(200);
+    for one in waiting {
+        assert_eq!(one.await.expect("no panic").expect(200)["records"][0]["$seq"], 2);
+    }
+    api.topic("t").await.expect(200);
+}
