@@ -37,10 +37,21 @@ pub const DEFAULT_PAGE_BYTES: usize = 1 << 20;
 pub const MAX_PAGE_BYTES: usize = 8 << 20;
 /// Most records that one page examines, so that a filter that drops everything still ends.
 pub const MAX_PAGE_EXAMINED: usize = 10_000;
+/// Bytes of records after which a page examines no more.
+pub const MAX_PAGE_EXAMINED_BYTES: usize = 64 << 20;
 /// Longest wait of a long poll, in milliseconds.
 pub const MAX_WAIT_MS: u64 = 30_000;
 /// Labels in the `node` field of one read.
 pub const MAX_NODE_LABELS: usize = 64;
+
+/// Deepest nesting of a filter; a leaf alone is 1 deep.
+pub const MAX_FILTER_DEPTH: usize = 8;
+/// Most leaves of a filter.
+pub const MAX_FILTER_LEAVES: usize = 64;
+/// Most values that one leaf compares with.
+pub const MAX_FILTER_IN: usize = 64;
+/// Most bytes of a filter as JSON.
+pub const MAX_FILTER_BYTES: usize = 64 << 10;
 
 /// Entries in a page of a list when the request names no size.
 pub const DEFAULT_LIST_PAGE: usize = 100;

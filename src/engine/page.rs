@@ -12,7 +12,8 @@ use tokio::time::Instant;
 
 use super::{Consistency, Engine};
 use crate::error::{Code, Error};
-use crate::limits::MAX_PAGE_EXAMINED;
+use crate::filter::Filter;
+use crate::limits::{MAX_PAGE_EXAMINED, MAX_PAGE_EXAMINED_BYTES};
 use crate::record::{EntryRecords, Record};
 use crate::state::{Floors, Located, Run, SealedBlock, SharedTopic, TimePlace, Topic};
 use crate::task;
@@ -29,6 +30,8 @@ pub struct PageQuery {
     pub max_bytes: usize,
     /// Records with one of these `node` labels are passed over.
     pub drop_nodes: Vec<String>,
+    /// Records that do not pass it are passed over.
+    pub filter: Option<Filter>,
     /// The topic instance that `from_seq` belongs to.
     pub epoch: Option<u64>,
     pub consistency: Consistency,
@@ -220,10 +223,12 @@ impl Engine {
             records: Vec::new(),
             cursor,
             examined: 0,
+            examined_bytes: 0,
             bytes: 0,
             limit: query.limit,
             max_bytes: query.max_bytes,
             drop_nodes,
+            filter: query.filter.as_ref(),
             is_full: false,
         };
         match self.fill(shared, &mut filling, standing.head_seq).await {
@@ -371,10 +376,12 @@ struct Filling<'a> {
     /// Last seq examined.
     cursor: u64,
     examined: usize,
+    examined_bytes: usize,
     bytes: usize,
     limit: usize,
     max_bytes: usize,
     drop_nodes: &'a [String],
+    filter: Option<&'a Filter>,
     is_full: bool,
 }
 
@@ -396,20 +403,27 @@ impl Filling<'_> {
                 self.records.push(PageRecord { seq, ts_ms: run.ts_ms, entry: entry.clone(), position });
             }
             self.examined += 1;
+            self.examined_bytes += bytes.len();
             self.cursor = seq;
             // Known with the last record that fits, not with the first that does not: a page that ends
             // where a run ends would go on to fetch the next run, of which it wants nothing, for ever.
-            self.is_full = self.records.len() >= self.limit || self.examined >= MAX_PAGE_EXAMINED;
+            self.is_full = self.records.len() >= self.limit
+                || self.examined >= MAX_PAGE_EXAMINED
+                || self.examined_bytes >= MAX_PAGE_EXAMINED_BYTES;
         }
         Ok(())
     }
 
+    /// First `node`, then the filter (C-DIFF-08).
     fn passes(&self, record: &[u8]) -> Result<bool, Error> {
-        if self.drop_nodes.is_empty() {
-            return Ok(true);
+        if !self.drop_nodes.is_empty() {
+            let node = Record::decode_node(record).map_err(|error| damaged(&error))?;
+            if node.is_some_and(|node| self.drop_nodes.iter().any(|dropped| dropped == node)) {
+                return Ok(false);
+            }
         }
-        let node = Record::decode_node(record).map_err(|error| damaged(&error))?;
-        Ok(node.is_none_or(|node| !self.drop_nodes.iter().any(|dropped| dropped == node)))
+        let Some(filter) = self.filter else { return Ok(true) };
+        Ok(filter.matches(&Record::decode(record).map_err(|error| damaged(&error))?))
     }
 }
 
