@@ -70,6 +70,13 @@ pub const REPLACED_SESSIONS: usize = 16;
 /// Idempotency keys that one topic remembers at most; above it the oldest go first.
 pub const MAX_IDEMPOTENCY_KEYS_PER_TOPIC: usize = 1_000_000;
 
+/// Ranges of seqs that one command of a delete lists; a delete of more is several commands.
+pub const MAX_DELETE_RANGES: usize = 1 << 20;
+/// Records, and bytes of them, that applying a delete looks at because they were written after the member that
+/// proposed it had looked.
+pub const MAX_LATE_RECORDS: u64 = 20_000;
+pub const MAX_LATE_BYTES: u64 = 32 << 20;
+
 /// Topics in which one command takes what is expired.
 pub const MAX_TOPICS_PER_EXPIRY: usize = 1024;
 
