@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::shared::{Api, api};
+use crate::shared::{Api, Got, api};
 
 async fn meters(api: &Api, topic: &str) {
     let records: Vec<Value> = (1..=30)
@@ -60,6 +60,13 @@ async fn a_diff_delivers_what_passes_and_moves_past_the_rest() {
     assert_eq!(delivered, (10..=30).step_by(2).collect::<Vec<u64>>());
 }
 
+fn raw_seqs(page: Got) -> Vec<u64> {
+    assert_eq!(page.status, 200);
+    let text = String::from_utf8(page.bytes).expect("text");
+    let after = text.split("\"$seq\":").skip(1);
+    after.map(|rest| rest.split(',').next().and_then(|seq| seq.parse().ok()).expect("a seq")).collect()
+}
+
 /// C-FILT-03: whatever stands in a record, a filter neither fails the read nor hides it by accident.
 #[tokio::test]
 async fn a_filter_is_total() {
@@ -73,7 +80,8 @@ async fn a_filter_is_total() {
         let page = |filter: String| {
             let body = format!("{{\"filter\":{filter}}}");
             let api = &api;
-            async move { seqs(&api.raw("POST", "/v0/topics/filt-total/diff", body).await.expect(200)) }
+            // Not everything that was written can be parsed here.
+            async move { raw_seqs(api.raw("POST", "/v0/topics/filt-total/diff", body).await) }
         };
         let (passing, others) = (page(filter.to_owned()).await, page(format!("[\"Not\",{filter}]")).await);
         let mut all = [passing, others].concat();
