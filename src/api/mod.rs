@@ -89,6 +89,7 @@ fn v0_routes() -> Router<Api> {
         )
         .route("/v0/append", post(v0::append_many::append_many))
         .route("/v0/topics/{topic}/diff", post(v0::diff::diff))
+        .route("/v0/topics/{topic}/delete", post(v0::delete::delete))
         .route("/v0/cluster", get(v0::cluster::get))
         .route("/v0/openapi.json", get(openapi::get))
         .route("/v0/metrics", get(v0::metrics::get))

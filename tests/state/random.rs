@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use antiphon::filter::TagMatch;
 use antiphon::limits::RECORD_FRAMING_BYTES;
-use antiphon::record::Record;
+use antiphon::record::{EntryRecords, Record};
 use antiphon::state::{
-    Append, Appended, Changes, Create, Discard, Draft, Envelope, Key, Located, NotApplied, Outcome, Reason,
-    Refusal, SealedBlock, SharedTopic, State, TimePlace, TopicConfig, TopicKey, TopicType,
+    Append, Appended, Changes, Create, DeleteRecords, Discard, Draft, Envelope, Key, LateMatch, Listed,
+    Located, NotApplied, Outcome, Reason, RecordsDeleted, Refusal, Run, SealedBlock, SharedTopic, State,
+    TimePlace, TopicConfig, TopicKey, TopicType, match_run,
 };
 use antiphon::storage::EntryId;
 use bytes::Bytes;
@@ -35,6 +37,14 @@ enum Step {
     Delete {
         topic: usize,
         if_empty: bool,
+    },
+    /// Records of one topic: by tag, by seq as a part of the head, or both. The member that proposed it looked
+    /// when so much of the topic was there.
+    DeleteRecords {
+        topic: usize,
+        before: Option<f64>,
+        tags: Option<u8>,
+        seen: f64,
     },
     /// The last command again, as after a lost leader.
     Repeat,
@@ -81,6 +91,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Expire),
         1 => Just(Step::Save),
         1 => (0usize..4, any::<bool>()).prop_map(|(topic, if_empty)| Step::Delete { topic, if_empty }),
+        3 => (
+            0usize..4, proptest::option::weighted(0.5, 0.0..1.1f64), proptest::option::weighted(0.7, 0u8..8), 0.0..1.2f64
+        ).prop_map(|(topic, before, tags, seen)| Step::DeleteRecords { topic, before, tags, seen }),
         2 => Just(Step::Repeat),
         1 => Just(Step::Restart),
         2 => (0u64..200).prop_map(|ms| Step::Wait { ms }),
@@ -92,6 +105,7 @@ struct ModelRecord {
     seq: u64,
     ts_ms: u64,
     bytes: u64,
+    tag: Option<u8>,
 }
 
 #[derive(Default)]
@@ -174,6 +188,21 @@ struct Model {
     now_ms: u64,
 }
 
+/// A third of the records have none.
+fn record_tag(number: usize) -> Option<u8> {
+    [None, Some(1), Some(4), None, Some(2), Some(5)][number % 6]
+}
+
+/// Tags of a kind share their start: every fourth is of one.
+fn tag_text(tag: u8) -> String {
+    format!("kind-{}/{tag}", tag % 4)
+}
+
+/// 0 to 3 are one tag each, above that all tags of a kind.
+fn tag_match(tags: u8) -> TagMatch {
+    if tags < 4 { TagMatch::Eq(tag_text(tags)) } else { TagMatch::Glob(format!("kind-{}/", tags % 4)) }
+}
+
 fn record_bytes(number: usize) -> u64 {
     1 + number as u64 % 5 + RECORD_FRAMING_BYTES
 }
@@ -231,6 +260,7 @@ impl Model {
             seq: first_seq + number as u64,
             ts_ms: now_ms,
             bytes: record_bytes(number),
+            tag: record_tag(number),
         });
         topic.live.extend(records);
         topic.keep_within_caps();
@@ -273,6 +303,26 @@ impl Model {
         Outcome::TopicPut { created, config: config.clone() }
     }
 
+    /// Without `tags` it is all records.
+    fn delete_records(&mut self, topic: &str, before_seq: Option<u64>, tags: Option<u8>) -> Outcome {
+        let Some(known) = self.topics.get_mut(topic) else { return Outcome::Refused(Refusal::TopicNotFound) };
+        known.expire(self.now_ms);
+        let count_before = known.live.len();
+        let goes = |record: &ModelRecord| {
+            let by_tag =
+                tags.is_none_or(|tags| record.tag.is_some_and(|tag| tag_match(tags).matches(&tag_text(tag))));
+            by_tag && before_seq.is_none_or(|before_seq| record.seq < before_seq)
+        };
+        known.live.retain(|record| !goes(record));
+        Outcome::RecordsDeleted(RecordsDeleted {
+            deleted: (count_before - known.live.len()) as u64,
+            earliest_seq: known.earliest_seq(),
+            head_seq: known.head,
+            count: known.live.len() as u64,
+            bytes: known.bytes(),
+        })
+    }
+
     fn delete(&mut self, topic: &str, if_empty: bool) -> Outcome {
         if let Some(known) = self.topics.get_mut(topic) {
             known.expire(self.now_ms);
@@ -295,18 +345,24 @@ impl Model {
 struct Member {
     state: State,
     checkpoint: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Records of every entry applied.
+    log: BTreeMap<EntryId, EntryRecords>,
 }
 
 impl Member {
     fn apply(&mut self, index: u64, stamp_ms: u64, command: &Bytes) -> Outcome {
         let entry = EntryId { term: 1 + index / 100, index };
+        self.log.insert(entry, EntryRecords::parse(command.clone()).expect("own entries can be read"));
         loop {
             match self.state.apply_command(entry, stamp_ms, command) {
                 Ok(applied) => return applied.outcome,
                 Err(NotApplied::Missing(missing)) => {
-                    assert!(!missing.is_empty());
-                    for block in missing {
+                    assert!(!missing.blocks.is_empty() || !missing.entries.is_empty());
+                    for block in missing.blocks {
                         block.topic.supply_block(self.stored_block(&block.topic, block.first_seq));
+                    }
+                    for entry in missing.entries {
+                        self.state.supply_entry(entry, self.log[&entry].clone());
                     }
                 }
                 Err(NotApplied::Malformed(error)) => panic!("own commands can be read: {error}"),
@@ -339,6 +395,32 @@ impl Member {
         SealedBlock { first_seq, bytes: self.checkpoint[&key.encode()].clone().into() }
     }
 
+    /// What a member lists that has looked at everything up to `seen_seq`, also at what is gone.
+    fn look(&self, shared: &SharedTopic, tags: u8, before_seq: Option<u64>, seen_seq: u64) -> Listed {
+        let (mut ranges, mut cursor, mut block) = (Vec::new(), shared.read().earliest_seq - 1, None);
+        while cursor < seen_seq {
+            let located = shared.read().locate(cursor, block.as_ref()).expect("own runs can be read");
+            match located {
+                Located::AtHead => break,
+                Located::BelowEarliest => panic!("nothing moves the floors here"),
+                Located::Cold { block_first_seq } => block = Some(self.stored_block(shared, block_first_seq)),
+                Located::Runs(runs) => {
+                    for run in runs {
+                        let last_seq = seen_seq.min(before_seq.map_or(u64::MAX, |seq| seq.saturating_sub(1)));
+                        cursor = run.last_seq();
+                        if run.first_seq <= last_seq {
+                            let run = Run { count: run.count.min(last_seq + 1 - run.first_seq), ..run };
+                            match_run(&run, &self.log[&run.entry], &tag_match(tags), &mut ranges)
+                                .expect("own records");
+                        }
+                    }
+                }
+            }
+        }
+        let late = Some(LateMatch { seen_seq, tags: tag_match(tags) });
+        Listed { epoch: shared.epoch, ranges, late }
+    }
+
     /// Every live seq of a topic with its time in order of its runs, from memory and checkpoint.
     fn live(&self, topic: &str) -> Vec<(u64, u64)> {
         let Some(shared) = self.state.catalog().get(topic) else { return Vec::new() };
@@ -354,6 +436,7 @@ impl Member {
                 }
                 Located::Runs(runs) => {
                     for run in runs {
+                        assert!(run.first_seq > cursor && run.count > 0);
                         live.extend((run.first_seq..=run.last_seq()).map(|seq| (seq, run.ts_ms)));
                         cursor = run.last_seq();
                     }
@@ -383,7 +466,7 @@ impl Member {
             let held = shared.read();
             let expected = (topic.head, topic.earliest_seq(), topic.live.len() as u64, topic.bytes());
             prop_assert_eq!((held.head_seq, held.earliest_seq, held.count, held.bytes), expected, "{}", name);
-            let evict_floor = topic.gone.last().map_or(1, |(record, _)| record.seq + 1);
+            let evict_floor = topic.gone.iter().map(|(record, _)| record.seq + 1).max().unwrap_or(1);
             prop_assert_eq!(held.floors.evict(), evict_floor, "{}", name);
         }
         let due = model.topics.values().filter(|topic| topic.limits.ttl_ms > 0);
@@ -432,7 +515,10 @@ fn append(topic: &str, count: usize, create: bool, expect: Option<u64>, key: Opt
         expect_head_seq: expect,
         idempotency_key: key.as_deref(),
     };
-    Draft::append(&append, data.iter().map(|data| Record { data, ..Record::default() }), 0)
+    let tags: Vec<Option<String>> = (0..count).map(|number| record_tag(number).map(tag_text)).collect();
+    let records =
+        data.iter().zip(&tags).map(|(data, tag)| Record { data, tag: tag.as_deref(), ..Record::default() });
+    Draft::append(&append, records, 0)
 }
 
 fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
@@ -491,6 +577,23 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                     ..TopicConfig::default()
                 };
                 (Draft::put_topic(&name(topic), &config), model.put(&name(topic), &config))
+            }
+            Step::DeleteRecords { topic, before, tags, seen } => {
+                let topic = name(topic);
+                let head = model.topics.get(&topic).map_or(0, |topic| topic.head);
+                let part = |part: f64| (part * head as f64) as u64;
+                let before_seq =
+                    if tags.is_none() { Some(before.map_or(head + 1, part)) } else { before.map(part) };
+                let listed = tags.and_then(|tags| {
+                    let shared = steady.state.catalog().get(&topic)?;
+                    let seen_seq = part(seen).min(head);
+                    Some(steady.look(&shared, tags, before_seq, seen_seq))
+                });
+                if tags.is_some() && listed.is_none() {
+                    continue;
+                }
+                let delete = DeleteRecords { topic: &topic, before_seq, listed };
+                (Draft::delete_records(&delete), model.delete_records(&topic, before_seq, tags))
             }
             Step::Expire => (Draft::expire(), model.expire()),
             Step::Delete { topic, if_empty } => {
