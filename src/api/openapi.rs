@@ -69,6 +69,8 @@ const ENDPOINTS: &[Endpoint] = &[
         successes: &[200, 201], refusals: &[404, 409, 422] },
     Endpoint { method: "post", path: "/v0/topics/{topic}/diff", summary: "Read records", scope: Some("read"),
         query: &[], body: Some(("Diff", false)), answer: Some("Page"), successes: &[200], refusals: &[404] },
+    Endpoint { method: "post", path: "/v0/topics/{topic}/delete", summary: "Delete records", scope: Some("delete"),
+        query: &[], body: Some(("DeleteRecords", true)), answer: Some("RecordsDeleted"), successes: &[200], refusals: &[404] },
     Endpoint { method: "get", path: "/v0/cluster", summary: "Members of the cluster", scope: Some("admin"),
         query: &[CONSISTENCY], body: None, answer: Some("Cluster"), successes: &[200], refusals: &[] },
     Endpoint { method: "get", path: "/v0/metrics", summary: "Figures of the answering member", scope: Some("read"),
