@@ -35,6 +35,7 @@ use crate::limits::BODY_GRACE_MS;
 use call::Gate;
 pub use cors::Cors;
 pub use envelope::Envelope;
+pub use name::is_topic_name;
 pub use serve::serve;
 
 /// Settings of the edge.
