@@ -286,7 +286,7 @@ async fn append_and_tail_end_as_scripts_expect() {
 
 #[test]
 fn append_and_tail_name_what_is_wrong_in_one_line() {
-    let nobody = vec![format!("http://127.0.0.1:{}", free_ports(1)[0])];
+    let nobody = format!("http://127.0.0.1:{}", free_ports(1)[0]);
     for (arguments, code, part) in [
         (&["append", "a/b", "1"][..], 2, "TOPIC \"a/b\""),
         (&["append"], 2, "<TOPIC> is missing"),
@@ -301,7 +301,7 @@ fn append_and_tail_name_what_is_wrong_in_one_line() {
         (&["tail", "t", "--from", "start"], 1, "refused"),
     ] {
         let mut command = antiphon();
-        command.args(arguments).env("ANTIPHON_URL", &nobody[0]).stdin(Stdio::null());
+        command.args(arguments).env("ANTIPHON_URL", &nobody).stdin(Stdio::null());
         let line = one_line(command, code);
         assert!(line.contains(part), "{arguments:?}: {line}");
     }
