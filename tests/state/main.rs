@@ -4,5 +4,6 @@ mod append_many;
 mod deletes;
 mod garbage;
 mod golden;
+mod model;
 mod random;
 mod sessions;
