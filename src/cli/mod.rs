@@ -13,6 +13,7 @@ mod local_cluster;
 mod serve;
 mod tail;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Command;
@@ -60,7 +61,8 @@ fn command() -> Command {
 /// Says `message` in one line on stderr and gives the exit code.
 fn fail(code: u8, message: &str) -> ExitCode {
     let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    eprintln!("antiphon: {line}");
+    // Not `eprintln!`, which panics where nobody reads stderr; the exit code still says it.
+    let _ = std::io::stderr().write_all(format!("antiphon: {line}\n").as_bytes());
     ExitCode::from(code)
 }
 

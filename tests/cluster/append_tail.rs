@@ -124,6 +124,10 @@ async fn what_append_takes_is_what_tail_prints() {
     let others = ["--from", "start", "--node", "n1,n2", "-n", "1", "--json"];
     assert_eq!(seqs(&stdout(tail(&others), "")), [4]);
     assert_eq!(stdout(tail(&["--no-follow"]), ""), "");
+    let filtered = ["--from", "start", "--no-follow", "--filter", "[\"data.sum\",\"Gt\",19]", "--json"];
+    assert_eq!(seqs(&stdout(tail(&filtered), "")), [1]);
+    let line = one_line(tail(&["--from", "start", "--filter", "[1]"]), 1);
+    assert!(line.contains("400 invalid_request"), "{line}");
 
     // What is gone is told, with its exact range.
     let config = json!({ "cap_records": 3 });
@@ -159,6 +163,11 @@ async fn tail_goes_on_at_another_member_without_loss_or_repetition() {
     })
     .await;
     let mut seen = seqs(&first_seq);
+    for number in 0..urls.len() {
+        let state = cluster.client.get(&format!("{}?touch=false", cluster.topic_url(number, "orders"))).await;
+        let is_read = !state.expect("the state")["last_read_ts"].is_null();
+        assert_eq!(is_read, number == first, "it reads from the first member that it is given");
+    }
 
     // Over the kill, and over the return of the member, records come at the two others and at it.
     for number in 0..RECORDS {
@@ -277,7 +286,7 @@ async fn append_and_tail_end_as_scripts_expect() {
 
 #[test]
 fn append_and_tail_name_what_is_wrong_in_one_line() {
-    let nobody = vec![format!("http://127.0.0.1:{}", free_ports(1)[0])];
+    let nobody = format!("http://127.0.0.1:{}", free_ports(1)[0]);
     for (arguments, code, part) in [
         (&["append", "a/b", "1"][..], 2, "TOPIC \"a/b\""),
         (&["append"], 2, "<TOPIC> is missing"),
@@ -292,7 +301,7 @@ fn append_and_tail_name_what_is_wrong_in_one_line() {
         (&["tail", "t", "--from", "start"], 1, "refused"),
     ] {
         let mut command = antiphon();
-        command.args(arguments).env("ANTIPHON_URL", &nobody[0]).stdin(Stdio::null());
+        command.args(arguments).env("ANTIPHON_URL", &nobody).stdin(Stdio::null());
         let line = one_line(command, code);
         assert!(line.contains(part), "{arguments:?}: {line}");
     }

@@ -137,7 +137,9 @@ mod tests {
         assert_eq!(trouble.as_deref(), Some("line 2 of stdin: not valid UTF-8"));
         let long = vec![b'x'; MAX_LINE_BYTES + 9];
         assert!(batches(&long, 1).1.is_some_and(|line| line.contains("longer than")));
-        let large = format!("\"{0}\"\n\"{0}\"\n", "x".repeat(BATCH_BYTES));
-        assert_eq!(batches(large.as_bytes(), 100).0.len(), 2);
+        // Two of these fill a request.
+        let large = format!("\"{}\"\n", "x".repeat(BATCH_BYTES / 2)).repeat(3);
+        let sizes: Vec<usize> = batches(large.as_bytes(), 100).0.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [2, 1]);
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn command() -> Command {
         .after_help(
             "All arguments go in one request: all are appended, or none. Lines go in requests of what is there, in \
              their order; empty ones are passed over. A request is sent again, to the next member, until one \
-             answers, and takes effect once.\n\nExamples:\n  \
+             answers, and takes effect once (as far as the topic's idempotency_window_ms reaches).\n\nExamples:\n  \
              antiphon append orders '{\"id\":1,\"sum\":\"19.90\"}' --tag new\n  \
              antiphon append notes 'plain text becomes a JSON string'\n  \
              my-program | antiphon append events --url http://m1:4000,http://m2:4000,http://m3:4000",

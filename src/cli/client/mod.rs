@@ -4,6 +4,7 @@
 mod attempt;
 mod patience;
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgMatches};
@@ -27,6 +28,7 @@ pub(super) fn arguments() -> [Arg; 3] {
             .long("url")
             .value_name("URL")
             .env("ANTIPHON_URL")
+            .hide_env_values(true)
             .action(ArgAction::Append)
             .value_delimiter(',')
             .default_value(DEFAULT_URL)
@@ -115,14 +117,19 @@ impl Members {
             failures = failures.saturating_add(1);
             is_unknown |= failure.is_unknown;
             was_reached |= failure.was_reached;
+            // Machines that are gone, and cost the whole deadline of a connection, must not hide one that is there.
+            let is_first_round = (failures as usize) < self.bases.len();
             let pause = patience.pause(failures, self.bases.len());
             let goes_on = !failure.is_final()
-                && patience.goes_on(begin.elapsed() + pause, was_reached, failure.is_internal());
+                && (is_first_round && !was_reached
+                    || patience.goes_on(begin.elapsed() + pause, was_reached, failure.is_internal()));
             if !goes_on {
                 return Err(GaveUp { line: failure.line, is_unknown });
             }
             if patience.tells(failures, self.bases.len()) {
-                eprintln!("antiphon: {}; going on as soon as a member answers", failure.line);
+                // `eprintln!` would panic where nobody reads stderr.
+                let note = format!("antiphon: {}; going on as soon as a member answers\n", failure.line);
+                let _ = std::io::stderr().write_all(note.as_bytes());
             }
             self.at = (self.at + 1) % self.bases.len();
             tokio::time::sleep(pause).await;
