@@ -114,7 +114,7 @@ async fn a_malformed_filter_is_refused() {
     }
 }
 
-/// C-DIFF-06, C-DIFF-09
+/// C-DIFF-09
 #[tokio::test]
 async fn a_long_poll_waits_for_a_record_that_passes_or_tells_how_far_it_came() {
     let api = api().await;

@@ -12,6 +12,8 @@ use antiphon::state::{
 use antiphon::storage::EntryId;
 
 const BATCH: u64 = 8000;
+/// Four batches are too many to be looked at late, two are not.
+const _: () = assert!(4 * BATCH > MAX_LATE_RECORDS && 2 * BATCH < MAX_LATE_RECORDS);
 
 #[derive(Default)]
 struct Member {
@@ -100,7 +102,6 @@ fn what_was_written_after_the_look_is_found_in_its_own_entries() {
 fn when_that_was_too_much_it_is_looked_for_again_and_nothing_is_gone() {
     let mut member = Member::new();
     (0..4).for_each(|_| member.append());
-    assert!(4 * BATCH > MAX_LATE_RECORDS && 2 * BATCH < MAX_LATE_RECORDS);
     assert_eq!(member.delete(0, Ranges::new(), Some(0)), Outcome::Refused(Refusal::LookAgain));
     assert_eq!((member.count(), member.asked_for.len()), (4 * BATCH, 0));
     assert_eq!(deleted(member.delete(0, evens(2 * BATCH), Some(2 * BATCH))), 2 * BATCH);

@@ -1,5 +1,4 @@
-//! The naive model that the state is compared with: every record in a list, every rule applied by looking at all of
-//! them.
+//! What the contract says of topics, without any thought for speed.
 
 use std::collections::{BTreeMap, HashMap};
 
