@@ -124,6 +124,28 @@ fn requests() -> Map<String, Value> {
         { "type": "string" },
         { "type": "array", "maxItems": crate::limits::MAX_NODE_LABELS, "items": { "type": "string" } }
     ] });
+    let watch = json!({
+        "type": "object",
+        "required": ["topics"],
+        "properties": {
+            "topics": {
+                "type": "object", "minProperties": 1, "maxProperties": crate::limits::MAX_TOPICS_PER_WATCH,
+                "propertyNames": schema_ref("TopicName"),
+                "additionalProperties": { "type": "object", "properties": {
+                    "from_seq": unsigned(), "tail": { "type": "boolean" }, "epoch": unsigned()
+                } },
+            },
+            "node": text_or_texts,
+            "limit": unsigned(),
+            "max_batch_bytes": unsigned(),
+            "heartbeat_ms": unsigned(),
+            "include_meta": { "type": "boolean" },
+            "include_tags": { "type": "boolean" },
+            "include_data": { "type": "boolean" },
+            "include_origin": { "type": "boolean" },
+            "consistency": schema_ref("Consistency"),
+        },
+    });
     let diff = json!({
         "type": "object",
         "properties": {
@@ -149,6 +171,7 @@ fn requests() -> Map<String, Value> {
         ("Write", write),
         ("AppendMany", many),
         ("Diff", diff),
+        ("Watch", watch),
     ];
     named.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
 }
@@ -233,6 +256,15 @@ fn answers() -> Map<String, Value> {
         ),
         ("StoredRecord", object(&[("$seq", unsigned()), ("$ts", unsigned()), ("data", json!(true))])),
         ("Page", page),
+        (
+            "WatchMade",
+            answer(&[
+                ("wid", text()),
+                ("stream_url", text()),
+                ("session_ttl_ms", unsigned()),
+                ("topics", any_object()),
+            ]),
+        ),
         ("Cluster", cluster),
         ("Health", answer(&[("status", text()), ("version", text()), ("uptime_ms", unsigned())])),
         (
