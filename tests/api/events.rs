@@ -116,6 +116,7 @@ fn parse(frame: &str) -> Event {
 type Stream = tokio_tungstenite::WebSocketStream<tokio::net::TcpStream>;
 
 /// A WebSocket.
+#[derive(Debug)]
 pub struct Socket(Stream);
 
 /// Opens a socket at the first member of `api` with its key; the status if that is refused.
@@ -145,14 +146,12 @@ impl Socket {
 
     /// The next message; `None` once the socket is closed.
     pub async fn next(&mut self) -> Option<Value> {
-        loop {
-            let message = timeout(PATIENCE, self.0.next()).await.expect("no message in time")?;
-            match message.ok()? {
-                Message::Text(text) => return Some(serde_json::from_str(&text).expect("is JSON")),
-                Message::Pong(payload) => return Some(serde_json::json!({ "pong of": payload.len() })),
-                Message::Close(_) => return None,
-                other => panic!("an unexpected message: {other:?}"),
-            }
+        let message = timeout(PATIENCE, self.0.next()).await.expect("no message in time")?;
+        match message.ok()? {
+            Message::Text(text) => Some(serde_json::from_str(&text).expect("is JSON")),
+            Message::Pong(payload) => Some(serde_json::json!({ "pong of": payload.len() })),
+            Message::Close(_) => None,
+            other => panic!("an unexpected message: {other:?}"),
         }
     }
 

@@ -400,7 +400,7 @@ async fn sessions_and_streams_have_caps_and_end() {
     api.write("t", 1).await.expect(200);
     assert_eq!(held.seqs_up_to("t", 2).await, [2]);
     // Two streams of one key at most: an older stream keeps its place until it has ended.
-    let socket = crate::events::socket(&api).await.ok().expect("the second stream");
+    let socket = crate::events::socket(&api).await.expect("the second stream");
     let detail = api.get(&url).await.refused(429, "throttled");
     assert_eq!(detail, json!({ "limit": "max_sse_connections_per_key", "max": 2 }));
     let third = events(&other, &made, &[]).await;
@@ -439,7 +439,7 @@ async fn reading_a_topic_raises_its_priority_at_that_member() {
                 watch(&api, json!({ "topics": { (topic.clone()): {} } })).await.expect("record").await;
             }
             _ => {
-                let mut socket = crate::events::socket(&api).await.ok().expect("a socket");
+                let mut socket = crate::events::socket(&api).await.expect("a socket");
                 socket.send(json!({ "op": "subscribe", "topic": topic })).await;
                 socket.expect("subscribed").await;
             }

@@ -23,4 +23,5 @@ mod snapshot;
 mod start;
 mod stop;
 mod storage_full;
+mod streams;
 mod writers;
