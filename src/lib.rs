@@ -13,6 +13,7 @@ pub mod config;
 pub mod digest;
 pub mod engine;
 pub mod error;
+pub mod filter;
 pub mod limits;
 pub mod raft;
 pub mod record;

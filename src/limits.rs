@@ -37,6 +37,8 @@ pub const DEFAULT_PAGE_BYTES: usize = 1 << 20;
 pub const MAX_PAGE_BYTES: usize = 8 << 20;
 /// Most records that one page examines, so that a filter that drops everything still ends.
 pub const MAX_PAGE_EXAMINED: usize = 10_000;
+/// Bytes of records after which a page examines no more.
+pub const MAX_PAGE_EXAMINED_BYTES: usize = 64 << 20;
 /// Longest wait of a long poll, in milliseconds.
 pub const MAX_WAIT_MS: u64 = 30_000;
 /// Topics of one watch, and of one WebSocket.
@@ -49,6 +51,15 @@ pub const MAX_WAITING_PUBLISHES: usize = 64;
 pub const MAX_WAITING_PUBLISH_BYTES: usize = 4 << 20;
 /// Labels in the `node` field of one read.
 pub const MAX_NODE_LABELS: usize = 64;
+
+/// Deepest nesting of a filter; a leaf alone is 1 deep.
+pub const MAX_FILTER_DEPTH: usize = 8;
+/// Most leaves of a filter.
+pub const MAX_FILTER_LEAVES: usize = 64;
+/// Most values that one leaf compares with.
+pub const MAX_FILTER_IN: usize = 64;
+/// Most bytes of a filter as JSON.
+pub const MAX_FILTER_BYTES: usize = 64 << 10;
 
 /// Entries in a page of a list when the request names no size.
 pub const DEFAULT_LIST_PAGE: usize = 100;
@@ -66,6 +77,13 @@ pub const SESSION_WINDOW: u64 = 8192;
 pub const REPLACED_SESSIONS: usize = 16;
 /// Idempotency keys that one topic remembers at most; above it the oldest go first.
 pub const MAX_IDEMPOTENCY_KEYS_PER_TOPIC: usize = 1_000_000;
+
+/// Ranges of seqs that one command of a delete lists; a delete of more is several commands.
+pub const MAX_DELETE_RANGES: usize = 1 << 20;
+/// Records, and bytes of them, that applying a delete looks at because they were written after the member that
+/// proposed it had looked.
+pub const MAX_LATE_RECORDS: u64 = 20_000;
+pub const MAX_LATE_BYTES: u64 = 32 << 20;
 
 /// Topics in which one command takes what is expired.
 pub const MAX_TOPICS_PER_EXPIRY: usize = 1024;

@@ -65,11 +65,20 @@ impl<'a> Record<'a> {
 
     /// The `node` label alone, without looking at the rest: what reads filter by.
     pub fn decode_node(bytes: &'a [u8]) -> Result<Option<&'a str>, Malformed> {
+        Self::decode_header(bytes, HEADER_NODE)
+    }
+
+    /// The `tag` alone.
+    pub fn decode_tag(bytes: &'a [u8]) -> Result<Option<&'a str>, Malformed> {
+        Self::decode_header(bytes, HEADER_TAG)
+    }
+
+    fn decode_header(bytes: &'a [u8], wanted: u8) -> Result<Option<&'a str>, Malformed> {
         let mut headers = Reader::new(Reader::new(bytes, "record").blob()?, "record header");
         while !headers.is_empty() {
             let tag = headers.u8()?;
             let value = headers.text()?;
-            if tag == HEADER_NODE {
+            if tag == wanted {
                 return Ok(Some(value));
             }
         }
@@ -349,6 +358,7 @@ mod tests {
                 let bytes = entry.record(position as u32).unwrap();
                 prop_assert_eq!(&Record::decode(bytes).unwrap(), record);
                 prop_assert_eq!(Record::decode_node(bytes).unwrap(), record.node);
+                prop_assert_eq!(Record::decode_tag(bytes).unwrap(), record.tag);
             }
         }
 

@@ -37,6 +37,7 @@ use crate::limits::BODY_GRACE_MS;
 use call::Gate;
 pub use cors::Cors;
 pub use envelope::Envelope;
+pub use name::is_topic_name;
 pub use serve::serve;
 
 /// Settings of the edge.
@@ -97,6 +98,7 @@ fn v0_routes() -> Router<Api> {
         .route("/v0/watch", post(v0::watch::create))
         .route("/v0/watch/{wid}", get(v0::watch::open))
         .route("/v0/ws", get(v0::ws::open))
+        .route("/v0/topics/{topic}/delete", post(v0::delete::delete))
         .route("/v0/cluster", get(v0::cluster::get))
         .route("/v0/openapi.json", get(openapi::get))
         .route("/v0/metrics", get(v0::metrics::get))

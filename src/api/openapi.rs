@@ -77,6 +77,8 @@ const ENDPOINTS: &[Endpoint] = &[
         refusals: &[404, 406] },
     Endpoint { method: "get", path: "/v0/ws", summary: "A WebSocket for reading and writing", scope: Some("a key"),
         query: &[], body: None, answer: Some("Socket"), successes: &[101], refusals: &[] },
+    Endpoint { method: "post", path: "/v0/topics/{topic}/delete", summary: "Delete records", scope: Some("delete"),
+        query: &[], body: Some(("DeleteRecords", true)), answer: Some("RecordsDeleted"), successes: &[200], refusals: &[404] },
     Endpoint { method: "get", path: "/v0/cluster", summary: "Members of the cluster", scope: Some("admin"),
         query: &[CONSISTENCY], body: None, answer: Some("Cluster"), successes: &[200], refusals: &[] },
     Endpoint { method: "get", path: "/v0/metrics", summary: "Figures of the answering member", scope: Some("read"),

@@ -146,6 +146,29 @@ fn requests() -> Map<String, Value> {
             "consistency": schema_ref("Consistency"),
         },
     });
+    let filter = json!({
+        "description": "A tuple [field, op, value], [\"And\", list], [\"Or\", list] or [\"Not\", filter]; a string is short \
+                        for a tag, and if it ends in * for the start of one.",
+        "type": ["array", "string"]
+    });
+    let tag_match = json!({
+        "oneOf": [
+            { "type": "string" },
+            {
+                "type": "array", "minItems": 3, "maxItems": 3, "items": false,
+                "prefixItems": [{ "const": "tag" }, { "const": "Eq" }, { "type": "string" }]
+            },
+            {
+                "type": "array", "minItems": 3, "maxItems": 3, "items": false,
+                "prefixItems": [{ "const": "tag" }, { "const": "Glob" }, { "type": "string", "pattern": "\\*$" }]
+            }
+        ]
+    });
+    let delete_records = json!({
+        "type": "object",
+        "anyOf": [{ "required": ["before_seq"] }, { "required": ["match"] }],
+        "properties": { "before_seq": unsigned(), "match": schema_ref("TagMatch") }
+    });
     let diff = json!({
         "type": "object",
         "properties": {
@@ -158,6 +181,7 @@ fn requests() -> Map<String, Value> {
             "wait_ms": clamped(),
             "max_batch_bytes": clamped(),
             "epoch": unsigned(),
+            "filter": schema_ref("Filter"),
             "consistency": schema_ref("Consistency"),
         },
     });
@@ -172,6 +196,9 @@ fn requests() -> Map<String, Value> {
         ("AppendMany", many),
         ("Diff", diff),
         ("Watch", watch),
+        ("DeleteRecords", delete_records),
+        ("Filter", filter),
+        ("TagMatch", tag_match),
     ];
     named.into_iter().map(|(name, schema)| (name.to_owned(), schema)).collect()
 }
@@ -247,6 +274,17 @@ fn answers() -> Map<String, Value> {
                 ("deleted", boolean()),
                 ("routers_removed", list_of(text())),
                 ("groups_removed", list_of(text())),
+            ]),
+        ),
+        (
+            "RecordsDeleted",
+            answer(&[
+                ("topic", text()),
+                ("deleted", unsigned()),
+                ("earliest_seq", unsigned()),
+                ("head_seq", unsigned()),
+                ("count", unsigned()),
+                ("bytes", unsigned()),
             ]),
         ),
         ("Written", answer(&written)),

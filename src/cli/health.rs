@@ -65,7 +65,7 @@ pub(super) fn run(matches: &ArgMatches) -> ExitCode {
 }
 
 /// The base that `--url` names, without a slash at its end.
-fn given_url(text: &str) -> anyhow::Result<String> {
+pub(super) fn given_url(text: &str) -> anyhow::Result<String> {
     let base = text.trim_end_matches('/');
     match Url::parse(base) {
         // This binary speaks no TLS: members do not either.
@@ -107,7 +107,7 @@ async fn ask(member: &str, path: &str, timeout: Duration) -> anyhow::Result<()> 
 }
 
 /// reqwest says little more than the URL again; what lies below it says what happened.
-fn root_cause(error: reqwest::Error) -> anyhow::Error {
+pub(super) fn root_cause(error: reqwest::Error) -> anyhow::Error {
     let error = anyhow::Error::from(error);
     anyhow::anyhow!("{}", error.root_cause())
 }
@@ -126,7 +126,7 @@ async fn beginning(mut response: Response) -> Vec<u8> {
 }
 
 /// What a member's refusal says, as the end of a sentence; empty if it is not one.
-fn explanation(answer: &[u8]) -> String {
+pub(super) fn explanation(answer: &[u8]) -> String {
     let body: serde_json::Value = serde_json::from_slice(answer).unwrap_or_default();
     let error = &body["error"];
     let Some(code) = error["code"].as_str() else { return String::new() };

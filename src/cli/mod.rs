@@ -4,12 +4,16 @@
 //! come with a usage block that hides the line that matters in a log, so they are put into words here.
 //! Exit codes: 0 done, 1 failed while running, 2 the command line or a setting is wrong.
 
+mod append;
 mod bench;
+mod client;
 mod dev;
 mod health;
 mod local_cluster;
 mod serve;
+mod tail;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Command;
@@ -30,6 +34,8 @@ pub fn run() -> ExitCode {
     match matches.subcommand() {
         Some(("serve", matches)) => serve::run(matches),
         Some(("dev", matches)) => dev::run(matches),
+        Some(("append", matches)) => append::run(matches),
+        Some(("tail", matches)) => tail::run(matches),
         Some(("bench", matches)) => bench::run(matches),
         Some(("health", matches)) => health::run(matches),
         _ => {
@@ -46,6 +52,8 @@ fn command() -> Command {
         .disable_help_subcommand(true)
         .subcommand(serve::command())
         .subcommand(dev::command())
+        .subcommand(append::command())
+        .subcommand(tail::command())
         .subcommand(bench::command())
         .subcommand(health::command())
 }
@@ -53,7 +61,8 @@ fn command() -> Command {
 /// Says `message` in one line on stderr and gives the exit code.
 fn fail(code: u8, message: &str) -> ExitCode {
     let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
-    eprintln!("antiphon: {line}");
+    // Not `eprintln!`, which panics where nobody reads stderr; the exit code still says it.
+    let _ = std::io::stderr().write_all(format!("antiphon: {line}\n").as_bytes());
     ExitCode::from(code)
 }
 
@@ -85,6 +94,7 @@ fn usage_line(error: &clap::Error) -> String {
         ErrorKind::InvalidValue | ErrorKind::NoEquals | ErrorKind::WrongNumberOfValues => {
             format!("{argument} needs a value{hint}")
         }
+        ErrorKind::MissingRequiredArgument => format!("{argument} is missing{hint}"),
         ErrorKind::ArgumentConflict => format!("{argument} is given more than once; give it once"),
         ErrorKind::InvalidUtf8 => {
             "a flag or a variable ANTIPHON_* is not valid UTF-8; write it in UTF-8".to_owned()
@@ -118,6 +128,8 @@ mod tests {
             (&["serve", "--port"], "--port needs a value"),
             (&["serve", "--port", "1", "--port", "2"], "--port is given more than once"),
             (&["serve", "here"], "a word too many"),
+            (&["append"], "<TOPIC> is missing"),
+            (&["tail", "--json"], "<TOPIC> is missing"),
             (&["sevre"], "unknown command \"sevre\"; did you mean serve?"),
         ] {
             let line = line(arguments);

@@ -245,6 +245,8 @@ pub(super) fn query_of(view: &View) -> PageQuery {
         limit: view.limit,
         max_bytes: view.max_bytes,
         drop_nodes: view.drop_nodes.clone(),
+        // Streams with filters are refused: the filter is to be a part of the view.
+        filter: None,
         epoch: None,
         consistency: Consistency::Eventual,
         wait_ms: 0,

@@ -5,6 +5,7 @@
 //! knows neither requests nor responses; the edge turns one into the other.
 
 mod cluster_view;
+mod delete;
 mod figures;
 mod follow;
 mod forward;

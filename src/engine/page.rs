@@ -12,9 +12,11 @@ use tokio::time::Instant;
 
 use super::{Consistency, Engine};
 use crate::error::{Code, Error};
-use crate::limits::MAX_PAGE_EXAMINED;
+use crate::filter::Filter;
+use crate::limits::{MAX_PAGE_EXAMINED, MAX_PAGE_EXAMINED_BYTES};
 use crate::record::{EntryRecords, Record};
 use crate::state::{Floors, Located, Run, SealedBlock, SharedTopic, TimePlace, Topic};
+use crate::storage::EntryId;
 use crate::task;
 
 /// What a page should hold.
@@ -29,6 +31,8 @@ pub struct PageQuery {
     pub max_bytes: usize,
     /// Records with one of these `node` labels are passed over.
     pub drop_nodes: Vec<String>,
+    /// Records that do not pass it are passed over.
+    pub filter: Option<Filter>,
     /// The topic instance that `from_seq` belongs to.
     pub epoch: Option<u64>,
     pub consistency: Consistency,
@@ -186,15 +190,16 @@ impl Engine {
     async fn place_time(&self, shared: &SharedTopic, ts_ms: u64) -> Result<Start, Error> {
         let mut block: Option<SealedBlock> = None;
         loop {
-            let (standing, place) = {
+            let (standing, place, removal_count) = {
                 let topic = shared.read();
-                (Standing::of(&topic), topic.locate_time(ts_ms, block.as_ref()))
+                (Standing::of(&topic), topic.locate_time(ts_ms, block.as_ref()), topic.removal_count)
             };
             let cursor = match place.map_err(|error| damaged(&error))? {
                 TimePlace::AtHead => standing.head_seq,
                 TimePlace::After(seq) => seq,
                 TimePlace::Cold { block_first_seq } => {
-                    block = match self.fetch_block(shared, block_first_seq, standing.earliest_seq - 1).await {
+                    let place = Place { cursor: standing.earliest_seq - 1, removal_count };
+                    block = match self.fetch_block(shared, block_first_seq, place).await {
                         Ok(block) => Some(block),
                         Err(Stopped::Evicted) => None,
                         Err(Stopped::Failed(error)) => return Err(error),
@@ -224,10 +229,13 @@ impl Engine {
             records: Vec::new(),
             cursor,
             examined: 0,
+            examined_bytes: 0,
             bytes: 0,
             limit: query.limit,
             max_bytes: query.max_bytes,
             drop_nodes,
+            filter: query.filter.as_ref(),
+            removal_count: 0,
             is_full: false,
         };
         match self.fill(shared, &mut filling, standing.head_seq).await {
@@ -258,16 +266,25 @@ impl Engine {
     ) -> Result<(), Stopped> {
         let mut block: Option<SealedBlock> = None;
         while !filling.is_full && filling.cursor < head_seq {
-            let located = shared.read().locate(filling.cursor, block.as_ref());
+            let located = {
+                let topic = shared.read();
+                filling.removal_count = topic.removal_count;
+                topic.locate(filling.cursor, block.as_ref())
+            };
             match located.map_err(|error| damaged(&error))? {
-                Located::AtHead => break,
+                // Whatever is left was removed.
+                Located::AtHead => filling.cursor = head_seq,
                 Located::BelowEarliest => return Err(Stopped::Evicted),
                 Located::Cold { block_first_seq } => {
-                    block = Some(self.fetch_block(shared, block_first_seq, filling.cursor).await?);
+                    let place = filling.place();
+                    block = Some(self.fetch_block(shared, block_first_seq, place).await?);
                 }
                 Located::Runs(mut runs) => {
                     // Records appended after the standing was taken belong to the next page.
                     runs.retain(|run| run.first_seq <= head_seq);
+                    if runs.is_empty() {
+                        filling.cursor = head_seq;
+                    }
                     self.fill_from(shared, filling, runs).await?;
                 }
             }
@@ -284,10 +301,18 @@ impl Engine {
         runs: Vec<Run>,
     ) -> Result<(), Stopped> {
         let mut runs = runs.as_slice();
+        let mut known: Option<(EntryId, EntryRecords)> = None;
         while let Some((run, rest)) = runs.split_first().filter(|_| !filling.is_full) {
+            // Parts of one run, where others were removed from between them.
+            if let Some((_, entry)) = known.as_ref().filter(|(id, _)| *id == run.entry) {
+                filling.take(run, entry)?;
+                runs = rest;
+                continue;
+            }
             if let Some(entry) = self.inner.log.cached(run.entry) {
                 let entry = EntryRecords::parse(entry.payload).map_err(|error| damaged(&error))?;
                 filling.take(run, &entry)?;
+                known = Some((run.entry, entry));
                 runs = rest;
                 continue;
             }
@@ -303,7 +328,7 @@ impl Engine {
                 .copied()
                 .collect();
             let budget_bytes = filling.max_bytes - filling.bytes.min(filling.max_bytes);
-            let fetched = self.fetch_entries(shared, cold, budget_bytes, filling.cursor).await?;
+            let fetched = self.fetch_entries(shared, cold, budget_bytes, filling.place()).await?;
             runs = &runs[fetched.len()..];
             for (run, entry) in fetched {
                 if filling.is_full {
@@ -315,18 +340,18 @@ impl Engine {
         Ok(())
     }
 
-    /// `cursor` is where the page stands.
+    /// `place` is where the page stands.
     async fn fetch_block(
         &self,
         shared: &SharedTopic,
         first_seq: u64,
-        cursor: u64,
+        place: Place,
     ) -> Result<SealedBlock, Stopped> {
         let (applied, epoch) = (self.inner.node.applied().clone(), shared.epoch);
         let fetched = task::blocking(move || applied.sealed_block(epoch, first_seq)).await;
         fetched
-            .map_err(|error| unreadable(shared, cursor, &error))?
-            .ok_or_else(|| unreadable(shared, cursor, &"a block of the index is missing from the checkpoint"))
+            .map_err(|error| unreadable(shared, place, &error))?
+            .ok_or_else(|| unreadable(shared, place, &"a block of the index is missing from the checkpoint"))
     }
 
     async fn fetch_entries(
@@ -334,22 +359,29 @@ impl Engine {
         shared: &SharedTopic,
         runs: Vec<Run>,
         budget_bytes: usize,
-        cursor: u64,
+        place: Place,
     ) -> Result<Vec<(Run, EntryRecords)>, Stopped> {
         let log = self.inner.log.clone();
         let fetched = task::blocking(move || {
             let (mut fetched, mut bytes) = (Vec::with_capacity(runs.len()), 0);
             for run in runs {
-                let payload = log.payload(run.entry)?;
-                bytes += payload.len();
-                fetched.push((run, EntryRecords::parse(payload)?));
+                let known = fetched.last().filter(|(last, _): &&(Run, EntryRecords)| last.entry == run.entry);
+                let entry = match known {
+                    Some((_, entry)) => entry.clone(),
+                    None => {
+                        let payload = log.payload(run.entry)?;
+                        bytes += payload.len();
+                        EntryRecords::parse(payload)?
+                    }
+                };
+                fetched.push((run, entry));
                 if bytes > budget_bytes {
                     break;
                 }
             }
             Ok(fetched)
         });
-        fetched.await.map_err(|error| unreadable(shared, cursor, &error))
+        fetched.await.map_err(|error| unreadable(shared, place, &error))
     }
 }
 
@@ -375,14 +407,35 @@ struct Filling<'a> {
     /// Last seq examined.
     cursor: u64,
     examined: usize,
+    examined_bytes: usize,
     bytes: usize,
     limit: usize,
     max_bytes: usize,
     drop_nodes: &'a [String],
+    filter: Option<&'a Filter>,
+    /// How often something had been removed when the runs were looked up.
+    removal_count: u64,
     is_full: bool,
 }
 
+/// Where a page stands, and as of which removals.
+#[derive(Clone, Copy)]
+struct Place {
+    cursor: u64,
+    removal_count: u64,
+}
+
+impl Place {
+    fn has_moved(self, topic: &Topic) -> bool {
+        topic.earliest_seq > self.cursor + 1 || topic.removal_count != self.removal_count
+    }
+}
+
 impl Filling<'_> {
+    fn place(&self) -> Place {
+        Place { cursor: self.cursor, removal_count: self.removal_count }
+    }
+
     fn take(&mut self, run: &Run, entry: &EntryRecords) -> Result<(), Error> {
         for offset in 0..run.count {
             if self.is_full {
@@ -400,29 +453,36 @@ impl Filling<'_> {
                 self.records.push(PageRecord { seq, ts_ms: run.ts_ms, entry: entry.clone(), position });
             }
             self.examined += 1;
+            self.examined_bytes += bytes.len();
             self.cursor = seq;
             // Known with the last record that fits, not with the first that does not: a page that ends
             // where a run ends would go on to fetch the next run, of which it wants nothing, for ever.
-            self.is_full = self.records.len() >= self.limit || self.examined >= MAX_PAGE_EXAMINED;
+            self.is_full = self.records.len() >= self.limit
+                || self.examined >= MAX_PAGE_EXAMINED
+                || self.examined_bytes >= MAX_PAGE_EXAMINED_BYTES;
         }
         Ok(())
     }
 
+    /// First `node`, then the filter (C-DIFF-08).
     fn passes(&self, record: &[u8]) -> Result<bool, Error> {
-        if self.drop_nodes.is_empty() {
-            return Ok(true);
+        if !self.drop_nodes.is_empty() {
+            let node = Record::decode_node(record).map_err(|error| damaged(&error))?;
+            if node.is_some_and(|node| self.drop_nodes.iter().any(|dropped| dropped == node)) {
+                return Ok(false);
+            }
         }
-        let node = Record::decode_node(record).map_err(|error| damaged(&error))?;
-        Ok(node.is_none_or(|node| !self.drop_nodes.iter().any(|dropped| dropped == node)))
+        let Some(filter) = self.filter else { return Ok(true) };
+        Ok(filter.matches(&Record::decode(record).map_err(|error| damaged(&error))?))
     }
 }
 
 /// A part of `shared` above `cursor` is not there. If the topic was deleted or the records were taken away
 /// meanwhile, that is how it should be: their space is being freed.
-fn unreadable(shared: &SharedTopic, cursor: u64, error: &dyn std::fmt::Display) -> Stopped {
+fn unreadable(shared: &SharedTopic, place: Place, error: &dyn std::fmt::Display) -> Stopped {
     if shared.is_deleted() {
         Stopped::Failed(Error::topic_not_found(&shared.read().name))
-    } else if shared.read().earliest_seq > cursor + 1 {
+    } else if place.has_moved(&shared.read()) {
         Stopped::Evicted
     } else {
         Stopped::Failed(damaged(error))
@@ -430,7 +490,7 @@ fn unreadable(shared: &SharedTopic, cursor: u64, error: &dyn std::fmt::Display) 
 }
 
 /// What was read does not have the form that was written. It is reported, never served.
-fn damaged(error: &dyn std::fmt::Display) -> Error {
+pub(super) fn damaged(error: &dyn std::fmt::Display) -> Error {
     tracing::error!("a read failed: {error}");
     Error::new(Code::Internal, format!("this member cannot read what it stored: {error}"))
 }

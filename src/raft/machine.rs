@@ -26,9 +26,10 @@ use super::types::{
     encode_membership, entry_id, raft_log_id,
 };
 use crate::limits::MAX_APPEND_BYTES;
+use crate::record::EntryRecords;
 use crate::state::{
-    Catalog, Changes, ClusterLimits, EvictedBlock, Freed, Garbage, MissingBlock, NotApplied, Outcome,
-    SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
+    Catalog, Changes, ClusterLimits, EvictedBlock, Freed, Garbage, Missing, MissingBlock, NotApplied,
+    Outcome, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
 };
 use crate::storage::{Checkpoint, Disk, EntryId, Freezer, Frozen, Log, Pin, Room, write_export};
 use crate::task;
@@ -145,15 +146,23 @@ impl Applied {
         Ok(value.map(|bytes| SealedBlock { first_seq, bytes: Bytes::from(bytes) }))
     }
 
-    /// Brings blocks into memory that applying an entry needs.
-    async fn fetch(self: Arc<Self>, missing: Vec<MissingBlock>) -> io::Result<()> {
+    /// Brings into memory what applying an entry needs.
+    async fn fetch(self: Arc<Self>, missing: Missing) -> io::Result<()> {
         task::blocking(move || {
-            for MissingBlock { topic, first_seq } in missing {
+            for MissingBlock { topic, first_seq } in missing.blocks {
                 let block = self.sealed_block(topic.epoch, first_seq)?.ok_or_else(|| {
                     let what = "a block of the index is missing from the checkpoint";
                     io::Error::new(io::ErrorKind::InvalidData, what)
                 })?;
                 topic.supply_block(block);
+            }
+            for id in missing.entries {
+                let entry = match self.log.cached(id) {
+                    Some(entry) => entry.payload,
+                    None => self.log.payload(id)?,
+                };
+                let records = EntryRecords::parse(entry)?;
+                self.state.lock().supply_entry(id, records);
             }
             Ok(())
         })
@@ -316,11 +325,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Applies entries until one cannot be without further blocks.
-    fn apply_some(
-        &mut self,
-        batch: &mut VecDeque<EntryResponder<Types>>,
-    ) -> io::Result<Option<Vec<MissingBlock>>> {
+    /// Applies entries until one cannot be without what is not in memory.
+    fn apply_some(&mut self, batch: &mut VecDeque<EntryResponder<Types>>) -> io::Result<Option<Missing>> {
         let mut touched: Vec<Arc<SharedTopic>> = Vec::new();
         let mut last_index = None;
         let mut missing = None;
@@ -340,8 +346,8 @@ impl Machine {
                     let applied = match state.apply_command(id, command.stamp_ms, &command.bytes) {
                         Ok(applied) => applied,
                         Err(NotApplied::Malformed(malformed)) => return Err(malformed.into()),
-                        Err(NotApplied::Missing(blocks)) => {
-                            missing = Some(blocks);
+                        Err(NotApplied::Missing(needed)) => {
+                            missing = Some(needed);
                             break;
                         }
                     };

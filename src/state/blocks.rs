@@ -9,9 +9,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::run::{FrontCursor, OpenBlock, Run, SealedBlock, Sizes, runs};
+use super::removed::Removed;
+use super::run::{FrontCursor, OpenBlock, Run, SealedBlock, runs};
 use super::topic::TopicKey;
 use crate::codec::Malformed;
+
+/// Most live parts of runs that one look gives.
+const MAX_LIVE_PARTS: usize = 4096;
 
 /// What is known of a block without reading it. Times, count and bytes are those of its live records.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +29,7 @@ pub(super) struct Summary {
 }
 
 impl Summary {
-    fn empty(first_seq: u64) -> Self {
+    pub fn empty(first_seq: u64) -> Self {
         Summary { first_seq, first_ts_ms: 0, last_ts_ms: 0, count: 0, bytes: 0 }
     }
 
@@ -61,6 +65,8 @@ pub(super) struct Blocks {
     pub fetched: BTreeMap<u64, Bytes>,
     /// Where retention stopped in the first block.
     pub front: Option<FrontCursor>,
+    /// What was removed above the floor. A sealed block of which nothing live is left is dropped at once.
+    pub removed: Removed,
 }
 
 impl Blocks {
@@ -72,6 +78,7 @@ impl Blocks {
             unsaved: BTreeMap::new(),
             fetched: BTreeMap::new(),
             front: None,
+            removed: Removed::default(),
         }
     }
 
@@ -103,9 +110,10 @@ impl Blocks {
     fn seal(&mut self, next_seq: u64, emptied: &mut impl FnMut(u64)) {
         let full = std::mem::replace(&mut self.open, OpenBlock::new(next_seq));
         if self.summaries.back().is_some_and(|summary| summary.count == 0) {
-            // Then it is also the oldest one.
-            self.summaries.clear();
-            self.front = None;
+            self.summaries.pop_back();
+            if self.summaries.is_empty() {
+                self.front = None;
+            }
             emptied(full.first_seq());
         } else {
             self.unsaved.insert(full.first_seq(), Bytes::copy_from_slice(full.bytes()));
@@ -131,21 +139,46 @@ impl Blocks {
         Some(SealedBlock { first_seq, bytes })
     }
 
-    /// First seq of the block that holds `seq`.
-    pub fn block_of(&self, seq: u64) -> u64 {
-        let next = self.summaries.partition_point(|summary| summary.first_seq <= seq);
-        self.summaries.get(next.saturating_sub(1)).map_or(seq, |summary| summary.first_seq)
+    /// Ordinal of the block that holds `seq`, or of the one before it if that was dropped.
+    pub fn place_of(&self, seq: u64) -> usize {
+        self.summaries.partition_point(|summary| summary.first_seq <= seq).saturating_sub(1)
+    }
+
+    /// First seqs of the blocks from the one on that holds `seq`.
+    pub fn blocks_from(&self, seq: u64) -> impl Iterator<Item = u64> {
+        self.summaries.range(self.place_of(seq)..).map(|summary| summary.first_seq)
+    }
+
+    /// Live parts of the runs of a block above `cursor`; not all of them if they are many.
+    pub fn live_runs(&self, first_seq: u64, block: &[u8], cursor: u64) -> Result<Vec<Run>, Malformed> {
+        let mut live = Vec::new();
+        for run in runs(first_seq, block) {
+            let Some(run) = run?.after(cursor) else { continue };
+            if self.removed.is_empty() {
+                live.push(run);
+                continue;
+            }
+            for part in self.removed.live_in(run.first_seq..=run.last_seq()) {
+                if live.len() >= MAX_LIVE_PARTS {
+                    return Ok(live);
+                }
+                let first_position = run.first_position + (part.start() - run.first_seq) as u32;
+                let count = part.end() - part.start() + 1;
+                live.push(Run { first_seq: *part.start(), count, first_position, ..run });
+            }
+        }
+        Ok(live)
     }
 
     /// Where the live records begin that are not older than `ts_ms`. `fetched` is a block that an earlier call
     /// said was missing.
     pub fn place_of_time(&self, ts_ms: u64, fetched: Option<&SealedBlock>) -> Result<TimePlace, Malformed> {
-        let at = self.summaries.partition_point(|summary| summary.last_ts_ms < ts_ms);
+        let at = self.summaries.partition_point(|summary| summary.count > 0 && summary.last_ts_ms < ts_ms);
         let block = self.summaries.get(at).filter(|block| block.count > 0);
         let Some(block) = block else { return Ok(TimePlace::AtHead) };
         let first_seq = block.first_seq;
         if block.first_ts_ms >= ts_ms {
-            return Ok(TimePlace::After(first_seq.saturating_sub(1)));
+            return Ok(TimePlace::After(self.removed.next_live(first_seq).saturating_sub(1)));
         }
         let bytes = match (self.in_memory(first_seq), fetched) {
             (Some(bytes), _) => bytes,
@@ -154,15 +187,17 @@ impl Blocks {
         };
         for run in runs(first_seq, bytes) {
             let run = run?;
-            if run.ts_ms >= ts_ms {
-                return Ok(TimePlace::After(run.first_seq - 1));
+            let live = self.removed.next_live(run.first_seq);
+            if run.ts_ms >= ts_ms && live <= run.last_seq() {
+                return Ok(TimePlace::After(live - 1));
             }
         }
         Err(Malformed("block of runs"))
     }
 
     /// Hands every block that changed since the last call to `store`.
-    pub fn take_changes(&self, store: &mut impl FnMut(TopicKey, Option<Vec<u8>>)) {
+    pub fn take_changes(&mut self, store: &mut impl FnMut(TopicKey, Option<Vec<u8>>)) {
+        self.removed.take_changes(|number, bytes| store(TopicKey::Removed(number), bytes));
         for (first_seq, bytes) in &self.unsaved {
             store(TopicKey::Runs(*first_seq), Some(bytes.to_vec()));
         }
@@ -196,18 +231,16 @@ impl Blocks {
         let mut summary = Summary::empty(first_seq);
         let mut iter = runs(first_seq, bytes);
         while let Some((run, sizes)) = iter.next_sized()? {
-            let Some(live) = run.after(earliest_seq - 1) else { continue };
+            let Some(rest) = run.after(earliest_seq - 1) else { continue };
+            if !self.removed.has_live_in(rest.first_seq..=rest.last_seq()) {
+                continue;
+            }
             each_live(run.entry.index);
-            let live_bytes = match sizes {
-                Sizes::Same(size) => size * live.count,
-                Sizes::Each(mut reader) => {
-                    for _ in 0..run.count - live.count {
-                        reader.varint()?;
-                    }
-                    (0..live.count).try_fold(0, |sum, _| Ok(sum + reader.varint()?))?
-                }
-            };
-            summary.add(run.ts_ms, live.count, live_bytes);
+            let sizes = sizes.table(run.count)?;
+            for part in self.removed.live_in(rest.first_seq..=rest.last_seq()) {
+                let count = part.end() - part.start() + 1;
+                summary.add(run.ts_ms, count, sizes.sum(part.start() - run.first_seq, count));
+            }
         }
         if first_seq == self.open.first_seq() {
             self.open = OpenBlock::restore(first_seq, bytes)?;

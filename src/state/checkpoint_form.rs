@@ -1,7 +1,7 @@
 //! The keys under which a checkpoint holds the state.
 //!
 //! A key is a kind byte and big-endian numbers, so that a scan in key order delivers each topic's head
-//! before its blocks, and blocks in order.
+//! before what was removed from it, both before its blocks, and blocks in order.
 
 use super::topic::TopicKey;
 use crate::codec::{Malformed, Reader};
@@ -23,6 +23,8 @@ impl Key {
             Key::Machine => (b'A', &[]),
             Key::Session(node_id, ordinal) => (b'B', &[*node_id, *ordinal]),
             Key::Topic(epoch, TopicKey::Head) => (b'C', &[*epoch]),
+            // Longer than the head's key, so right behind it, and before all runs.
+            Key::Topic(epoch, TopicKey::Removed(number)) => (b'C', &[*epoch, *number]),
             Key::Topic(epoch, TopicKey::Runs(first_seq)) => (b'D', &[*epoch, *first_seq]),
             Key::Topic(epoch, TopicKey::Keys(first)) => (b'E', &[*epoch, *first]),
         };
@@ -34,10 +36,12 @@ impl Key {
     pub fn decode(bytes: &[u8]) -> Result<Key, Malformed> {
         let mut reader = Reader::new(bytes, "checkpoint key");
         let kind = reader.u8()?;
+        let is_part = reader.rest().len() > 8;
         let mut number = || -> Result<u64, Malformed> { Ok(reader.u64()?.swap_bytes()) };
         let key = match kind {
             b'A' => Key::Machine,
             b'B' => Key::Session(number()?, number()?),
+            b'C' if is_part => Key::Topic(number()?, TopicKey::Removed(number()?)),
             b'C' => Key::Topic(number()?, TopicKey::Head),
             b'D' => Key::Topic(number()?, TopicKey::Runs(number()?)),
             b'E' => Key::Topic(number()?, TopicKey::Keys(number()?)),
@@ -58,6 +62,7 @@ mod tests {
             Key::Machine,
             Key::Session(u64::MAX, 3),
             Key::Topic(1, TopicKey::Head),
+            Key::Topic(1, TopicKey::Removed(7)),
             Key::Topic(300, TopicKey::Head),
             Key::Topic(1, TopicKey::Runs(2)),
             Key::Topic(1, TopicKey::Runs(256)),

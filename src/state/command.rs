@@ -7,9 +7,12 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::delete::Ranges;
 use super::quota::ClusterLimits;
+use super::removed::{put_ranges, read_ranges};
 use super::topic_config::TopicConfig;
 use crate::codec::{Malformed, Reader, put_blob, put_optional_text, put_varint};
+use crate::filter::TagMatch;
 use crate::limits::MAX_TOPICS_PER_APPEND;
 use crate::record::{EntryBuilder, EntryRecords, Record};
 
@@ -20,6 +23,7 @@ const KIND_OPEN_SESSION: u8 = 4;
 const KIND_EXPIRE: u8 = 5;
 const KIND_APPEND_MANY: u8 = 6;
 const KIND_SET_LIMITS: u8 = 7;
+const KIND_DELETE_RECORDS: u8 = 8;
 
 const ENVELOPE_BYTES: usize = 32;
 
@@ -111,6 +115,33 @@ pub struct AppendPart<'a> {
     pub record_count: u32,
 }
 
+/// Removal of records of one topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeleteRecords<'a> {
+    pub topic: &'a str,
+    /// Only records with a lower seq; `None` is no bound.
+    pub before_seq: Option<u64>,
+    /// Only records of these; `None` is all.
+    pub listed: Option<Listed>,
+}
+
+/// Records that a member found by looking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The topic instance that was looked at.
+    pub epoch: u64,
+    pub ranges: Ranges,
+    /// Those that match among what was written after the look; `None` if only `ranges` are meant.
+    pub late: Option<LateMatch>,
+}
+
+/// What else is removed: records above the highest seq that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LateMatch {
+    pub seen_seq: u64,
+    pub tags: TagMatch,
+}
+
 /// Everything that changes replicated state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command<'a> {
@@ -125,6 +156,7 @@ pub enum Command<'a> {
         topic: &'a str,
         if_empty: bool,
     },
+    DeleteRecords(DeleteRecords<'a>),
     /// Takes what is expired in the topics that are due, the longest overdue first.
     Expire,
     /// What the whole cluster may hold from now on.
@@ -191,6 +223,30 @@ impl Draft {
         Draft { bytes }
     }
 
+    pub fn delete_records(delete: &DeleteRecords<'_>) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_DELETE_RECORDS, 0, 256).finish();
+        put_blob(&mut bytes, delete.topic.as_bytes());
+        put_optional_number(&mut bytes, delete.before_seq);
+        bytes.put_u8(delete.listed.is_some() as u8);
+        if let Some(listed) = &delete.listed {
+            put_varint(&mut bytes, listed.epoch);
+            put_ranges(&mut bytes, &listed.ranges);
+            match &listed.late {
+                None => bytes.put_u8(0),
+                Some(LateMatch { seen_seq, tags }) => {
+                    let (kind, text) = match tags {
+                        TagMatch::Eq(tag) => (1, tag),
+                        TagMatch::Glob(prefix) => (2, prefix),
+                    };
+                    bytes.put_u8(kind);
+                    put_blob(&mut bytes, text.as_bytes());
+                    put_varint(&mut bytes, *seen_seq);
+                }
+            }
+        }
+        Draft { bytes }
+    }
+
     pub fn expire() -> Self {
         Draft { bytes: EntryBuilder::new(KIND_EXPIRE, 0, 64).finish() }
     }
@@ -239,6 +295,11 @@ impl Decoded {
                 Command::PutTopic { topic: reader.text()?, config: TopicConfig::decode(&mut reader)? }
             }
             KIND_DELETE_TOPIC => Command::DeleteTopic { topic: reader.text()?, if_empty: reader.bool()? },
+            KIND_DELETE_RECORDS => Command::DeleteRecords(DeleteRecords {
+                topic: reader.text()?,
+                before_seq: optional_number(&mut reader)?,
+                listed: if reader.bool()? { Some(listed(&mut reader)?) } else { None },
+            }),
             KIND_EXPIRE => Command::Expire,
             KIND_SET_LIMITS => Command::SetLimits(ClusterLimits::decode(&mut reader)?),
             KIND_OPEN_SESSION => Command::OpenSession,
@@ -261,6 +322,21 @@ impl Decoded {
         }
         if left == 0 { Ok(parts) } else { Err(reader.malformed()) }
     }
+}
+
+fn listed(reader: &mut Reader<'_>) -> Result<Listed, Malformed> {
+    let (epoch, ranges) = (reader.varint()?, read_ranges(reader)?);
+    let kind = reader.u8()?;
+    if kind == 0 {
+        return Ok(Listed { epoch, ranges, late: None });
+    }
+    let text = reader.text()?.to_owned();
+    let tags = match kind {
+        1 => TagMatch::Eq(text),
+        2 => TagMatch::Glob(text),
+        _ => return Err(reader.malformed()),
+    };
+    Ok(Listed { epoch, ranges, late: Some(LateMatch { seen_seq: reader.varint()?, tags }) })
 }
 
 fn put_optional_number(out: &mut BytesMut, number: Option<u64>) {

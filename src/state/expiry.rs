@@ -58,7 +58,9 @@ impl State {
             Command::PutTopic { config, .. } => {
                 target.and_then(|shared| missing(shared, (0, 0), Some(config)))
             }
-            Command::DeleteTopic { .. } => target.and_then(|shared| missing(shared, (0, 0), None)),
+            Command::DeleteTopic { .. } | Command::DeleteRecords(_) => {
+                target.and_then(|shared| missing(shared, (0, 0), None))
+            }
             Command::Expire => {
                 let due = self.due.at(now_ms, MAX_TOPICS_PER_EXPIRY);
                 return due.iter().filter_map(|shared| missing(shared, (0, 0), None)).collect();

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::catalog::SharedTopic;
 use super::checkpoint_form::Key;
+use super::removed::Removed;
 use super::run::SealedBlock;
 use super::topic::TopicKey;
 use crate::storage::{Change, Checkpoint, LiveEntries};
@@ -20,12 +21,14 @@ use crate::storage::{Change, Checkpoint, LiveEntries};
 const BLOCKS_PER_STEP: usize = 256;
 
 /// A block that retention gave up unread.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct EvictedBlock {
     pub epoch: u64,
     pub first_seq: u64,
     /// Runs that end below this seq have released their entries already.
     pub live_from_seq: u64,
+    /// What of it had been removed before.
+    pub removed: Removed,
 }
 
 /// Deleted topics whose blocks the checkpoint still holds.
@@ -78,8 +81,9 @@ impl Garbage {
                     Some(block) => Some(block),
                     None => checkpoint.get(&key)?.map(|bytes| SealedBlock { first_seq, bytes: bytes.into() }),
                 };
-                let live_from_seq = shared.read().earliest_seq;
-                for index in block.iter().flat_map(|block| block.entry_indexes_from(live_from_seq)) {
+                let topic = shared.read();
+                let (from_seq, removed) = (topic.earliest_seq, topic.removed());
+                for index in block.iter().flat_map(|block| block.entry_indexes_from(from_seq, removed)) {
                     released.push(index?);
                 }
             }
@@ -90,7 +94,8 @@ impl Garbage {
             let key = Key::Topic(evicted.epoch, TopicKey::Runs(evicted.first_seq)).encode();
             let stored = checkpoint.get(&key)?;
             let block = stored.map(|bytes| SealedBlock { first_seq: evicted.first_seq, bytes: bytes.into() });
-            for index in block.iter().flat_map(|block| block.entry_indexes_from(evicted.live_from_seq)) {
+            let EvictedBlock { live_from_seq, removed, .. } = evicted;
+            for index in block.iter().flat_map(|block| block.entry_indexes_from(*live_from_seq, removed)) {
                 released.push(index?);
             }
             deletions.push((key, None));

@@ -16,10 +16,12 @@ mod catalog;
 mod checkpoint_form;
 mod command;
 mod dedupe;
+mod delete;
 mod expiry;
 mod garbage;
 mod outcome;
 mod quota;
+mod removed;
 mod retention;
 mod run;
 mod session;
@@ -35,10 +37,15 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub use blocks::TimePlace;
 pub use catalog::{Catalog, SharedTopic};
 pub use checkpoint_form::Key;
-pub use command::{Append, AppendPart, Command, Create, Decoded, Draft, Envelope, carries_records};
+pub use command::{
+    Append, AppendPart, Command, Create, Decoded, DeleteRecords, Draft, Envelope, LateMatch, Listed,
+    carries_records,
+};
+pub use delete::{Ranges, match_run};
 pub use garbage::{EvictedBlock, Garbage};
-pub use outcome::{Appended, Outcome, Refusal};
+pub use outcome::{Appended, Outcome, RecordsDeleted, Refusal};
 pub use quota::{ClusterLimits, Limit, Totals};
+pub use removed::Removed;
 pub use retention::{Floors, Freed, Reason};
 pub use run::{Run, SealedBlock};
 pub use topic::{Located, Topic, TopicKey};
@@ -48,6 +55,7 @@ use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
 use crate::record::{EntryRecords, counted_bytes};
 use crate::storage::{Change, EntryId, LiveEntries};
+use delete::Supplied;
 use expiry::Due;
 use session::{Admission, Session};
 
@@ -87,11 +95,29 @@ pub struct MissingBlock {
     pub first_seq: u64,
 }
 
+/// What applying an entry needs. Never empty.
+#[derive(Debug, Default)]
+pub struct Missing {
+    pub blocks: Vec<MissingBlock>,
+    /// Log entries, see [`State::supply_entry`].
+    pub entries: Vec<EntryId>,
+}
+
+impl Missing {
+    fn is_empty(&self) -> bool {
+        self.blocks.is_empty() && self.entries.is_empty()
+    }
+
+    fn block(topic: &Arc<SharedTopic>, first_seq: u64) -> Self {
+        Missing { blocks: vec![MissingBlock { topic: topic.clone(), first_seq }], ..Missing::default() }
+    }
+}
+
 /// Why an entry was not applied; nothing has changed.
 #[derive(Debug)]
 pub enum NotApplied {
-    /// It can be once these blocks are supplied. Never empty.
-    Missing(Vec<MissingBlock>),
+    /// It can be once this is supplied.
+    Missing(Missing),
     /// This version cannot read it: the member must stop.
     Malformed(Malformed),
 }
@@ -127,6 +153,10 @@ pub struct State {
     /// Which log entries the runs of all topics name. Not part of the state: no outcome depends on it.
     live: Arc<LiveEntries>,
     sizes_bytes: Vec<u32>,
+    /// For the entry that is applied next.
+    supplied: Supplied,
+    /// What the delete removes that is applied next; `None` if it has to be looked for again.
+    planned: Option<Ranges>,
 }
 
 const MACHINE_VERSION: u8 = 2;
@@ -151,6 +181,8 @@ impl Default for State {
             freed: Freed::default(),
             live: Arc::default(),
             sizes_bytes: Vec::new(),
+            supplied: Supplied::default(),
+            planned: None,
         }
     }
 }
@@ -236,14 +268,16 @@ impl State {
             Command::Append(Append { topic, .. })
             | Command::PutTopic { topic, .. }
             | Command::DeleteTopic { topic, .. } => self.catalog.get(topic),
+            Command::DeleteRecords(DeleteRecords { topic, .. }) => self.catalog.get(topic),
             // Those of an append to several topics are looked up where they are used.
             Command::AppendMany(_) | Command::Expire | Command::SetLimits(_) | Command::OpenSession => None,
         };
         let now_ms = self.time_ms.max(stamp_ms);
-        let missing = self.missing_blocks(&command, target.as_ref(), now_ms);
+        let missing = self.missing(&command, target.as_ref(), now_ms)?;
         if !missing.is_empty() {
             return Err(NotApplied::Missing(missing));
         }
+        self.supplied.clear();
         self.advance(entry);
         self.time_ms = now_ms;
 
@@ -291,6 +325,25 @@ impl State {
         Ok(())
     }
 
+    /// Hands in a log entry that applying the next one has asked for.
+    pub fn supply_entry(&mut self, entry: EntryId, records: EntryRecords) {
+        self.supplied.insert(entry, records);
+    }
+
+    /// What is needed to apply `command`, which is for `target`, at `now_ms`.
+    fn missing(
+        &mut self,
+        command: &Command<'_>,
+        target: Option<&Arc<SharedTopic>>,
+        now_ms: u64,
+    ) -> Result<Missing, Malformed> {
+        let blocks = self.missing_blocks(command, target, now_ms);
+        if let (true, Command::DeleteRecords(delete), Some(shared)) = (blocks.is_empty(), command, target) {
+            return self.missing_to_delete(delete, shared);
+        }
+        Ok(Missing { blocks, ..Missing::default() })
+    }
+
     /// Number of the records that the command brings, and what they count for.
     fn new_records(&self) -> (u64, u64) {
         self.records_at(0..self.sizes_bytes.len())
@@ -321,6 +374,7 @@ impl State {
             Command::AppendMany(parts) => self.append_many(entry, parts),
             Command::PutTopic { topic, config } => self.put_topic(topic, config, target),
             Command::DeleteTopic { topic, if_empty } => Ok(self.delete_topic(topic, *if_empty, target)),
+            Command::DeleteRecords(delete) => self.delete_records(delete, target),
             Command::Expire => self.expire(),
             Command::SetLimits(limits) => {
                 self.limits = *limits;
@@ -484,6 +538,7 @@ impl State {
                     return Ok(());
                 };
                 match part {
+                    TopicKey::Removed(number) => shared.write().restore_removed(number, value),
                     TopicKey::Runs(first_seq) => {
                         let each_live = |index| self.live.add(index, 1);
                         if !shared.write().restore_runs(first_seq, value, each_live)? {

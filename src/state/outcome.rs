@@ -57,6 +57,17 @@ impl Appended {
     }
 }
 
+/// What a delete of records came to, and where the topic stands after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordsDeleted {
+    pub deleted: u64,
+    pub earliest_seq: u64,
+    pub head_seq: u64,
+    /// Live records and the bytes that they count for.
+    pub count: u64,
+    pub bytes: u64,
+}
+
 /// Why a command was not carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -88,6 +99,8 @@ pub enum Refusal {
         limit: Limit,
         max: u64,
     },
+    /// Too much was written, or the topic was made anew, since the member that asks looked for what to delete.
+    LookAgain,
 }
 
 /// The result of one command.
@@ -118,6 +131,7 @@ pub enum Outcome {
     Expired {
         topic_count: u64,
     },
+    RecordsDeleted(RecordsDeleted),
     Refused(Refusal),
     /// For entries without a command.
     Nothing,
@@ -165,6 +179,12 @@ impl Outcome {
                 out.put_u8(6);
                 put_varint(out, *topic_count);
             }
+            Outcome::RecordsDeleted(RecordsDeleted { deleted, earliest_seq, head_seq, count, bytes }) => {
+                out.put_u8(11);
+                for value in [*deleted, *earliest_seq, *head_seq, *count, *bytes] {
+                    put_varint(out, value);
+                }
+            }
         }
     }
 
@@ -189,6 +209,13 @@ impl Outcome {
                 let count = reader.count(5)?;
                 Outcome::AppendedMany((0..count).map(|_| Appended::decode(reader)).collect::<Result<_, _>>()?)
             }
+            11 => Outcome::RecordsDeleted(RecordsDeleted {
+                deleted: reader.varint()?,
+                earliest_seq: reader.varint()?,
+                head_seq: reader.varint()?,
+                count: reader.varint()?,
+                bytes: reader.varint()?,
+            }),
             _ => return Err(reader.malformed()),
         })
     }
@@ -241,6 +268,7 @@ impl Refusal {
                 put_varint(out, *cap_records);
                 put_varint(out, *cap_bytes);
             }
+            Refusal::LookAgain => out.put_u8(9),
             Refusal::OverLimit { limit, max } => {
                 out.put_u8(8);
                 out.put_u8(*limit as u8);
@@ -263,6 +291,7 @@ impl Refusal {
                 earliest_seq: reader.varint()?,
             },
             6 => Refusal::AboveCaps { cap_records: reader.varint()?, cap_bytes: reader.varint()? },
+            9 => Refusal::LookAgain,
             8 => Refusal::OverLimit {
                 limit: Limit::from_number(reader.u8()?).ok_or(reader.malformed())?,
                 max: reader.varint()?,
@@ -304,6 +333,10 @@ impl Refusal {
                 format!("the write alone is more than topic {topic:?} may hold"),
             )
             .with_detail(json!({ "topic": topic, "cap_records": cap_records, "cap_bytes": cap_bytes })),
+            Refusal::LookAgain => Error::new(
+                Code::NoLeader,
+                "so much was written meanwhile that what to delete could not be told; nothing was deleted",
+            ),
             Refusal::SessionUnknown => Error::new(
                 Code::CommitUnknown,
                 "the cluster no longer remembers this member's session; the write may or may not have taken \
@@ -345,6 +378,14 @@ mod tests {
             Outcome::PartRefused { part: 3, refusal: Refusal::HeadMismatch { head_seq: 1 } },
             Outcome::KeysConflict { parts: vec![0, 63] },
             Outcome::LimitsSet,
+            Outcome::Refused(Refusal::LookAgain),
+            Outcome::RecordsDeleted(RecordsDeleted {
+                deleted: 17,
+                earliest_seq: 8872,
+                head_seq: 9122,
+                count: 233,
+                bytes: 37111,
+            }),
         ] {
             let mut bytes = BytesMut::new();
             outcome.encode(&mut bytes);

@@ -168,14 +168,15 @@ impl Blocks {
             }
             self.summaries.pop_front();
             self.front = None;
+            let next_seq = self.summaries.front().map_or(block.first_seq, |next| next.first_seq);
             freed.unread.push(EvictedBlock {
                 epoch,
                 first_seq: block.first_seq,
                 live_from_seq: earliest_seq,
+                removed: self.removed.part(block.first_seq..=next_seq - 1),
             });
-            let next_seq = self.summaries.front().map_or(block.first_seq, |next| next.first_seq);
             return Ok(Some(Evicted {
-                last_seq: next_seq - 1,
+                last_seq: self.removed.previous_live(next_seq - 1),
                 last_ts_ms: block.last_ts_ms,
                 count: block.count,
                 bytes: block.bytes,
@@ -187,6 +188,18 @@ impl Blocks {
         };
         let mut evicted = Evicted { last_seq: 0, last_ts_ms: 0, count: 0, bytes: 0 };
         while let Some(run) = cursor.run(runs)? {
+            let run_last_seq = run.last_seq();
+            let Some(live) = self.removed.live_in(run.first_seq..=run_last_seq).next() else {
+                // The last live record took the entry with it.
+                cursor.pass(runs, run.count, 0, run.count)?;
+                continue;
+            };
+            if *live.start() > run.first_seq {
+                let dead_count = live.start() - run.first_seq;
+                cursor.pass(runs, dead_count, 0, dead_count)?;
+                continue;
+            }
+            let live_count = live.end() - live.start() + 1;
             let (least_count, least_bytes) = match goal {
                 Goal::Before { ts_ms } if run.ts_ms < ts_ms => (run.count, 0),
                 Goal::Before { .. } => (0, 0),
@@ -198,12 +211,14 @@ impl Blocks {
             if (least_count, least_bytes) == (0, 0) {
                 break;
             }
-            let passed = cursor.pass(runs, least_count, least_bytes)?;
+            let passed = cursor.pass(runs, least_count, least_bytes, live_count)?;
             evicted.last_seq = passed.last_seq;
             evicted.last_ts_ms = passed.ts_ms;
             evicted.count += passed.count;
             evicted.bytes += passed.bytes;
-            freed.entries.extend(passed.ended_entry);
+            if !self.removed.has_live_in(passed.last_seq + 1..=run_last_seq) {
+                freed.entries.push(run.entry.index);
+            }
         }
         let next = cursor.run(runs)?;
         if next.is_none() && !is_open {
@@ -287,7 +302,8 @@ impl Topic {
             let Some(evicted) = self.blocks.evict_some(goal, place, totals, freed)? else { return Ok(()) };
             self.count -= evicted.count;
             self.bytes -= evicted.bytes;
-            self.earliest_seq = evicted.last_seq + 1;
+            self.earliest_seq = self.blocks.removed.next_live(evicted.last_seq + 1);
+            self.blocks.removed.forget_below(self.earliest_seq);
             let floor = if reason == Reason::Cap { &mut self.floors.cap } else { &mut self.floors.ttl };
             *floor = evicted.last_seq + 1;
             self.floors.evicted_ts_ms = evicted.last_ts_ms;

@@ -13,6 +13,7 @@
 
 use bytes::Bytes;
 
+use super::removed::Removed;
 use crate::codec::{Malformed, Reader, put_varint, unzigzag, zigzag};
 use crate::limits::RUN_BLOCK_BYTES;
 use crate::storage::EntryId;
@@ -152,6 +153,34 @@ pub enum Sizes<'a> {
     Each(Reader<'a>),
 }
 
+/// [`Sizes`], ready to be added up.
+pub enum SizeTable {
+    Same(u64),
+    Each(Vec<u64>),
+}
+
+impl Sizes<'_> {
+    /// The sizes of the `count` records of a run.
+    pub fn table(self, count: u64) -> Result<SizeTable, Malformed> {
+        Ok(match self {
+            Sizes::Same(size) => SizeTable::Same(size),
+            Sizes::Each(mut reader) => {
+                SizeTable::Each((0..count).map(|_| reader.varint()).collect::<Result<_, _>>()?)
+            }
+        })
+    }
+}
+
+impl SizeTable {
+    /// What `count` records count for from the one at `offset` in the run on.
+    pub fn sum(&self, offset: u64, count: u64) -> u64 {
+        match self {
+            SizeTable::Same(size) => size * count,
+            SizeTable::Each(sizes) => sizes.iter().skip(offset as usize).take(count as usize).sum(),
+        }
+    }
+}
+
 impl<'a> RunIter<'a> {
     /// The next run and the sizes of its records; `None` at the end of the block.
     pub fn next_sized(&mut self) -> Result<Option<(Run, Sizes<'a>)>, Malformed> {
@@ -231,8 +260,6 @@ pub struct Passed {
     pub bytes: u64,
     pub last_seq: u64,
     pub ts_ms: u64,
-    /// Index of the run's log entry, if no record of the run is left.
-    pub ended_entry: Option<u64>,
 }
 
 impl FrontCursor {
@@ -243,7 +270,7 @@ impl FrontCursor {
             if run.first_seq >= from_seq {
                 break;
             }
-            cursor.pass(block, from_seq - run.first_seq, 0)?;
+            cursor.pass(block, from_seq - run.first_seq, 0, u64::MAX)?;
         }
         Ok(cursor)
     }
@@ -266,20 +293,21 @@ impl FrontCursor {
         Ok(self.run.as_ref().map(|run| run.left))
     }
 
-    /// Passes records of the oldest run until they are at least `count` and count for at least `bytes`, or the
-    /// run ends. There must be a run.
-    pub fn pass(&mut self, block: &[u8], count: u64, bytes: u64) -> Result<Passed, Malformed> {
+    /// Passes records of the oldest run until they are at least `count` and count for at least `bytes`, or they
+    /// are `most`, or the run ends. There must be a run.
+    pub fn pass(&mut self, block: &[u8], count: u64, bytes: u64, most: u64) -> Result<Passed, Malformed> {
         let run = self.run.as_mut().ok_or(Malformed("block of runs"))?;
+        let most = most.min(run.left.count);
         let (mut passed_count, mut passed_bytes) = (0, 0);
         match &mut run.sizes {
             FrontSizes::Same(size) => {
-                passed_count = count.max(bytes.div_ceil((*size).max(1))).min(run.left.count);
+                passed_count = count.max(bytes.div_ceil((*size).max(1))).min(most);
                 passed_bytes = passed_count * *size;
             }
             FrontSizes::Each(at) => {
                 let rest = block.get(*at..self.offset).ok_or(Malformed("block of runs"))?;
                 let mut reader = Reader::new(rest, "block of runs");
-                while passed_count < run.left.count && (passed_count < count || passed_bytes < bytes) {
+                while passed_count < most && (passed_count < count || passed_bytes < bytes) {
                     passed_bytes += reader.varint()?;
                     passed_count += 1;
                 }
@@ -287,13 +315,12 @@ impl FrontCursor {
             }
         }
         let last_seq = run.left.first_seq + passed_count - 1;
-        let (ts_ms, entry) = (run.left.ts_ms, run.left.entry);
+        let ts_ms = run.left.ts_ms;
         self.run = match run.left.after(last_seq) {
             Some(left) => Some(FrontRun { left, sizes: run.sizes }),
             None => None,
         };
-        let ended_entry = self.run.is_none().then_some(entry.index);
-        Ok(Passed { count: passed_count, bytes: passed_bytes, last_seq, ts_ms, ended_entry })
+        Ok(Passed { count: passed_count, bytes: passed_bytes, last_seq, ts_ms })
     }
 }
 
@@ -305,11 +332,16 @@ pub struct SealedBlock {
 }
 
 impl SealedBlock {
-    /// The index of the log entry that each of its runs names, but for runs that end before `from_seq`.
-    pub fn entry_indexes_from(&self, from_seq: u64) -> impl Iterator<Item = Result<u64, Malformed>> {
+    /// The index of the log entry that each of its runs names, but for runs of which nothing is live: it ends
+    /// before `from_seq`, or what does not was removed.
+    pub fn entry_indexes_from(
+        &self,
+        from_seq: u64,
+        removed: &Removed,
+    ) -> impl Iterator<Item = Result<u64, Malformed>> {
+        let is_live = move |run: &Run| removed.has_live_in(run.first_seq.max(from_seq)..=run.last_seq());
         let runs = runs(self.first_seq, &self.bytes);
-        runs.filter(move |run| run.is_err() || run.is_ok_and(|run| run.last_seq() >= from_seq))
-            .map(|run| Ok(run?.entry.index))
+        runs.filter(move |run| run.as_ref().map_or(true, is_live)).map(|run| Ok(run?.entry.index))
     }
 }
 
@@ -395,13 +427,12 @@ mod tests {
             for (count, bytes) in steps {
                 let Some(run) = cursor.run(block.bytes()).unwrap() else { break };
                 prop_assert_eq!(run.first_seq, 7 + passed_records as u64);
-                let passed = cursor.pass(block.bytes(), count, bytes).unwrap();
+                let passed = cursor.pass(block.bytes(), count, bytes, u64::MAX).unwrap();
                 let these = &sizes[passed_records..passed_records + passed.count as usize];
                 let sum = |sizes: &[(u64, u64)]| sizes.iter().map(|(size, _)| size).sum::<u64>();
                 prop_assert_eq!(passed.bytes, sum(these));
                 passed_records += these.len();
                 let is_end = sizes.get(passed_records).is_none_or(|(_, index)| *index != run.entry.index);
-                prop_assert_eq!(passed.ended_entry, is_end.then_some(run.entry.index));
                 prop_assert!(is_end || (passed.count >= count && passed.bytes >= bytes));
                 let but_last = &these[..these.len().saturating_sub(1)];
                 prop_assert!(these.len() as u64 <= count || sum(but_last) < bytes, "more than was asked for");

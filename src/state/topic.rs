@@ -8,8 +8,9 @@ use super::blocks::{Blocks, TimePlace};
 use super::checkpoint_form::Key;
 use super::dedupe::{Dedupe, Remembered};
 use super::outcome::Appended;
+use super::removed::Removed;
 use super::retention::{Floors, Freed};
-use super::run::{Run, SealedBlock, runs};
+use super::run::{Run, SealedBlock};
 use super::topic_config::TopicConfig;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
@@ -17,11 +18,11 @@ use crate::storage::EntryId;
 
 /// Where the runs behind a cursor are.
 pub enum Located {
-    /// Nothing above the cursor.
+    /// Nothing live above the cursor.
     AtHead,
     /// The record after the cursor is gone: look at the floors again.
     BelowEarliest,
-    /// Runs above the cursor, in order; not necessarily all there are.
+    /// Live parts of runs above the cursor, in order; not necessarily all there are. Never empty.
     Runs(Vec<Run>),
     /// The block that starts at this seq is not in memory.
     Cold { block_first_seq: u64 },
@@ -45,9 +46,11 @@ pub struct Topic {
     pub count: u64,
     pub bytes: u64,
     pub last_write_ts_ms: Option<u64>,
-    digest: Digest,
+    pub(super) digest: Digest,
     dedupe: Dedupe,
     pub(super) blocks: Blocks,
+    /// How often something was removed one by one since the process began: who looked before is behind.
+    pub removal_count: u64,
     is_dirty: bool,
 }
 
@@ -66,6 +69,7 @@ impl Topic {
             digest: Digest::default(),
             dedupe: Dedupe::default(),
             blocks: Blocks::new(1),
+            removal_count: 0,
             is_dirty: true,
         };
         topic.digest.add(epoch);
@@ -147,14 +151,20 @@ impl Topic {
         if wanted < self.earliest_seq {
             return Ok(Located::BelowEarliest);
         }
-        let first_seq = self.blocks.block_of(wanted);
-        let bytes = match (self.blocks.in_memory(first_seq), fetched) {
-            (Some(bytes), _) => bytes,
-            (None, Some(block)) if block.first_seq == first_seq => &block.bytes[..],
-            _ => return Ok(Located::Cold { block_first_seq: first_seq }),
-        };
-        let after = runs(first_seq, bytes).filter_map(|run| run.map(|run| run.after(cursor)).transpose());
-        Ok(Located::Runs(after.collect::<Result<_, _>>()?))
+        // Of the block that holds the seq nothing live may be left behind it; then the next one is asked, of
+        // which something is, unless it is the open one.
+        for first_seq in self.blocks.blocks_from(wanted).take(2) {
+            let bytes = match (self.blocks.in_memory(first_seq), fetched) {
+                (Some(bytes), _) => bytes,
+                (None, Some(block)) if block.first_seq == first_seq => &block.bytes[..],
+                _ => return Ok(Located::Cold { block_first_seq: first_seq }),
+            };
+            let live = self.blocks.live_runs(first_seq, bytes, cursor)?;
+            if !live.is_empty() {
+                return Ok(Located::Runs(live));
+            }
+        }
+        Ok(Located::AtHead)
     }
 
     /// Finds where the live records begin that are not older than `ts_ms`; see [`Topic::locate`].
@@ -202,8 +212,14 @@ impl Topic {
     /// Every key under which the checkpoint holds something of this topic.
     pub fn stored_keys(&self) -> impl Iterator<Item = TopicKey> {
         std::iter::once(TopicKey::Head)
+            .chain(self.blocks.removed.numbers().map(TopicKey::Removed))
             .chain(self.blocks.summaries.iter().map(|block| TopicKey::Runs(block.first_seq)))
             .chain(self.dedupe.stored_blocks().map(TopicKey::Keys))
+    }
+
+    /// What was removed one by one above the floor.
+    pub fn removed(&self) -> &Removed {
+        &self.blocks.removed
     }
 
     /// A block of runs that is in memory.
@@ -269,6 +285,10 @@ impl Topic {
         self.blocks.restore(first_seq, bytes, self.earliest_seq, each_live)
     }
 
+    pub fn restore_removed(&mut self, number: u64, bytes: &[u8]) -> Result<(), Malformed> {
+        self.blocks.removed.restore(number, bytes)
+    }
+
     pub fn restore_keys(&mut self, first: u64, bytes: &[u8]) -> Result<(), Malformed> {
         let floor = self.dedupe.floor();
         self.dedupe.restore_block(first, bytes)?;
@@ -281,6 +301,8 @@ impl Topic {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TopicKey {
     Head,
+    /// The chunk of this number of what was removed one by one.
+    Removed(u64),
     /// The block of runs that starts at this seq.
     Runs(u64),
     /// The block of idempotency keys that starts at this ordinal.

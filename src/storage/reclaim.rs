@@ -52,6 +52,8 @@ pub struct Reclaimer {
     shared: Arc<Shared>,
     /// A segment that has left the chain in memory and not yet on disk.
     leaving: Option<Leaving>,
+    /// A rewritten file that may have got its name, but was not taken in.
+    unwanted: Option<KeptName>,
     /// What is live in a kept file, as it was counted last.
     assessed: HashMap<KeptName, Assessed>,
     rewrite: Option<Rewrite>,
@@ -79,7 +81,7 @@ struct Assessed {
 
 impl Reclaimer {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, leaving: None, assessed: HashMap::new(), rewrite: None, next: 0 }
+        Self { shared, leaving: None, unwanted: None, assessed: HashMap::new(), rewrite: None, next: 0 }
     }
 
     /// Does one thing, if there is one to do. `checkpointed_index`: the last entry that the checkpoint on disk
@@ -90,6 +92,11 @@ impl Reclaimer {
         if let Some(leaving) = self.leaving {
             // The one behind it must not go first: a chain without a link is damage.
             self.leave_on_disk(leaving)?;
+            return Ok(Reclaimed { cost_bytes: STEP_BYTES });
+        }
+        if let Some(name) = self.unwanted {
+            // What it should have replaced goes its own ways from here on, into files that overlap with it.
+            self.remove_unwanted(name)?;
             return Ok(Reclaimed { cost_bytes: STEP_BYTES });
         }
         if let Some(rewrite) = self.rewrite.take() {
@@ -278,7 +285,9 @@ impl Reclaimer {
                 Ok(Reclaimed { cost_bytes: STEP_BYTES })
             }
             Ok(Progress::Done) => {
-                let (sources, new) = rewrite.finish(&self.shared)?;
+                let name = rewrite.name();
+                let finished = rewrite.finish(&self.shared).inspect_err(|_| self.unwanted = Some(name));
+                let (sources, new) = finished?;
                 if let Some(new) = &new {
                     // What it holds was live a moment ago; a first count is not needed to know that.
                     let entries = new.entry_count;
@@ -295,6 +304,17 @@ impl Reclaimer {
                 Err(error)
             }
         }
+    }
+
+    fn remove_unwanted(&mut self, name: KeptName) -> io::Result<()> {
+        let (disk, dir) = (&self.shared.reader.disk, &self.shared.reader.dir);
+        let path = dir.join(name.file_name());
+        if disk.exists(&path)? {
+            disk.remove(&path)?;
+        }
+        disk.sync_dir(dir)?;
+        self.unwanted = None;
+        Ok(())
     }
 
     /// Puts `new`, which is durable, in the place of `gone`, which may go.

@@ -56,6 +56,11 @@ impl Rewrite {
         Ok(Self { sources, at: (0, 0), packed })
     }
 
+    /// The name that the new file will have.
+    pub(super) fn name(&self) -> KeptName {
+        self.packed.name
+    }
+
     pub(super) fn first_segment(&self) -> u64 {
         self.packed.name.first_segment
     }

@@ -184,6 +184,12 @@ async fn two_lost_disks_of_three_stop_the_cluster_and_found_no_other() {
     let url = cluster.members[survivor].url();
     let acked = oracle.append(&cluster.client, &[&url], "before", 5, false).await;
     assert!(matches!(acked, Fate::Acked { .. }), "{acked:?}");
+    // Two have acked it; what the third does not have yet would be lost with them.
+    eventually("the survivor has it too", PATIENCE, async || {
+        let page = cluster.diff(survivor, "survivor", "eventual").await.ok()?;
+        (page["head_seq"] == json!(5)).then_some(())
+    })
+    .await;
     let before = identity(&cluster.members[survivor].data_dir);
 
     for number in [0, 1] {

@@ -5,6 +5,7 @@
 //! SIGKILL, and only the HTTP API to look through.
 
 mod agreement;
+mod append_tail;
 mod bench;
 mod client;
 mod cold_read;

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use antiphon::engine::{Consistency, Engine, Page, PageQuery};
 use antiphon::error::{Code, Error};
+use antiphon::filter::TagMatch;
 use antiphon::record::Record;
 use antiphon::state::{Append, Create, Draft, Outcome, Refusal, TopicConfig};
 use antiphon::storage::sim_disk::Dice;
 
 use crate::member::engine_of;
-use crate::oracle::{Fate, Seen, data};
+use crate::oracle::{Fate, Seen, data, tag};
 use crate::seeded::Throw;
 use crate::world::{MEMBERS, World};
 
@@ -20,13 +21,15 @@ const STEADY: [&str; 3] = ["steady-0", "steady-1", "steady-2"];
 const FLEETING: [&str; 2] = ["fleeting-0", "fleeting-1"];
 /// Topics that give up their oldest records, by number and by age.
 const LOSING: [&str; 2] = ["losing-by-cap", "losing-by-age"];
+/// Topics of which records are deleted, by seq and by tag.
+const PRUNED: [&str; 2] = ["pruned-0", "pruned-1"];
 /// Longer than clocks can jump.
 const KEY_WINDOW_MS: u64 = 90 * 24 * 3_600_000;
 /// Most tries of one append.
 const TRIES: u64 = 6;
 
 pub fn topics() -> impl Iterator<Item = &'static str> {
-    STEADY.into_iter().chain(FLEETING).chain(LOSING)
+    STEADY.into_iter().chain(FLEETING).chain(LOSING).chain(PRUNED)
 }
 
 /// What became of a command.
@@ -52,6 +55,7 @@ pub async fn run(world: Arc<World>, number: usize, mut dice: Dice) {
             0..50 => client.append(member, &mut dice).await,
             50..85 => client.read(member, &mut dice).await,
             85..92 => client.configure(member, &mut dice).await,
+            92..96 => client.prune(member, &mut dice).await,
             _ => client.delete(member, &mut dice).await,
         }
     }
@@ -124,7 +128,9 @@ impl Batch<'_> {
         };
         let data: Vec<String> =
             (0..self.count).map(|part| data((self.number, part), self.pad_bytes)).collect();
-        let records = data.iter().map(|data| Record { data, ..Record::default() });
+        let tags: Vec<String> = (0..self.count).map(|part| tag((self.number, part))).collect();
+        let records =
+            data.iter().zip(&tags).map(|(data, tag)| Record { data, tag: Some(tag), ..Record::default() });
         Draft::append(&append, records, self.pad_bytes * data.len())
     }
 
@@ -192,7 +198,8 @@ impl Client {
     fn topic(dice: &mut Dice) -> &'static str {
         let group: &[&str] = match dice.below(100) {
             0..60 => &STEADY,
-            60..80 => &FLEETING,
+            60..75 => &FLEETING,
+            75..90 => &PRUNED,
             _ => &LOSING,
         };
         group[dice.below(group.len() as u64) as usize]
@@ -288,6 +295,50 @@ impl Client {
         ));
     }
 
+    async fn prune(&mut self, member: usize, dice: &mut Dice) {
+        let topic = PRUNED[dice.below(PRUNED.len() as u64) as usize];
+        let head_seq = self.cursors.get(topic).map_or(0, |(_, _, head_seq)| *head_seq);
+        let before_seq = dice.chance(30).then(|| dice.between(0, head_seq + 2));
+        let tags = match before_seq {
+            Some(_) if dice.chance(50) => None,
+            _ => Some(tag((0, dice.below(4) as u32))),
+        };
+        let number = self.world.oracle.begin_prune(topic, tags.clone(), before_seq);
+        let tag_match = tags.clone().map(TagMatch::Eq);
+        let told = match engine_of(&self.world.machines[member]) {
+            None => None,
+            Some(_) => at(&self.world, member, move |engine| async move {
+                engine.admit()?;
+                engine.delete_records(topic, before_seq, tag_match).await
+            })
+            .await
+            .or_else(|| Some(Err(Error::new(Code::CommitUnknown, "the member is gone")))),
+        };
+        let told = match told {
+            Some(Ok(deleted)) => {
+                self.world.oracle.end_prune(number, Some(deleted.head_seq));
+                format!("{deleted:?}")
+            }
+            Some(Err(error)) => {
+                match error.code {
+                    Code::NoLeader
+                    | Code::NotReady
+                    | Code::ShuttingDown
+                    | Code::TopicNotFound
+                    | Code::CommitUnknown => {}
+                    _ => self.world.trace.complain(format_args!("a delete of records got {error}")),
+                }
+                error.code.name().to_owned()
+            }
+            None => "down".to_owned(),
+        };
+        self.world.trace.note(format_args!(
+            "c{} m{} delete records {tags:?} before {before_seq:?} of {topic}: {told}",
+            self.number,
+            member + 1
+        ));
+    }
+
     async fn read(&mut self, member: usize, dice: &mut Dice) {
         let topic = Self::topic(dice);
         let (epoch, from_seq, _) = self.cursors.get(topic).copied().unwrap_or_default();
@@ -297,6 +348,7 @@ impl Client {
             limit: dice.between(1, 200) as usize,
             max_bytes: dice.between(1, 64 << 10) as usize,
             drop_nodes: Vec::new(),
+            filter: None,
             epoch: (epoch > 0).then_some(epoch),
             consistency: if dice.chance(60) { Consistency::Strong } else { Consistency::Eventual },
             wait_ms: if dice.chance(20) { dice.between(1, 2000) } else { 0 },
@@ -350,6 +402,7 @@ async fn read_page(
         Ok(page) => {
             show(world, member, topic, query, page);
             if is_strong {
+                world.oracle.check_pruned(member, topic, began, page.records.iter().map(|record| record.seq));
                 world.oracle.strong_read(member, topic, began, Some((page.epoch, page.head_seq)));
             }
         }
@@ -411,6 +464,7 @@ pub async fn read_all(
         limit: 1000,
         max_bytes: 1 << 20,
         drop_nodes: Vec::new(),
+        filter: None,
         epoch: None,
         consistency: Consistency::Strong,
         wait_ms: 0,

@@ -59,6 +59,7 @@ struct Story {
     now: u64,
     attempts: Vec<Attempt>,
     deletes: Vec<Option<Delete>>,
+    prunes: Vec<Prune>,
     seen: BTreeMap<(String, Place), (RecordId, u64)>,
     places: HashMap<RecordId, Place>,
     strong_reads: BTreeMap<String, Vec<StrongRead>>,
@@ -104,6 +105,34 @@ pub fn data(id: RecordId, pad_bytes: usize) -> String {
 /// Whether records of a topic may be gone without having been deleted.
 fn loses_records(topic: &str) -> bool {
     topic.starts_with("losing-")
+}
+
+/// Whether they may be gone from anywhere in it, in silence.
+fn is_pruned(topic: &str) -> bool {
+    topic.starts_with("pruned-")
+}
+
+/// The tag of a record.
+pub fn tag(id: RecordId) -> String {
+    format!("t{}", (id.0 as u32).wrapping_add(id.1) % 4)
+}
+
+/// A delete of records.
+struct Prune {
+    topic: String,
+    tag: Option<String>,
+    before_seq: Option<u64>,
+    /// The head when it was ordered, and when that was known.
+    ordered: Option<(u64, u64)>,
+}
+
+impl Prune {
+    fn is_about(&self, topic: &str, id: RecordId, seq: u64) -> bool {
+        self.topic == topic
+            && self.tag.as_ref().is_none_or(|wanted| *wanted == tag(id))
+            && self.before_seq.is_none_or(|before_seq| seq < before_seq)
+            && self.ordered.is_none_or(|(head_seq, _)| seq <= head_seq)
+    }
 }
 
 fn parse_id(data: &str) -> Option<RecordId> {
@@ -182,6 +211,40 @@ impl Oracle {
         }
     }
 
+    pub fn begin_prune(&self, topic: &str, tag: Option<String>, before_seq: Option<u64>) -> usize {
+        let mut story = self.story.lock();
+        story.prunes.push(Prune { topic: topic.to_owned(), tag, before_seq, ordered: None });
+        story.prunes.len() - 1
+    }
+
+    /// It took effect when `head_seq` was the head. One that never ends may have, at any time.
+    pub fn end_prune(&self, number: usize, head_seq: Option<u64>) {
+        let mut story = self.story.lock();
+        let now = story.tick();
+        story.prunes[number].ordered = head_seq.map(|head_seq| (head_seq, now));
+    }
+
+    /// C-DEL-05: what a strong read that began at `began` showed had not been deleted before.
+    pub fn check_pruned(&self, member: usize, topic: &str, began: u64, seqs: impl Iterator<Item = u64>) {
+        let story = self.story.lock();
+        let prunes =
+            || story.prunes.iter().filter(|prune| prune.ordered.is_some_and(|(_, ended)| ended < began));
+        let by_seq = |seq: u64| {
+            story
+                .seen
+                .range((topic.to_owned(), (0, 0))..)
+                .find(|((of, (_, at)), _)| of == topic && *at == seq)
+        };
+        let shown = if is_pruned(topic) { seqs.collect() } else { Vec::new() };
+        let back = shown.into_iter().find(|seq| {
+            by_seq(*seq).is_some_and(|(_, (id, _))| prunes().any(|prune| prune.is_about(topic, *id, *seq)))
+        });
+        drop(story);
+        if let Some(seq) = back {
+            self.trace.complain(format_args!("m{} {topic}: seq {seq} is there, and was deleted", member + 1));
+        }
+    }
+
     pub fn begin_read(&self) -> u64 {
         let mut story = self.story.lock();
         story.tally.reads += 1;
@@ -211,6 +274,9 @@ impl Oracle {
         let mut last_ts_ms = 0;
         for (seq, ts_ms, data) in &seen.records {
             expected += 1;
+            if is_pruned(topic) && *seq > expected {
+                expected = *seq;
+            }
             if *seq != expected {
                 complaints.push(format!("seq {seq} where {expected} should be"));
                 expected = *seq;
@@ -243,7 +309,8 @@ impl Oracle {
                 Some(_) => {}
             }
         }
-        if expected != seen.next_from_seq {
+        let is_passed = is_pruned(topic) && expected < seen.next_from_seq;
+        if expected != seen.next_from_seq && !is_passed {
             complaints.push(format!("next_from_seq is {} after seq {expected}", seen.next_from_seq));
         }
         if seen.next_from_seq > seen.head_seq && seen.records.is_empty().eq(&false) {
@@ -299,7 +366,24 @@ impl Oracle {
             let found: Vec<Option<Place>> =
                 (0..attempt.count).map(|part| story.places.get(&(number, part)).copied()).collect();
             let final_epoch = contents.get(&attempt.topic).map(|(epoch, _)| *epoch);
+            // Of a topic that is pruned each record that is not there must have been deleted.
+            if let Fate::Acked { first_seq } = attempt.fate
+                && is_pruned(&attempt.topic)
+            {
+                let parts = (0..attempt.count).zip(first_seq..).zip(&found);
+                let may_be_gone = |part, seq| {
+                    story.prunes.iter().any(|prune| prune.is_about(&attempt.topic, (number, part), seq))
+                };
+                for ((part, seq), place) in parts {
+                    if place.is_none() && !may_be_gone(part, seq) {
+                        complaints.push(format!(
+                            "append {number} {attempt:?} lacks seq {seq}, which nobody deleted"
+                        ));
+                    }
+                }
+            }
             let is_deletable = loses_records(&attempt.topic)
+                || is_pruned(&attempt.topic)
                 || story.may_be_deleted(&attempt.topic, attempt.began, u64::MAX);
             let is_in = |first: u64| {
                 found.iter().zip(first..).all(|(place, seq)| {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use antiphon::record::Record;
 use antiphon::state::{
-    Append, Changes, Create, Draft, Envelope, Garbage, Key, NotApplied, Outcome, SealedBlock, State,
-    TopicConfig, TopicKey,
+    Append, Changes, Create, DeleteRecords, Draft, Envelope, Garbage, Key, Listed, NotApplied, Outcome,
+    SealedBlock, State, TopicConfig, TopicKey,
 };
 use antiphon::storage::{Checkpoint, EntryId, LiveEntries, MemoryCheckpoint};
 use proptest::prelude::*;
@@ -26,6 +26,17 @@ enum Step {
     Delete {
         topic: usize,
     },
+    /// Every so many records between two places, told in parts of the head.
+    Remove {
+        topic: usize,
+        from: f64,
+        to: f64,
+        every: usize,
+    },
+    RemoveBelow {
+        topic: usize,
+        part: f64,
+    },
     /// A checkpoint is cut; it is on disk only later.
     Cut,
     Write,
@@ -40,6 +51,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (0usize..3, prop_oneof![Just(0u64), 1u64..30, 100u64..4000])
             .prop_map(|(topic, cap_records)| Step::Cap { topic, cap_records }),
         2 => (0usize..3).prop_map(|topic| Step::Delete { topic }),
+        4 => (0usize..3, 0.0..1.0f64, 0.0..1.1f64, prop_oneof![Just(1usize), 2usize..400])
+            .prop_map(|(topic, from, to, every)| Step::Remove { topic, from, to, every }),
+        1 => (0usize..3, 0.0..1.1f64).prop_map(|(topic, part)| Step::RemoveBelow { topic, part }),
         3 => Just(Step::Cut),
         3 => Just(Step::Write),
         2 => Just(Step::Clear),
@@ -64,14 +78,15 @@ struct Member {
 #[derive(Default)]
 struct ModelTopic {
     cap_records: u64,
-    /// The entry of each live record.
-    entries: VecDeque<u64>,
+    head: u64,
+    /// Seq and entry of each live record.
+    records: VecDeque<(u64, u64)>,
 }
 
 impl ModelTopic {
     fn keep_within_cap(&mut self) {
-        while self.cap_records > 0 && self.entries.len() as u64 > self.cap_records {
-            self.entries.pop_front();
+        while self.cap_records > 0 && self.records.len() as u64 > self.cap_records {
+            self.records.pop_front();
         }
     }
 }
@@ -86,7 +101,7 @@ fn apply(
         match state.apply_command(entry, 1_000_000, command) {
             Ok(applied) => return applied.outcome,
             Err(NotApplied::Missing(missing)) => {
-                for block in missing {
+                for block in missing.blocks {
                     let key = Key::Topic(block.topic.epoch, TopicKey::Runs(block.first_seq)).encode();
                     let bytes = checkpoint.get(&key).expect("get").expect("a block that is needed is there");
                     block.topic.supply_block(SealedBlock { first_seq: block.first_seq, bytes: bytes.into() });
@@ -137,7 +152,8 @@ impl Member {
                 let (index, outcome) = self.apply(Draft::append(&append, records, 0));
                 assert!(matches!(outcome, Outcome::Appended(_)));
                 let known = self.model.entry(*topic).or_default();
-                known.entries.extend(std::iter::repeat_n(index, *count));
+                known.records.extend((1..=*count as u64).map(|more| (known.head + more, index)));
+                known.head += *count as u64;
                 known.keep_within_cap();
             }
             Step::Cap { topic, cap_records } => {
@@ -150,6 +166,29 @@ impl Member {
             Step::Delete { topic } => {
                 self.apply(Draft::delete_topic(&format!("t{topic}"), false));
                 self.model.remove(topic);
+            }
+            Step::Remove { topic, from, to, every } => {
+                let Some(known) = self.model.get_mut(topic) else { return };
+                let name = format!("t{topic}");
+                let place = |part: &f64| (part * known.head as f64) as u64 + 1;
+                let ranges = match every {
+                    1 if place(from) <= place(to) => vec![place(from)..=place(to)],
+                    1 => Vec::new(),
+                    _ => (place(from)..=place(to)).step_by(*every).map(|seq| seq..=seq).collect(),
+                };
+                known.records.retain(|(seq, _)| !ranges.iter().any(|range| range.contains(seq)));
+                let epoch = self.state.catalog().get(&name).expect("the model has it").epoch;
+                let listed = Some(Listed { epoch, ranges, late: None });
+                let delete = DeleteRecords { topic: &name, before_seq: None, listed };
+                self.removed(*topic, Draft::delete_records(&delete));
+            }
+            Step::RemoveBelow { topic, part } => {
+                let Some(known) = self.model.get_mut(topic) else { return };
+                let name = format!("t{topic}");
+                let before_seq = (part * known.head as f64) as u64 + 1;
+                known.records.retain(|(seq, _)| *seq >= before_seq);
+                let delete = DeleteRecords { topic: &name, before_seq: Some(before_seq), listed: None };
+                self.removed(*topic, Draft::delete_records(&delete));
             }
             Step::Cut if self.cut.is_none() => {
                 self.cut = Some(self.state.take_changes());
@@ -184,9 +223,18 @@ impl Member {
         }
     }
 
+    fn removed(&mut self, topic: usize, draft: Draft) {
+        let (_, outcome) = self.apply(draft);
+        let records = &self.model[&topic].records;
+        let Outcome::RecordsDeleted(deleted) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(deleted.count, records.len() as u64);
+        let earliest_seq = records.front().map_or(self.model[&topic].head + 1, |(seq, _)| *seq);
+        assert_eq!(deleted.earliest_seq, earliest_seq);
+    }
+
     /// What topics name is live.
     fn check(&self) {
-        for index in self.model.values().flat_map(|topic| &topic.entries) {
+        for (_, index) in self.model.values().flat_map(|topic| &topic.records) {
             assert!(self.live.contains(*index), "entry {index} was released too early");
         }
     }
@@ -200,15 +248,17 @@ impl Member {
             self.take(&Step::Clear);
             self.check();
         }
-        let named: BTreeSet<u64> = self.model.values().flat_map(|topic| &topic.entries).copied().collect();
+        let records = self.model.values().flat_map(|topic| &topic.records);
+        let named: BTreeSet<u64> = records.map(|(_, index)| *index).collect();
         assert_eq!(self.live.count(), named.len() as u64);
-        let (mut heads, mut blocks) = (BTreeSet::new(), 0);
+        let (mut heads, mut blocks, mut removed) = (BTreeSet::new(), 0, 0);
         let each = &mut |key: &[u8], _: &[u8]| {
             match Key::decode(key)? {
                 Key::Topic(epoch, TopicKey::Head) => assert!(heads.insert(epoch)),
                 Key::Topic(epoch, part) => {
                     assert!(heads.contains(&epoch), "{part:?} without a topic");
                     blocks += usize::from(matches!(part, TopicKey::Runs(_)));
+                    removed += usize::from(matches!(part, TopicKey::Removed(_)));
                 }
                 _ => {}
             }
@@ -216,11 +266,13 @@ impl Member {
         };
         self.checkpoint.load(each).expect("load");
         assert_eq!(heads.len(), self.model.len());
-        let held: usize = (0..3)
-            .filter_map(|topic| self.state.catalog().get(&format!("t{topic}")))
-            .map(|shared| shared.read().stored_keys().filter(|key| matches!(key, TopicKey::Runs(_))).count())
-            .sum();
-        assert_eq!(blocks, held, "blocks in the checkpoint");
+        let topics = (0..3).filter_map(|topic| self.state.catalog().get(&format!("t{topic}")));
+        let (mut held_blocks, mut held_chunks) = (0, 0);
+        for key in topics.flat_map(|shared| shared.read().stored_keys().collect::<Vec<_>>()) {
+            held_blocks += usize::from(matches!(key, TopicKey::Runs(_)));
+            held_chunks += usize::from(matches!(key, TopicKey::Removed(_)));
+        }
+        assert_eq!((blocks, removed), (held_blocks, held_chunks), "parts in the checkpoint");
     }
 }
 

@@ -3,9 +3,11 @@
 //! `golden/commands.txt` holds one example of each command in hexadecimal. A change that makes this test
 //! fail makes old logs unreadable: add a new form instead, and an example of it.
 
+use antiphon::filter::TagMatch;
 use antiphon::record::Record;
 use antiphon::state::{
-    Append, AppendPart, ClusterLimits, Command, Create, Decoded, Draft, Envelope, TopicConfig, TopicType,
+    Append, AppendPart, ClusterLimits, Command, Create, Decoded, DeleteRecords, Draft, Envelope, LateMatch,
+    Listed, TopicConfig, TopicType,
 };
 use bytes::Bytes;
 
@@ -44,6 +46,13 @@ fn examples() -> Vec<(&'static str, Bytes)> {
         AppendPart { append: guarded.clone(), record_count: 1 },
         AppendPart { append: existing.clone(), record_count: 1 },
     ];
+    let below = DeleteRecords { topic: "meter:raw", before_seq: Some(9122), listed: None };
+    let ranges = vec![3..=3, 5..=300, 70_000..=70_001];
+    let late = Some(LateMatch { seen_seq: 71_000, tags: TagMatch::Glob("m:10".to_owned()) });
+    let listed = Some(Listed { epoch: 41, ranges: ranges.clone(), late });
+    let listed = DeleteRecords { topic: "meter:raw", before_seq: None, listed };
+    let part = Some(Listed { epoch: 41, ranges, late: None });
+    let part = DeleteRecords { topic: "meter:raw", before_seq: Some(70_002), listed: part };
     vec![
         ("append", Draft::append(&plain, records.into_iter(), 0).seal(envelope())),
         ("append-guarded", Draft::append(&guarded, records.into_iter(), 0).seal(envelope())),
@@ -59,6 +68,9 @@ fn examples() -> Vec<(&'static str, Bytes)> {
                 .seal(envelope()),
         ),
         ("open-session", Draft::open_session().seal(envelope())),
+        ("delete-records-below", Draft::delete_records(&below).seal(envelope())),
+        ("delete-records-listed", Draft::delete_records(&listed).seal(envelope())),
+        ("delete-records-part", Draft::delete_records(&part).seal(envelope())),
         ("expire", Draft::expire().seal(envelope())),
     ]
 }

@@ -1,7 +1,9 @@
 //! The replicated state: pinned forms, equal members, exact checkpoints.
 
 mod append_many;
+mod deletes;
 mod garbage;
 mod golden;
+mod model;
 mod random;
 mod sessions;

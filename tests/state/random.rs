@@ -1,17 +1,19 @@
 //! Random histories: every member reaches the same state, also one that restarts from a checkpoint, and
 //! what it holds, counts and reports as gone is what a naive model says.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
-use antiphon::limits::RECORD_FRAMING_BYTES;
-use antiphon::record::Record;
+use antiphon::record::{EntryRecords, Record};
 use antiphon::state::{
-    Append, Appended, Changes, Create, Discard, Draft, Envelope, Key, Located, NotApplied, Outcome, Reason,
-    Refusal, SealedBlock, SharedTopic, State, TimePlace, TopicConfig, TopicKey, TopicType,
+    Append, Changes, Create, DeleteRecords, Discard, Draft, Envelope, Key, LateMatch, Listed, Located,
+    NotApplied, Outcome, Run, SealedBlock, SharedTopic, State, TimePlace, TopicConfig, TopicKey, TopicType,
+    match_run,
 };
 use antiphon::storage::EntryId;
 use bytes::Bytes;
 use proptest::prelude::*;
+
+use crate::model::{Limits, Model, record_tag, tag_match, tag_text};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -36,6 +38,14 @@ enum Step {
         topic: usize,
         if_empty: bool,
     },
+    /// Records of one topic: by tag, by seq as a part of the head, or both. The member that proposed it looked
+    /// when so much of the topic was there.
+    DeleteRecords {
+        topic: usize,
+        before: Option<f64>,
+        tags: Option<u8>,
+        seen: f64,
+    },
     /// The last command again, as after a lost leader.
     Repeat,
     /// A checkpoint, from which a second member restarts.
@@ -43,15 +53,6 @@ enum Step {
     Wait {
         ms: u64,
     },
-}
-
-/// 0 is no limit.
-#[derive(Debug, Clone, Copy, Default)]
-struct Limits {
-    ttl_ms: u64,
-    cap_records: u64,
-    cap_bytes: u64,
-    rejects: bool,
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
@@ -81,213 +82,13 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Expire),
         1 => Just(Step::Save),
         1 => (0usize..4, any::<bool>()).prop_map(|(topic, if_empty)| Step::Delete { topic, if_empty }),
+        3 => (
+            0usize..4, proptest::option::weighted(0.5, 0.0..1.1f64), proptest::option::weighted(0.7, 0u8..8), 0.0..1.2f64
+        ).prop_map(|(topic, before, tags, seen)| Step::DeleteRecords { topic, before, tags, seen }),
         2 => Just(Step::Repeat),
         1 => Just(Step::Restart),
         2 => (0u64..200).prop_map(|ms| Step::Wait { ms }),
     ]
-}
-
-#[derive(Clone, Copy)]
-struct ModelRecord {
-    seq: u64,
-    ts_ms: u64,
-    bytes: u64,
-}
-
-#[derive(Default)]
-struct ModelTopic {
-    head: u64,
-    window_ms: u64,
-    limits: Limits,
-    is_queue: bool,
-    keys: HashMap<u8, (u64, Appended)>,
-    live: Vec<ModelRecord>,
-    /// What went, and whether it went by age.
-    gone: Vec<(ModelRecord, bool)>,
-}
-
-impl ModelTopic {
-    fn earliest_seq(&self) -> u64 {
-        self.live.first().map_or(self.head + 1, |record| record.seq)
-    }
-
-    fn bytes(&self) -> u64 {
-        self.live.iter().map(|record| record.bytes).sum()
-    }
-
-    fn lose_oldest(&mut self, by_age: bool) {
-        let oldest = self.live.remove(0);
-        self.gone.push((oldest, by_age));
-    }
-
-    fn expire(&mut self, now_ms: u64) {
-        let ttl_ms = self.limits.ttl_ms;
-        while ttl_ms > 0 && self.live.first().is_some_and(|oldest| now_ms - oldest.ts_ms > ttl_ms) {
-            self.lose_oldest(true);
-        }
-    }
-
-    fn is_over(&self, more_records: u64, more_bytes: u64) -> bool {
-        let Limits { cap_records, cap_bytes, .. } = self.limits;
-        (cap_records > 0 && self.live.len() as u64 + more_records > cap_records)
-            || (cap_bytes > 0 && self.bytes() + more_bytes > cap_bytes)
-    }
-
-    fn keep_within_caps(&mut self) {
-        // Summing up again for every record would take too long here.
-        while !self.limits.rejects && self.is_over(0, 0) {
-            let Limits { cap_records, cap_bytes, .. } = self.limits;
-            let (mut count, mut bytes) = (self.live.len() as u64, self.bytes());
-            while (cap_records > 0 && count > cap_records) || (cap_bytes > 0 && bytes > cap_bytes) {
-                (count, bytes) = (count - 1, bytes - self.live[0].bytes);
-                self.lose_oldest(false);
-            }
-        }
-    }
-
-    /// The gap that a reader at `cursor` is told of: C-GAP-02, C-GAP-03, C-GAP-05.
-    fn gap(&self, cursor: u64) -> Option<(u64, u64, Reason)> {
-        let missed = |by_age: bool| {
-            self.gone.iter().any(|(record, went_by_age)| *went_by_age == by_age && record.seq > cursor)
-        };
-        let reason = match (missed(false), missed(true)) {
-            (false, false) => return None,
-            (true, true) => Reason::Mixed,
-            (true, false) => Reason::Cap,
-            (false, true) => Reason::Ttl,
-        };
-        Some((cursor + 1, self.earliest_seq() - 1, reason))
-    }
-
-    /// The cursor for a time: C-DIFF-15; and whether younger records went: C-DIFF-16.
-    fn place_of_time(&self, ts_ms: u64) -> (u64, bool) {
-        let first = self.live.iter().find(|record| record.ts_ms >= ts_ms);
-        let is_lost = self.gone.iter().any(|(record, _)| record.ts_ms >= ts_ms);
-        (first.map_or(self.head, |record| record.seq - 1), is_lost)
-    }
-}
-
-/// What the contract says, without any thought for speed.
-#[derive(Default)]
-struct Model {
-    topics: BTreeMap<String, ModelTopic>,
-    now_ms: u64,
-}
-
-fn record_bytes(number: usize) -> u64 {
-    1 + number as u64 % 5 + RECORD_FRAMING_BYTES
-}
-
-impl Model {
-    fn append(
-        &mut self,
-        topic: &str,
-        count: u64,
-        create: bool,
-        expect: Option<u64>,
-        key: Option<u8>,
-    ) -> Outcome {
-        let refused = |refusal| Outcome::Refused(refusal);
-        let created = !self.topics.contains_key(topic);
-        if created && !create {
-            return refused(Refusal::TopicNotFound);
-        }
-        // A keyed write forgets what is over by the window of that moment, for good.
-        if let Some(known) = self.topics.get_mut(topic) {
-            known.expire(self.now_ms);
-            if key.is_some() {
-                known.keys.retain(|_, (ts, _)| self.now_ms - *ts <= known.window_ms);
-            }
-        }
-        if let (Some(known), Some(key)) = (self.topics.get(topic), key)
-            && let Some((_, appended)) = known.keys.get(&key)
-        {
-            return Outcome::Appended(Appended { deduped: true, created: false, ..*appended });
-        }
-        let head_seq = self.topics.get(topic).map_or(0, |topic| topic.head);
-        if expect.is_some_and(|expected| expected != head_seq) {
-            return refused(Refusal::HeadMismatch { head_seq });
-        }
-        let bytes: u64 = (0..count as usize).map(record_bytes).sum();
-        if let Some(known) = self.topics.get(topic).filter(|known| known.limits.rejects) {
-            let Limits { cap_records, cap_bytes, .. } = known.limits;
-            let empty = ModelTopic { limits: known.limits, ..ModelTopic::default() };
-            if empty.is_over(count, bytes) {
-                return refused(Refusal::AboveCaps { cap_records, cap_bytes });
-            }
-            if known.is_over(count, bytes) {
-                let earliest_seq = known.earliest_seq();
-                return refused(Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq });
-            }
-        }
-        let now_ms = self.now_ms;
-        let topic = self.topics.entry(topic.to_owned()).or_insert_with(|| ModelTopic {
-            window_ms: TopicConfig::default().idempotency_window_ms,
-            ..ModelTopic::default()
-        });
-        topic.head += count;
-        let first_seq = topic.head - count + 1;
-        let records = (0..count as usize).map(|number| ModelRecord {
-            seq: first_seq + number as u64,
-            ts_ms: now_ms,
-            bytes: record_bytes(number),
-        });
-        topic.live.extend(records);
-        topic.keep_within_caps();
-        let appended = Appended { first_seq, count, head_seq: topic.head, created, deduped: false };
-        if let Some(key) = key.filter(|_| topic.window_ms > 0) {
-            topic.keys.insert(key, (now_ms, appended));
-        }
-        Outcome::Appended(appended)
-    }
-
-    fn expire(&mut self) -> Outcome {
-        let due = self.topics.values().filter(|topic| {
-            let oldest = topic.live.first().filter(|_| topic.limits.ttl_ms > 0);
-            oldest.is_some_and(|oldest| self.now_ms - oldest.ts_ms > topic.limits.ttl_ms)
-        });
-        let topic_count = due.count() as u64;
-        self.topics.values_mut().for_each(|topic| topic.expire(self.now_ms));
-        Outcome::Expired { topic_count }
-    }
-
-    fn put(&mut self, topic: &str, config: &TopicConfig) -> Outcome {
-        let created = !self.topics.contains_key(topic);
-        let known = self.topics.entry(topic.to_owned()).or_default();
-        let requested = config.topic_type;
-        let existing = if known.is_queue { TopicType::Queue } else { TopicType::Log };
-        known.expire(self.now_ms);
-        if !created && existing != requested {
-            return Outcome::Refused(Refusal::TypeDiffers { existing, requested });
-        }
-        known.is_queue = requested == TopicType::Queue;
-        known.window_ms = config.idempotency_window_ms;
-        known.limits = Limits {
-            ttl_ms: config.ttl_ms,
-            cap_records: config.cap_records,
-            cap_bytes: config.cap_bytes,
-            rejects: config.discard == Discard::Reject,
-        };
-        known.expire(self.now_ms);
-        known.keep_within_caps();
-        Outcome::TopicPut { created, config: config.clone() }
-    }
-
-    fn delete(&mut self, topic: &str, if_empty: bool) -> Outcome {
-        if let Some(known) = self.topics.get_mut(topic) {
-            known.expire(self.now_ms);
-        }
-        match self.topics.get(topic) {
-            None => Outcome::TopicDeleted { deleted: false },
-            Some(known) if if_empty && !known.live.is_empty() => {
-                Outcome::Refused(Refusal::NotEmpty { count: known.live.len() as u64 })
-            }
-            Some(_) => {
-                self.topics.remove(topic);
-                Outcome::TopicDeleted { deleted: true }
-            }
-        }
-    }
 }
 
 /// A member: its state, and the checkpoint that it saves.
@@ -295,18 +96,24 @@ impl Model {
 struct Member {
     state: State,
     checkpoint: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Records of every entry applied.
+    log: BTreeMap<EntryId, EntryRecords>,
 }
 
 impl Member {
     fn apply(&mut self, index: u64, stamp_ms: u64, command: &Bytes) -> Outcome {
         let entry = EntryId { term: 1 + index / 100, index };
+        self.log.insert(entry, EntryRecords::parse(command.clone()).expect("own entries can be read"));
         loop {
             match self.state.apply_command(entry, stamp_ms, command) {
                 Ok(applied) => return applied.outcome,
                 Err(NotApplied::Missing(missing)) => {
-                    assert!(!missing.is_empty());
-                    for block in missing {
+                    assert!(!missing.blocks.is_empty() || !missing.entries.is_empty());
+                    for block in missing.blocks {
                         block.topic.supply_block(self.stored_block(&block.topic, block.first_seq));
+                    }
+                    for entry in missing.entries {
+                        self.state.supply_entry(entry, self.log[&entry].clone());
                     }
                 }
                 Err(NotApplied::Malformed(error)) => panic!("own commands can be read: {error}"),
@@ -339,6 +146,32 @@ impl Member {
         SealedBlock { first_seq, bytes: self.checkpoint[&key.encode()].clone().into() }
     }
 
+    /// What a member lists that has looked at everything up to `seen_seq`, also at what is gone.
+    fn look(&self, shared: &SharedTopic, tags: u8, before_seq: Option<u64>, seen_seq: u64) -> Listed {
+        let (mut ranges, mut cursor, mut block) = (Vec::new(), shared.read().earliest_seq - 1, None);
+        while cursor < seen_seq {
+            let located = shared.read().locate(cursor, block.as_ref()).expect("own runs can be read");
+            match located {
+                Located::AtHead => break,
+                Located::BelowEarliest => panic!("nothing moves the floors here"),
+                Located::Cold { block_first_seq } => block = Some(self.stored_block(shared, block_first_seq)),
+                Located::Runs(runs) => {
+                    for run in runs {
+                        let last_seq = seen_seq.min(before_seq.map_or(u64::MAX, |seq| seq.saturating_sub(1)));
+                        cursor = run.last_seq();
+                        if run.first_seq <= last_seq {
+                            let run = Run { count: run.count.min(last_seq + 1 - run.first_seq), ..run };
+                            match_run(&run, &self.log[&run.entry], &tag_match(tags), &mut ranges)
+                                .expect("own records");
+                        }
+                    }
+                }
+            }
+        }
+        let late = Some(LateMatch { seen_seq, tags: tag_match(tags) });
+        Listed { epoch: shared.epoch, ranges, late }
+    }
+
     /// Every live seq of a topic with its time in order of its runs, from memory and checkpoint.
     fn live(&self, topic: &str) -> Vec<(u64, u64)> {
         let Some(shared) = self.state.catalog().get(topic) else { return Vec::new() };
@@ -354,6 +187,7 @@ impl Member {
                 }
                 Located::Runs(runs) => {
                     for run in runs {
+                        assert!(run.first_seq > cursor && run.count > 0);
                         live.extend((run.first_seq..=run.last_seq()).map(|seq| (seq, run.ts_ms)));
                         cursor = run.last_seq();
                     }
@@ -383,7 +217,7 @@ impl Member {
             let held = shared.read();
             let expected = (topic.head, topic.earliest_seq(), topic.live.len() as u64, topic.bytes());
             prop_assert_eq!((held.head_seq, held.earliest_seq, held.count, held.bytes), expected, "{}", name);
-            let evict_floor = topic.gone.last().map_or(1, |(record, _)| record.seq + 1);
+            let evict_floor = topic.gone.iter().map(|(record, _)| record.seq + 1).max().unwrap_or(1);
             prop_assert_eq!(held.floors.evict(), evict_floor, "{}", name);
         }
         let due = model.topics.values().filter(|topic| topic.limits.ttl_ms > 0);
@@ -432,7 +266,10 @@ fn append(topic: &str, count: usize, create: bool, expect: Option<u64>, key: Opt
         expect_head_seq: expect,
         idempotency_key: key.as_deref(),
     };
-    Draft::append(&append, data.iter().map(|data| Record { data, ..Record::default() }), 0)
+    let tags: Vec<Option<String>> = (0..count).map(|number| record_tag(number).map(tag_text)).collect();
+    let records =
+        data.iter().zip(&tags).map(|(data, tag)| Record { data, tag: tag.as_deref(), ..Record::default() });
+    Draft::append(&append, records, 0)
 }
 
 fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
@@ -491,6 +328,23 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                     ..TopicConfig::default()
                 };
                 (Draft::put_topic(&name(topic), &config), model.put(&name(topic), &config))
+            }
+            Step::DeleteRecords { topic, before, tags, seen } => {
+                let topic = name(topic);
+                let head = model.topics.get(&topic).map_or(0, |topic| topic.head);
+                let part = |part: f64| (part * head as f64) as u64;
+                let before_seq =
+                    if tags.is_none() { Some(before.map_or(head + 1, part)) } else { before.map(part) };
+                let listed = tags.and_then(|tags| {
+                    let shared = steady.state.catalog().get(&topic)?;
+                    let seen_seq = part(seen).min(head);
+                    Some(steady.look(&shared, tags, before_seq, seen_seq))
+                });
+                if tags.is_some() && listed.is_none() {
+                    continue;
+                }
+                let delete = DeleteRecords { topic: &topic, before_seq, listed };
+                (Draft::delete_records(&delete), model.delete_records(&topic, before_seq, tags))
             }
             Step::Expire => (Draft::expire(), model.expire()),
             Step::Delete { topic, if_empty } => {

@@ -4,11 +4,13 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 use crate::api::query::parse_consistency;
 use crate::api::shape::{Text, Unsigned, parse_object};
 use crate::engine::PageQuery;
 use crate::error::Error;
+use crate::filter::Filter;
 use crate::limits::{
     DEFAULT_PAGE_BYTES, DEFAULT_PAGE_RECORDS, MAX_NODE_LABELS, MAX_PAGE_BYTES, MAX_PAGE_RECORDS, MAX_WAIT_MS,
 };
@@ -34,6 +36,8 @@ struct DiffBody<'a> {
     #[serde(default)]
     epoch: Option<u64>,
     #[serde(borrow, default)]
+    filter: Option<&'a RawValue>,
+    #[serde(borrow, default)]
     consistency: Option<Text<'a>>,
 }
 
@@ -58,6 +62,7 @@ pub fn parse_diff(json: &[u8]) -> Result<(PageQuery, Shown), Error> {
         limit: clamp(body.limit, DEFAULT_PAGE_RECORDS, MAX_PAGE_RECORDS),
         max_bytes: clamp(body.max_batch_bytes, DEFAULT_PAGE_BYTES, MAX_PAGE_BYTES),
         drop_nodes: body.node.map_or(Vec::new(), |labels| labels.0),
+        filter: body.filter.map(|json| Filter::parse(json.get())).transpose()?,
         epoch: body.epoch,
         consistency: parse_consistency(body.consistency.as_ref().map(Text::as_str))?,
         wait_ms: body.wait_ms.map_or(0, |it| it.0.min(MAX_WAIT_MS)),
@@ -180,6 +185,8 @@ mod tests {
             r#"{"include_tags":1}"#,
             r#"{"include_meta":"true"}"#,
             r#"{"epoch":-1}"#,
+            r#"{"filter":1}"#,
+            r#"{"filter":["tag","Eq"]}"#,
             r#"{"consistency":"STRONG"}"#,
             r#"{"consistency":1}"#,
         ] {
@@ -188,6 +195,14 @@ mod tests {
         assert!(parse(r#"{"from_seq":3,"later":{"x":[null]}}"#).is_ok());
         let (query, _) = parse(r#"{"from_seq":0,"from_ts":17}"#).unwrap();
         assert_eq!((query.from_seq, query.from_ts_ms), (0, Some(17)));
+    }
+
+    #[test]
+    fn a_filter_is_a_tuple_or_a_tag() {
+        let filter = |json: &str| parse(json).unwrap().0.filter.map(|filter| filter.to_string());
+        assert_eq!(filter(r#"{"filter": ["data.n", "Gt", 1.0]}"#).as_deref(), Some(r#"["data.n","Gt",1.0]"#));
+        assert_eq!(filter(r#"{"filter":"m:*"}"#).as_deref(), Some(r#"["tag","Glob","m:*"]"#));
+        assert_eq!(filter(r#"{"filter":null}"#), None);
     }
 
     proptest! {

@@ -5,6 +5,7 @@ pub mod append_body;
 pub mod append_many;
 pub mod append_many_body;
 pub mod cluster;
+pub mod delete;
 pub mod diff;
 pub mod diff_body;
 pub mod frame;

@@ -1,7 +1,7 @@
 //! What to watch, as a client says it: the body of `POST /v0/watch` and a WebSocket's `subscribe` (contract
 //! sections 17.1 and 18).
 //!
-//! Filters are to be read here too, into the `View` of each topic.
+//! Filters are refused here, until they are part of the `View` of each topic.
 
 use std::fmt;
 
@@ -30,6 +30,18 @@ struct TopicBody {
     tail: Option<bool>,
     #[serde(default)]
     epoch: Option<u64>,
+    #[serde(default, rename = "filter")]
+    _filter: Option<NoFilter>,
+}
+
+/// Refused, as long as streams cannot filter: one that is ignored would deliver what it must not.
+#[derive(Debug, Clone, Copy)]
+struct NoFilter;
+
+impl<'de> Deserialize<'de> for NoFilter {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(D::Error::custom("`filter` is not taken by streams yet"))
+    }
 }
 
 impl TopicBody {
@@ -106,6 +118,8 @@ struct WatchBody<'a> {
     #[serde(default)]
     include_data: Option<bool>,
     /// Only its type matters: there are no copies yet that have an origin to show.
+    #[serde(default, rename = "filter")]
+    _filter: Option<NoFilter>,
     #[serde(default, rename = "include_origin")]
     _include_origin: Option<bool>,
     #[serde(default)]
@@ -157,7 +171,9 @@ impl WatchRequest {
         let body: WatchBody<'_> = parse_object(json)?;
         let topics = match (body.topic, body.topics) {
             (Some(topic), None) => {
-                let start = TopicBody { from_seq: body.from_seq, tail: body.tail, epoch: body.epoch }.start();
+                let start =
+                    TopicBody { from_seq: body.from_seq, tail: body.tail, epoch: body.epoch, _filter: None }
+                        .start();
                 Topics { kept: vec![(topic.as_str().to_owned(), start)], count: 1 }
             }
             (None, Some(topics)) => topics,
@@ -282,6 +298,8 @@ mod tests {
             r#"{"topics":{"t":{"tail":1}}}"#,
             r#"{"topics":{"t":{}},"consistency":"Strong"}"#,
             r#"{"topics":{"t":{}},"limit":-1}"#,
+            r#"{"topics":{"t":{}},"filter":"x"}"#,
+            r#"{"topics":{"t":{"filter":["tag","Eq","x"]}}}"#,
         ] {
             assert!(post(bad).is_err(), "{bad}");
         }

@@ -1,0 +1,73 @@
+//! `POST /v0/topics/{topic}/delete`: remove records (contract section 12).
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::api::Api;
+use crate::api::call::{Delete, TopicCall};
+use crate::api::reply::{Answer, Reply};
+use crate::api::shape::parse_object;
+use crate::error::Error;
+use crate::filter::TagMatch;
+
+#[derive(Debug, Deserialize)]
+struct DeleteBody<'a> {
+    #[serde(default)]
+    before_seq: Option<u64>,
+    #[serde(borrow, default, rename = "match")]
+    tags: Option<&'a RawValue>,
+}
+
+fn parse_delete(json: &[u8]) -> Result<(Option<u64>, Option<TagMatch>), Error> {
+    let body: DeleteBody<'_> = parse_object(json)?;
+    let tags = body.tags.map(|json| TagMatch::parse(json.get())).transpose()?;
+    if body.before_seq.is_none() && tags.is_none() {
+        return Err(Error::invalid("`before_seq` or `match` must say what to delete"));
+    }
+    Ok((body.before_seq, tags))
+}
+
+pub async fn delete(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Delete>) -> Answer {
+    let (before_seq, tags) = parse_delete(call.json()?)?;
+    api.engine.admit()?;
+    let deleted = api.engine.delete_records(&topic, before_seq, tags).await?;
+    let mut reply = Reply::new(call.arrived, 256);
+    reply.json.field("topic", topic.as_str());
+    reply.json.field("deleted", deleted.deleted);
+    reply.json.field("earliest_seq", deleted.earliest_seq);
+    reply.json.field("head_seq", deleted.head_seq);
+    reply.json.field("count", deleted.count);
+    reply.json.field("bytes", deleted.bytes);
+    Ok(reply.finish(StatusCode::OK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delete_says_what_it_means() {
+        // C-DEL-04, C-DEL-11
+        let parse = |json: &str| parse_delete(json.as_bytes());
+        let glob = TagMatch::Glob("m:".to_owned());
+        assert_eq!(parse(r#"{"before_seq":7}"#), Ok((Some(7), None)));
+        assert_eq!(parse(r#"{"match":["tag","Glob","m:*"],"x":1}"#), Ok((None, Some(glob.clone()))));
+        assert_eq!(parse(r#"{"match":"m:*","before_seq":0}"#), Ok((Some(0), Some(glob))));
+        for bad in [
+            "{}",
+            "[]",
+            "",
+            r#"{"before_seq":-1}"#,
+            r#"{"before_seq":1.5}"#,
+            r#"{"before_seq":"1"}"#,
+            r#"{"match":1}"#,
+            r#"{"match":["tag","In",["x"]]}"#,
+            r#"{"match":["node","Eq","x"]}"#,
+            r#"{"match":null}"#,
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Filters: what a reader wants to see of a topic (contract section 14).
+//!
+//! A filter is read once, from the JSON text of its tuple form, and then asked about every record. It looks at
+//! stored bytes: headers, and the raw JSON of `meta` and `data`, of which only the values that it names are
+//! walked to. It is total: whatever a record holds, the answer is true or false.
+//!
+//! Its stored form is its canonical text, which is also how it is echoed.
+
+mod json;
+mod number;
+mod parse;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::cmp::Ordering;
+
+pub use parse::TagMatch;
+
+use crate::record::Record;
+use json::{Found, elements, member, value};
+use number::cmp_numbers;
+
+/// A condition on records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Filter {
+    And(Vec<Filter>),
+    Or(Vec<Filter>),
+    Not(Box<Filter>),
+    Leaf(Field, Op),
+}
+
+/// What a leaf looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Field {
+    Tag,
+    Node,
+    Key,
+    Channel,
+    /// Value of this key of `meta`.
+    Meta(String),
+    Data(Path),
+}
+
+/// A way into `data`: as it was written, and its steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Path {
+    text: String,
+    steps: Vec<String>,
+}
+
+/// What a leaf asks of the value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    Eq(Scalar),
+    NotEq(Scalar),
+    /// A string that starts with this.
+    Glob(String),
+    In(Vec<Scalar>),
+    Exists(bool),
+    /// Of the same type as the bound, and in this order to it.
+    Order(OrderOp, Scalar),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OrderOp {
+    Lt,
+    Lte,
+    Gt,
+    Gte,
+}
+
+impl OrderOp {
+    fn holds(self, order: Ordering) -> bool {
+        match self {
+            OrderOp::Lt => order.is_lt(),
+            OrderOp::Lte => order.is_le(),
+            OrderOp::Gt => order.is_gt(),
+            OrderOp::Gte => order.is_ge(),
+        }
+    }
+}
+
+/// A value that a filter compares with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scalar {
+    Null,
+    Bool(bool),
+    /// As it was written; it may have any size.
+    Number(String),
+    Text(String),
+}
+
+impl Scalar {
+    fn equals(&self, found: &Found<'_>) -> bool {
+        match (self, found) {
+            (Scalar::Null, Found::Null) => true,
+            (Scalar::Bool(one), Found::Bool(other)) => one == other,
+            (Scalar::Number(_), Found::Number(_)) | (Scalar::Text(_), Found::Text(_)) => {
+                self.order_of(found) == Some(Ordering::Equal)
+            }
+            _ => false,
+        }
+    }
+
+    /// How `found` compares with this; `None` if they are not two numbers or two strings.
+    fn order_of(&self, found: &Found<'_>) -> Option<Ordering> {
+        match (self, found) {
+            (Scalar::Number(bound), Found::Number(found)) => Some(cmp_numbers(found, bound.as_bytes())),
+            (Scalar::Text(bound), Found::Text(found)) => Some((**found).cmp(bound.as_bytes())),
+            _ => None,
+        }
+    }
+}
+
+impl Filter {
+    /// Whether `record` passes.
+    pub fn matches(&self, record: &Record<'_>) -> bool {
+        match self {
+            Filter::And(all) => all.iter().all(|filter| filter.matches(record)),
+            Filter::Or(any) => any.iter().any(|filter| filter.matches(record)),
+            Filter::Not(filter) => !filter.matches(record),
+            Filter::Leaf(field, op) => op.holds(field.find(record)),
+        }
+    }
+}
+
+impl Field {
+    fn find<'a>(&self, record: &Record<'a>) -> Option<Found<'a>> {
+        let text = |header: Option<&'a str>| Some(Found::Text(Cow::Borrowed(header?.as_bytes())));
+        match self {
+            Field::Tag => text(record.tag),
+            Field::Node => text(record.node),
+            Field::Key => text(record.key),
+            Field::Channel => text(record.channel),
+            Field::Meta(key) => member(record.meta?.as_bytes(), key.as_bytes()).and_then(value),
+            Field::Data(path) => {
+                let mut json = record.data.as_bytes();
+                for step in &path.steps {
+                    json = match json.trim_ascii_start().first()? {
+                        b'{' => member(json, step.as_bytes())?,
+                        b'[' => elements(json).nth(array_index(step)?)?,
+                        _ => return None,
+                    };
+                }
+                value(json)
+            }
+        }
+    }
+}
+
+/// The place in an array that a step names: a number without superfluous zeros.
+fn array_index(step: &str) -> Option<usize> {
+    let is_number = step == "0" || (!step.starts_with('0') && step.bytes().all(|byte| byte.is_ascii_digit()));
+    if is_number { step.parse().ok() } else { None }
+}
+
+impl Op {
+    fn holds(&self, found: Option<Found<'_>>) -> bool {
+        let equals = |scalar: &Scalar| found.as_ref().is_some_and(|found| scalar.equals(found));
+        match self {
+            Op::Eq(scalar) => equals(scalar),
+            Op::NotEq(scalar) => !equals(scalar),
+            Op::In(scalars) => scalars.iter().any(equals),
+            Op::Exists(wanted) => found.is_some() == *wanted,
+            Op::Glob(prefix) => {
+                matches!(&found, Some(Found::Text(text)) if text.starts_with(prefix.as_bytes()))
+            }
+            Op::Order(op, bound) => {
+                found.and_then(|found| bound.order_of(&found)).is_some_and(|order| op.holds(order))
+            }
+        }
+    }
+}

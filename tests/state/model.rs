@@ -1,0 +1,256 @@
+//! What the contract says of topics, without any thought for speed.
+
+use std::collections::{BTreeMap, HashMap};
+
+use antiphon::filter::TagMatch;
+use antiphon::limits::RECORD_FRAMING_BYTES;
+use antiphon::state::{Appended, Discard, Outcome, Reason, RecordsDeleted, Refusal, TopicConfig, TopicType};
+
+/// 0 is no limit.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    pub ttl_ms: u64,
+    pub cap_records: u64,
+    pub cap_bytes: u64,
+    pub rejects: bool,
+}
+
+#[derive(Clone, Copy)]
+pub struct ModelRecord {
+    pub seq: u64,
+    pub ts_ms: u64,
+    pub bytes: u64,
+    pub tag: Option<u8>,
+}
+
+#[derive(Default)]
+pub struct ModelTopic {
+    pub head: u64,
+    pub window_ms: u64,
+    pub limits: Limits,
+    pub is_queue: bool,
+    pub keys: HashMap<u8, (u64, Appended)>,
+    pub live: Vec<ModelRecord>,
+    /// What went, and whether it went by age.
+    pub gone: Vec<(ModelRecord, bool)>,
+}
+
+impl ModelTopic {
+    pub fn earliest_seq(&self) -> u64 {
+        self.live.first().map_or(self.head + 1, |record| record.seq)
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.live.iter().map(|record| record.bytes).sum()
+    }
+
+    pub fn lose_oldest(&mut self, by_age: bool) {
+        let oldest = self.live.remove(0);
+        self.gone.push((oldest, by_age));
+    }
+
+    pub fn expire(&mut self, now_ms: u64) {
+        let ttl_ms = self.limits.ttl_ms;
+        while ttl_ms > 0 && self.live.first().is_some_and(|oldest| now_ms - oldest.ts_ms > ttl_ms) {
+            self.lose_oldest(true);
+        }
+    }
+
+    pub fn is_over(&self, more_records: u64, more_bytes: u64) -> bool {
+        let Limits { cap_records, cap_bytes, .. } = self.limits;
+        (cap_records > 0 && self.live.len() as u64 + more_records > cap_records)
+            || (cap_bytes > 0 && self.bytes() + more_bytes > cap_bytes)
+    }
+
+    pub fn keep_within_caps(&mut self) {
+        // Summing up again for every record would take too long here.
+        while !self.limits.rejects && self.is_over(0, 0) {
+            let Limits { cap_records, cap_bytes, .. } = self.limits;
+            let (mut count, mut bytes) = (self.live.len() as u64, self.bytes());
+            while (cap_records > 0 && count > cap_records) || (cap_bytes > 0 && bytes > cap_bytes) {
+                (count, bytes) = (count - 1, bytes - self.live[0].bytes);
+                self.lose_oldest(false);
+            }
+        }
+    }
+
+    /// The gap that a reader at `cursor` is told of: C-GAP-02, C-GAP-03, C-GAP-05.
+    pub fn gap(&self, cursor: u64) -> Option<(u64, u64, Reason)> {
+        let missed = |by_age: bool| {
+            self.gone.iter().any(|(record, went_by_age)| *went_by_age == by_age && record.seq > cursor)
+        };
+        let reason = match (missed(false), missed(true)) {
+            (false, false) => return None,
+            (true, true) => Reason::Mixed,
+            (true, false) => Reason::Cap,
+            (false, true) => Reason::Ttl,
+        };
+        Some((cursor + 1, self.earliest_seq() - 1, reason))
+    }
+
+    /// The cursor for a time: C-DIFF-15; and whether younger records went: C-DIFF-16.
+    pub fn place_of_time(&self, ts_ms: u64) -> (u64, bool) {
+        let first = self.live.iter().find(|record| record.ts_ms >= ts_ms);
+        let is_lost = self.gone.iter().any(|(record, _)| record.ts_ms >= ts_ms);
+        (first.map_or(self.head, |record| record.seq - 1), is_lost)
+    }
+}
+
+/// What the contract says, without any thought for speed.
+#[derive(Default)]
+pub struct Model {
+    pub topics: BTreeMap<String, ModelTopic>,
+    pub now_ms: u64,
+}
+
+/// A third of the records have none.
+pub fn record_tag(number: usize) -> Option<u8> {
+    [None, Some(1), Some(4), None, Some(2), Some(5)][number % 6]
+}
+
+/// Tags of a kind share their start: every fourth is of one.
+pub fn tag_text(tag: u8) -> String {
+    format!("kind-{}/{tag}", tag % 4)
+}
+
+/// 0 to 3 are one tag each, above that all tags of a kind.
+pub fn tag_match(tags: u8) -> TagMatch {
+    if tags < 4 { TagMatch::Eq(tag_text(tags)) } else { TagMatch::Glob(format!("kind-{}/", tags % 4)) }
+}
+
+pub fn record_bytes(number: usize) -> u64 {
+    1 + number as u64 % 5 + RECORD_FRAMING_BYTES
+}
+
+impl Model {
+    pub fn append(
+        &mut self,
+        topic: &str,
+        count: u64,
+        create: bool,
+        expect: Option<u64>,
+        key: Option<u8>,
+    ) -> Outcome {
+        let refused = |refusal| Outcome::Refused(refusal);
+        let created = !self.topics.contains_key(topic);
+        if created && !create {
+            return refused(Refusal::TopicNotFound);
+        }
+        // A keyed write forgets what is over by the window of that moment, for good.
+        if let Some(known) = self.topics.get_mut(topic) {
+            known.expire(self.now_ms);
+            if key.is_some() {
+                known.keys.retain(|_, (ts, _)| self.now_ms - *ts <= known.window_ms);
+            }
+        }
+        if let (Some(known), Some(key)) = (self.topics.get(topic), key)
+            && let Some((_, appended)) = known.keys.get(&key)
+        {
+            return Outcome::Appended(Appended { deduped: true, created: false, ..*appended });
+        }
+        let head_seq = self.topics.get(topic).map_or(0, |topic| topic.head);
+        if expect.is_some_and(|expected| expected != head_seq) {
+            return refused(Refusal::HeadMismatch { head_seq });
+        }
+        let bytes: u64 = (0..count as usize).map(record_bytes).sum();
+        if let Some(known) = self.topics.get(topic).filter(|known| known.limits.rejects) {
+            let Limits { cap_records, cap_bytes, .. } = known.limits;
+            let empty = ModelTopic { limits: known.limits, ..ModelTopic::default() };
+            if empty.is_over(count, bytes) {
+                return refused(Refusal::AboveCaps { cap_records, cap_bytes });
+            }
+            if known.is_over(count, bytes) {
+                let earliest_seq = known.earliest_seq();
+                return refused(Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq });
+            }
+        }
+        let now_ms = self.now_ms;
+        let topic = self.topics.entry(topic.to_owned()).or_insert_with(|| ModelTopic {
+            window_ms: TopicConfig::default().idempotency_window_ms,
+            ..ModelTopic::default()
+        });
+        topic.head += count;
+        let first_seq = topic.head - count + 1;
+        let records = (0..count as usize).map(|number| ModelRecord {
+            seq: first_seq + number as u64,
+            ts_ms: now_ms,
+            bytes: record_bytes(number),
+            tag: record_tag(number),
+        });
+        topic.live.extend(records);
+        topic.keep_within_caps();
+        let appended = Appended { first_seq, count, head_seq: topic.head, created, deduped: false };
+        if let Some(key) = key.filter(|_| topic.window_ms > 0) {
+            topic.keys.insert(key, (now_ms, appended));
+        }
+        Outcome::Appended(appended)
+    }
+
+    pub fn expire(&mut self) -> Outcome {
+        let due = self.topics.values().filter(|topic| {
+            let oldest = topic.live.first().filter(|_| topic.limits.ttl_ms > 0);
+            oldest.is_some_and(|oldest| self.now_ms - oldest.ts_ms > topic.limits.ttl_ms)
+        });
+        let topic_count = due.count() as u64;
+        self.topics.values_mut().for_each(|topic| topic.expire(self.now_ms));
+        Outcome::Expired { topic_count }
+    }
+
+    pub fn put(&mut self, topic: &str, config: &TopicConfig) -> Outcome {
+        let created = !self.topics.contains_key(topic);
+        let known = self.topics.entry(topic.to_owned()).or_default();
+        let requested = config.topic_type;
+        let existing = if known.is_queue { TopicType::Queue } else { TopicType::Log };
+        known.expire(self.now_ms);
+        if !created && existing != requested {
+            return Outcome::Refused(Refusal::TypeDiffers { existing, requested });
+        }
+        known.is_queue = requested == TopicType::Queue;
+        known.window_ms = config.idempotency_window_ms;
+        known.limits = Limits {
+            ttl_ms: config.ttl_ms,
+            cap_records: config.cap_records,
+            cap_bytes: config.cap_bytes,
+            rejects: config.discard == Discard::Reject,
+        };
+        known.expire(self.now_ms);
+        known.keep_within_caps();
+        Outcome::TopicPut { created, config: config.clone() }
+    }
+
+    /// Without `tags` it is all records.
+    pub fn delete_records(&mut self, topic: &str, before_seq: Option<u64>, tags: Option<u8>) -> Outcome {
+        let Some(known) = self.topics.get_mut(topic) else { return Outcome::Refused(Refusal::TopicNotFound) };
+        known.expire(self.now_ms);
+        let count_before = known.live.len();
+        let goes = |record: &ModelRecord| {
+            let by_tag =
+                tags.is_none_or(|tags| record.tag.is_some_and(|tag| tag_match(tags).matches(&tag_text(tag))));
+            by_tag && before_seq.is_none_or(|before_seq| record.seq < before_seq)
+        };
+        known.live.retain(|record| !goes(record));
+        Outcome::RecordsDeleted(RecordsDeleted {
+            deleted: (count_before - known.live.len()) as u64,
+            earliest_seq: known.earliest_seq(),
+            head_seq: known.head,
+            count: known.live.len() as u64,
+            bytes: known.bytes(),
+        })
+    }
+
+    pub fn delete(&mut self, topic: &str, if_empty: bool) -> Outcome {
+        if let Some(known) = self.topics.get_mut(topic) {
+            known.expire(self.now_ms);
+        }
+        match self.topics.get(topic) {
+            None => Outcome::TopicDeleted { deleted: false },
+            Some(known) if if_empty && !known.live.is_empty() => {
+                Outcome::Refused(Refusal::NotEmpty { count: known.live.len() as u64 })
+            }
+            Some(_) => {
+                self.topics.remove(topic);
+                Outcome::TopicDeleted { deleted: true }
+            }
+        }
+    }
+}
