@@ -92,6 +92,8 @@ struct Key {
     grants: Vec<Grant>,
     /// Requests under way.
     inflight: AtomicUsize,
+    /// Streams that are open.
+    streams: AtomicUsize,
 }
 
 /// Why the setting `api_keys` cannot be used. Names the entry by its ordinal only: its text is secret.
@@ -140,7 +142,12 @@ impl Keys {
             let digest = digest_of(secret);
             match keys.iter_mut().find(|key| key.digest == digest) {
                 Some(key) => key.grants.push(grant),
-                None => keys.push(Key { digest, grants: vec![grant], inflight: AtomicUsize::new(0) }),
+                None => keys.push(Key {
+                    digest,
+                    grants: vec![grant],
+                    inflight: AtomicUsize::new(0),
+                    streams: AtomicUsize::new(0),
+                }),
             }
         }
         Ok(Keys { keys: keys.into_iter().map(Arc::new).collect() })
@@ -194,16 +201,18 @@ impl fmt::Debug for Caller {
     }
 }
 
-/// A place among the requests of a key that are under way; dropping it gives it back.
+/// A place among the requests or the streams of a key that are under way; dropping it gives it back.
 #[must_use]
 pub struct Place {
-    key: Option<Arc<Key>>,
+    counted: Option<(Arc<Key>, Counter)>,
 }
+
+type Counter = fn(&Key) -> &AtomicUsize;
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(key) = &self.key {
-            key.inflight.fetch_sub(1, Ordering::AcqRel);
+        if let Some((key, counter)) = &self.counted {
+            counter(key).fetch_sub(1, Ordering::AcqRel);
         }
     }
 }
@@ -212,12 +221,28 @@ impl Caller {
     /// Takes a place among the at most `max` requests of the caller's key (0: any number). 429 `throttled`
     /// if all are taken (C-LIMIT-09). Without keys there is nothing to count by.
     pub fn enter(&self, max: usize) -> Result<Place, Error> {
-        let Some(key) = self.key.as_ref().filter(|_| max > 0) else { return Ok(Place { key: None }) };
-        let place = Place { key: Some(key.clone()) };
-        if key.inflight.fetch_add(1, Ordering::AcqRel) < max {
+        self.count(|key| &key.inflight, max, "max_inflight_per_key")
+    }
+
+    /// The same among its streams (C-LIMIT-08).
+    pub fn enter_stream(&self, max: usize) -> Result<Place, Error> {
+        self.count(|key| &key.streams, max, "max_sse_connections_per_key")
+    }
+
+    fn count(&self, counter: Counter, max: usize, limit: &str) -> Result<Place, Error> {
+        let Some(key) = self.key.as_ref().filter(|_| max > 0) else { return Ok(Place { counted: None }) };
+        let place = Place { counted: Some((key.clone(), counter)) };
+        if counter(key).fetch_add(1, Ordering::AcqRel) < max {
             return Ok(place);
         }
-        Err(Error::over_limit("max_inflight_per_key", max as u64))
+        Err(Error::over_limit(limit, max as u64))
+    }
+
+    /// What binds the thing of this name to the caller's key, and tells nobody the key or its digest; `None` if
+    /// authentication is off. The same at every member.
+    pub fn binding(&self, name: &str) -> Option<[u8; 32]> {
+        let key = self.key.as_ref()?;
+        Some(Sha256::new().chain_update(key.digest).chain_update(name.as_bytes()).finalize().into())
     }
 
     /// Whether the caller has `scope`, on `name` if there is one.
@@ -374,6 +399,30 @@ mod tests {
         let _again = caller("a").enter(2).unwrap();
         let off = Keys::default().authenticate(None).unwrap();
         let _places: Vec<Place> = (0..10).map(|_| off.enter(1).unwrap()).collect();
+    }
+
+    #[test]
+    fn streams_of_a_key_are_counted_beside_its_requests() {
+        // C-LIMIT-08, C-LIMIT-09
+        let keys = Keys::parse("a").unwrap();
+        let caller = keys.authenticate(Some("a")).unwrap();
+        let stream = caller.enter_stream(1).unwrap();
+        let _request = caller.enter(1).unwrap();
+        let error = caller.enter_stream(1).err().expect("all places are taken");
+        assert_eq!(error, Error::over_limit("max_sse_connections_per_key", 1));
+        drop(stream);
+        let _again = caller.enter_stream(1).unwrap();
+    }
+
+    #[test]
+    fn a_binding_is_of_one_key_and_one_name() {
+        // C-WATCH-06
+        let keys = Keys::parse("a,b").unwrap();
+        let binding = |key, name| keys.authenticate(Some(key)).unwrap().binding(name);
+        assert!(binding("a", "w").is_some());
+        assert_eq!(binding("a", "w"), binding("a", "w"));
+        assert!(binding("a", "w") != binding("b", "w") && binding("a", "w") != binding("a", "v"));
+        assert_eq!(Keys::default().authenticate(None).unwrap().binding("w"), None);
     }
 
     #[test]

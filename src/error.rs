@@ -63,6 +63,7 @@ codes! {
     CommitUnknown = 20, 503, "commit_unknown";
     TopicFull = 21, 422, "topic_full";
     IdempotencyConflict = 22, 409, "idempotency_conflict";
+    NotAcceptable = 23, 406, "not_acceptable";
 }
 
 /// One refusal, as a client will see it.

@@ -41,6 +41,14 @@ pub const MAX_PAGE_EXAMINED: usize = 10_000;
 pub const MAX_PAGE_EXAMINED_BYTES: usize = 64 << 20;
 /// Longest wait of a long poll, in milliseconds.
 pub const MAX_WAIT_MS: u64 = 30_000;
+/// Topics of one watch, and of one WebSocket.
+pub const MAX_TOPICS_PER_WATCH: usize = 256;
+/// Bounds of the time after which an idle stream shows a sign of life, in milliseconds.
+pub const MIN_HEARTBEAT_MS: u64 = 1000;
+pub const MAX_HEARTBEAT_MS: u64 = 60_000;
+/// Publishes of one WebSocket that may wait for their turn, and their bytes (one always fits).
+pub const MAX_WAITING_PUBLISHES: usize = 64;
+pub const MAX_WAITING_PUBLISH_BYTES: usize = 4 << 20;
 /// Labels in the `node` field of one read.
 pub const MAX_NODE_LABELS: usize = 64;
 

@@ -137,12 +137,16 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         request_timeout: Duration::from_millis(settings.request_timeout_ms),
         quorum_loss_after: Duration::from_millis(2 * settings.election_timeout_max_ms + 1000),
         limits: ClusterLimits { max_topics: settings.max_topics, max_total_bytes: settings.max_total_bytes },
+        max_watch_sessions: settings.max_watch_sessions,
+        watch_session_ttl: Duration::from_millis(settings.watch_session_ttl_ms),
+        max_streams: settings.max_sse_connections,
     };
     let engine = Engine::new(node.clone(), storage.log.clone(), hub, random, options);
     let limits = ApiLimits {
         max_body_bytes: settings.max_body_bytes,
         probe_auth: settings.probe_auth,
         max_inflight_per_key: settings.max_inflight_per_key,
+        max_streams_per_key: settings.max_sse_connections_per_key,
         ..ApiLimits::default()
     };
     let api = Api { engine: engine.clone(), keys: Arc::new(keys), limits };
@@ -175,7 +179,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         engine.drain();
         node.hand_over(HAND_OVER_TIMEOUT).await;
         let _ = stop_clients.send(true);
-        if tokio::time::timeout(DRAIN_TIMEOUT, &mut serving).await.is_err() {
+        // A WebSocket is no request any more.
+        let all_ended = async { tokio::join!(&mut serving, engine.streams_ended()) };
+        if tokio::time::timeout(DRAIN_TIMEOUT, all_ended).await.is_err() {
             tracing::warn!("some requests did not end in time; their clients must ask again");
         }
     }

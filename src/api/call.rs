@@ -43,7 +43,7 @@ pub struct Gate {
 
 impl Gate {
     /// `max_body_bytes`, where 0 means unlimited.
-    fn max_body_bytes(&self) -> usize {
+    pub fn max_body_bytes(&self) -> usize {
         if self.limits.max_body_bytes == 0 { usize::MAX } else { self.limits.max_body_bytes }
     }
 
@@ -159,6 +159,40 @@ where
             Ok((caller, topic)) => Ok(TopicCall { call: arrival.receive(&gate, caller).await?, topic }),
             Err(error) => Err(arrival.refuse(&gate, error).await),
         }
+    }
+}
+
+/// A request for an event stream; its caller is known, and has the scope to read. It has no body that matters.
+pub struct StreamCall {
+    pub caller: Caller,
+    pub parts: Parts,
+    /// The variable part of the path.
+    pub name: String,
+}
+
+impl<S> FromRequest<S> for StreamCall
+where
+    S: Send + Sync,
+    Gate: FromRef<S>,
+{
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        let gate = Gate::from_ref(state);
+        let mut arrival = Arrival::new(request);
+        let name = arrival.path_name().await;
+        let parts = arrival.parts;
+        // A browser's event source cannot send headers (C-AUTH-17).
+        let token = match parts.headers.contains_key(AUTHORIZATION) {
+            true => None,
+            false => Query::new(parts.uri.query()).text("token")?.map(|token| token.into_owned()),
+        };
+        let caller = match &token {
+            Some(token) => gate.keys.authenticate(Some(token))?,
+            None => gate.authenticate(&parts.headers)?,
+        };
+        caller.check(Scope::Read, None)?;
+        Ok(StreamCall { caller, parts, name: name? })
     }
 }
 

@@ -35,7 +35,7 @@ fn parse(cursor: &str) -> Option<String> {
     is_topic_name(name).then(|| name.to_owned())
 }
 
-fn encode_base64(bytes: &[u8]) -> String {
+pub fn encode_base64(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
         let word =
@@ -48,7 +48,7 @@ fn encode_base64(bytes: &[u8]) -> String {
 }
 
 /// Strict: no padding, no other characters, no stray bits at the end.
-fn decode_base64(text: &str) -> Option<Vec<u8>> {
+pub fn decode_base64(text: &str) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3 + 2);
     for chunk in text.as_bytes().chunks(4) {
         let mut word = 0u32;

@@ -85,6 +85,19 @@ impl JsonWriter {
         self.bytes.put_u8(b'}');
     }
 
+    /// Text around JSON: what a line of an event stream begins with.
+    pub fn text_as_is(&mut self, text: &str) {
+        self.bytes.put_slice(text.as_bytes());
+    }
+
+    /// Writes a field under a name that is not ours.
+    pub fn field_named(&mut self, name: &str, value: impl ToJson) {
+        self.separate();
+        self.text(name);
+        self.bytes.put_u8(b':');
+        value.write(self);
+    }
+
     pub fn finish(self) -> Bytes {
         self.bytes.freeze()
     }

@@ -19,7 +19,9 @@ mod refusal_io;
 mod reply;
 mod serve;
 mod shape;
+mod sse;
 mod v0;
+mod write_progress;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +49,8 @@ pub struct ApiLimits {
     pub probe_auth: bool,
     /// Requests of one key that may be under way; 0 means unlimited.
     pub max_inflight_per_key: usize,
+    /// Streams of one key that may be open; 0 means unlimited.
+    pub max_streams_per_key: usize,
     /// Time that any body may take to come.
     pub body_grace: Duration,
 }
@@ -57,6 +61,7 @@ impl Default for ApiLimits {
             max_body_bytes: 0,
             probe_auth: false,
             max_inflight_per_key: 0,
+            max_streams_per_key: 0,
             body_grace: Duration::from_millis(BODY_GRACE_MS),
         }
     }
@@ -90,6 +95,9 @@ fn v0_routes() -> Router<Api> {
         )
         .route("/v0/append", post(v0::append_many::append_many))
         .route("/v0/topics/{topic}/diff", post(v0::diff::diff))
+        .route("/v0/watch", post(v0::watch::create))
+        .route("/v0/watch/{wid}", get(v0::watch::open))
+        .route("/v0/ws", get(v0::ws::open))
         .route("/v0/topics/{topic}/delete", post(v0::delete::delete))
         .route("/v0/cluster", get(v0::cluster::get))
         .route("/v0/openapi.json", get(openapi::get))

@@ -69,6 +69,14 @@ const ENDPOINTS: &[Endpoint] = &[
         successes: &[200, 201], refusals: &[404, 409, 422] },
     Endpoint { method: "post", path: "/v0/topics/{topic}/diff", summary: "Read records", scope: Some("read"),
         query: &[], body: Some(("Diff", false)), answer: Some("Page"), successes: &[200], refusals: &[404] },
+    Endpoint { method: "post", path: "/v0/watch", summary: "Make a watch session", scope: Some("read"),
+        query: &[Param::Flag("lenient", false)], body: Some(("Watch", true)), answer: Some("WatchMade"),
+        successes: &[200], refusals: &[404] },
+    Endpoint { method: "get", path: "/v0/watch/{wid}", summary: "The events of a watch session", scope: Some("read"),
+        query: &[Param::Text("cursor"), Param::Text("token")], body: None, answer: Some("Events"), successes: &[200],
+        refusals: &[404, 406] },
+    Endpoint { method: "get", path: "/v0/ws", summary: "A WebSocket for reading and writing", scope: Some("a key"),
+        query: &[], body: None, answer: Some("Socket"), successes: &[101], refusals: &[] },
     Endpoint { method: "post", path: "/v0/topics/{topic}/delete", summary: "Delete records", scope: Some("delete"),
         query: &[], body: Some(("DeleteRecords", true)), answer: Some("RecordsDeleted"), successes: &[200], refusals: &[404] },
     Endpoint { method: "get", path: "/v0/cluster", summary: "Members of the cluster", scope: Some("admin"),
@@ -105,12 +113,22 @@ impl Endpoint {
                 "name": "topic", "in": "path", "required": true, "schema": schema_ref("TopicName")
             }));
         }
+        if self.path.contains("{wid}") {
+            parameters.push(json!({
+                "name": "wid", "in": "path", "required": true, "schema": { "type": "string" }
+            }));
+            parameters.push(json!({
+                "name": "Last-Event-ID", "in": "header", "required": false, "schema": { "type": "string" }
+            }));
+        }
         parameters
     }
 
     fn responses(&self) -> Map<String, Value> {
         let mut responses = Map::new();
         let content = match self.answer {
+            Some("Events") => json!({ "text/event-stream": { "schema": { "type": "string" } } }),
+            Some("Socket") => json!({}),
             Some(answer) => json!({ "application/json": { "schema": schema_ref(answer) } }),
             None => json!({
                 "text/plain": { "schema": { "type": "string" } },
@@ -137,6 +155,7 @@ impl Endpoint {
             "responses": self.responses(),
         });
         match self.scope {
+            Some("a key") => operation["description"] = "Needs a key; each command needs its right.".into(),
             Some(scope) => operation["description"] = format!("Needs the right `{scope}`.").into(),
             None => operation["security"] = json!([{}, { "key": [] }]),
         }

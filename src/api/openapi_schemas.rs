@@ -124,6 +124,28 @@ fn requests() -> Map<String, Value> {
         { "type": "string" },
         { "type": "array", "maxItems": crate::limits::MAX_NODE_LABELS, "items": { "type": "string" } }
     ] });
+    let watch = json!({
+        "type": "object",
+        "required": ["topics"],
+        "properties": {
+            "topics": {
+                "type": "object", "minProperties": 1, "maxProperties": crate::limits::MAX_TOPICS_PER_WATCH,
+                "propertyNames": schema_ref("TopicName"),
+                "additionalProperties": { "type": "object", "properties": {
+                    "from_seq": unsigned(), "tail": { "type": "boolean" }, "epoch": unsigned()
+                } },
+            },
+            "node": text_or_texts,
+            "limit": unsigned(),
+            "max_batch_bytes": unsigned(),
+            "heartbeat_ms": unsigned(),
+            "include_meta": { "type": "boolean" },
+            "include_tags": { "type": "boolean" },
+            "include_data": { "type": "boolean" },
+            "include_origin": { "type": "boolean" },
+            "consistency": schema_ref("Consistency"),
+        },
+    });
     let filter = json!({
         "description": "A tuple [field, op, value], [\"And\", list], [\"Or\", list] or [\"Not\", filter]; a string is short \
                         for a tag, and if it ends in * for the start of one.",
@@ -173,6 +195,7 @@ fn requests() -> Map<String, Value> {
         ("Write", write),
         ("AppendMany", many),
         ("Diff", diff),
+        ("Watch", watch),
         ("DeleteRecords", delete_records),
         ("Filter", filter),
         ("TagMatch", tag_match),
@@ -271,6 +294,15 @@ fn answers() -> Map<String, Value> {
         ),
         ("StoredRecord", object(&[("$seq", unsigned()), ("$ts", unsigned()), ("data", json!(true))])),
         ("Page", page),
+        (
+            "WatchMade",
+            answer(&[
+                ("wid", text()),
+                ("stream_url", text()),
+                ("session_ttl_ms", unsigned()),
+                ("topics", any_object()),
+            ]),
+        ),
         ("Cluster", cluster),
         ("Health", answer(&[("status", text()), ("version", text()), ("uptime_ms", unsigned())])),
         (

@@ -17,7 +17,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::envelope::Envelope;
 use super::refusal_io::RefusalIo;
-use crate::limits::MAX_HEAD_BYTES;
+use super::write_progress::{CountedIo, WriteProgress};
+use crate::limits::{MAX_HEAD_BYTES, MAX_PAGE_BYTES, MAX_RECORD_BYTES};
 
 /// Pause after a connection could not be taken: most often there are no file handles left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -76,15 +77,21 @@ async fn connection(
     head_timeout: Duration,
     mut is_stopping: watch::Receiver<bool>,
 ) {
-    let service = service_fn(move |request| {
+    let progress = Arc::new(WriteProgress::default());
+    let io = CountedIo::new(TokioIo::new(stream), progress.clone());
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         let envelope = envelope.clone();
+        request.extensions_mut().insert(progress.clone());
         async move { Ok::<_, std::convert::Infallible>(envelope.answer(request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_timeout)
         .max_header_size(MAX_HEAD_BYTES)
-        .serve_connection(RefusalIo::new(TokioIo::new(stream)), service)
+        // Room for the largest frame of a stream. hyper asks a body nothing while its buffer is full, not even
+        // whether the reader has become too slow.
+        .max_buf_size(MAX_PAGE_BYTES + MAX_RECORD_BYTES)
+        .serve_connection(RefusalIo::new(io), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     // An error here is the client's: it went away, or sent what is no HTTP and was told so.

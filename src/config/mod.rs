@@ -63,6 +63,13 @@ pub struct Settings {
     pub max_body_bytes: usize,
     /// 0: any number.
     pub max_inflight_per_key: usize,
+    /// 0: any number.
+    pub max_watch_sessions: usize,
+    pub watch_session_ttl_ms: u64,
+    /// 0: any number.
+    pub max_sse_connections: usize,
+    /// 0: any number.
+    pub max_sse_connections_per_key: usize,
     /// Origins as browsers name them, or `*` alone.
     pub cors_allow_origins: Vec<String>,
     /// 0: any number.
@@ -133,6 +140,10 @@ impl Settings {
                 bytes => bytes as usize,
             },
             max_inflight_per_key: given.number("max_inflight_per_key", 0, 1 << 32)? as usize,
+            max_watch_sessions: given.number("max_watch_sessions", 0, 1 << 32)? as usize,
+            watch_session_ttl_ms: given.number("watch_session_ttl_ms", 100, 86_400_000)?,
+            max_sse_connections: given.number("max_sse_connections", 0, 1 << 32)? as usize,
+            max_sse_connections_per_key: given.number("max_sse_connections_per_key", 0, 1 << 32)? as usize,
             cors_allow_origins: given.origins()?,
             max_topics: given.number("max_topics", 0, u64::MAX)?,
             max_total_bytes: given.bytes("max_total_bytes", 0, u64::MAX)?,

@@ -73,6 +73,10 @@ pub const SETTINGS: &[Setting] = &[
     value("request_timeout_ms", "10000", "Longest time that a request may take to reach its outcome"),
     value("max_body_bytes", "64MiB", "Largest request body; 0: as large as a frame between members allows"),
     value("max_inflight_per_key", "1000", "Requests of one key that may be under way; 0: any number"),
+    value("max_watch_sessions", "10000", "Watch sessions at this member; 0: any number"),
+    value("watch_session_ttl_ms", "300000", "How long a watch session without a stream is kept"),
+    value("max_sse_connections", "10000", "Open event streams and WebSockets at this member; 0: any number"),
+    value("max_sse_connections_per_key", "1000", "The same of one key; 0: any number"),
     optional(
         "cors_allow_origins",
         "Origins of web pages that may call this member, https://a.b,... or * (none: none)",

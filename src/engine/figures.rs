@@ -18,6 +18,9 @@ pub struct Figures {
     pub queue_topics: u64,
     pub records_live: u64,
     pub bytes_live: u64,
+    /// Event streams and WebSockets that are open here.
+    pub streams: u64,
+    pub watch_sessions: u64,
     pub is_ready: bool,
     /// 0.0 to 1.0.
     pub replay_progress: f64,
@@ -78,6 +81,8 @@ impl Engine {
             queue_topics: 0,
             records_live: catalog.totals().records(),
             bytes_live: catalog.totals().bytes(),
+            streams: self.stream_count() as u64,
+            watch_sessions: self.session_count() as u64,
             is_ready: readiness.is_ready,
             replay_progress: readiness.replay_progress,
             uptime_ms: self.uptime_ms(),

@@ -7,15 +7,22 @@
 mod cluster_view;
 mod delete;
 mod figures;
+mod follow;
 mod forward;
+mod hub;
+mod lane;
 mod limits;
 mod page;
+mod priority;
 mod propose;
 mod read_index;
 mod readiness;
 mod recency;
+mod session_transfer;
+mod sessions;
+mod streams;
 mod timer;
-mod watch;
+mod watcher;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,15 +32,20 @@ use tokio::time::Instant;
 
 pub use cluster_view::{ClusterView, MemberView};
 pub use figures::{Figures, TopicFigures};
+pub use follow::{EncodeFrame, StartAt, StartPlace, Step};
+pub use hub::{BellHandle, Hub};
+pub use lane::{Frame, View};
 pub use page::{Page, PageQuery, PageRecord, Tombstone};
 pub use propose::Timings;
 pub use read_index::Fence;
 pub use readiness::Readiness;
-pub use watch::Hub;
+pub use sessions::{Binding, OpenStream, Session, SessionTopic, Subscription};
+pub use streams::StreamPlace;
+pub use watcher::{Next, Watcher};
 
 use crate::clock::Random;
 use crate::error::{Code, Error};
-use crate::raft::{Leader, Node};
+use crate::raft::{Leader, Node, PeerHandler};
 use crate::state::{Catalog, ClusterLimits};
 use crate::storage::Log;
 use crate::task;
@@ -57,6 +69,12 @@ pub struct EngineOptions {
     pub quorum_loss_after: Duration,
     /// What the cluster may hold while this member leads.
     pub limits: ClusterLimits,
+    /// Watch sessions that this member holds at most; 0: any number.
+    pub max_watch_sessions: usize,
+    /// How long one without a stream is kept.
+    pub watch_session_ttl: Duration,
+    /// Streams that are open here at most; 0: any number.
+    pub max_streams: usize,
 }
 
 /// The verbs of one member. Clones are cheap and share everything.
@@ -77,6 +95,8 @@ struct Inner {
     read_index: read_index::ReadIndex,
     timer: timer::Timer,
     recency: recency::Recency,
+    watch_sessions: sessions::Sessions,
+    streams: streams::Streams,
     has_caught_up: AtomicBool,
     is_draining: AtomicBool,
     /// Elections that this member has seen, as terms that began while it ran.
@@ -97,6 +117,8 @@ impl Engine {
             timer: timer::Timer::default(),
             sessions: propose::SessionKeeper::default(),
             recency: recency::Recency::default(),
+            watch_sessions: sessions::Sessions::new(options.max_watch_sessions, options.watch_session_ttl),
+            streams: streams::Streams::new(options.max_streams),
             started: Instant::now(),
             has_caught_up: AtomicBool::new(false),
             is_draining: AtomicBool::new(false),
@@ -112,6 +134,9 @@ impl Engine {
         engine.start_keeping_limits();
         task::spawn(engine.clone().count_elections());
         task::spawn(engine.clone().propose_what_is_due());
+        task::spawn(engine.clone().sweep_sessions());
+        let handler: Arc<dyn PeerHandler> = engine.inner.clone();
+        engine.inner.node.set_handler(&handler);
         engine
     }
 
@@ -127,6 +152,11 @@ impl Engine {
 
     pub fn uptime_ms(&self) -> u64 {
         self.inner.started.elapsed().as_millis() as u64
+    }
+
+    /// This machine's clock, Unix milliseconds.
+    pub fn wall_ms(&self) -> u64 {
+        self.inner.node.time().clock().wall_ms()
     }
 
     /// From now on new requests are refused; those under way go on.

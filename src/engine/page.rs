@@ -76,14 +76,14 @@ pub struct Page {
 
 /// Where a topic stood at one moment.
 #[derive(Clone, Copy)]
-struct Standing {
-    head_seq: u64,
-    earliest_seq: u64,
+pub(super) struct Standing {
+    pub head_seq: u64,
+    pub earliest_seq: u64,
     floors: Floors,
 }
 
 impl Standing {
-    fn of(topic: &Topic) -> Self {
+    pub fn of(topic: &Topic) -> Self {
         Standing { head_seq: topic.head_seq, earliest_seq: topic.earliest_seq, floors: topic.floors }
     }
 
@@ -92,23 +92,23 @@ impl Standing {
     }
 
     /// Right before the first live record, as seen from `cursor` below it (C-GAP-03 to C-GAP-06).
-    fn after(self, cursor: u64) -> Start {
+    pub fn after(self, cursor: u64) -> Start {
         let gap = self.floors.gap_after(cursor);
         let tombstone = gap.map(|reason| self.tombstone(cursor + 1, self.earliest_seq - 1, reason.name()));
         Start { standing: self, cursor: cursor.max(self.earliest_seq - 1), tombstone }
     }
 
-    fn recreated(self) -> Start {
+    pub fn recreated(self) -> Start {
         let tombstone = Some(self.tombstone(1, self.head_seq, "recreated"));
         Start { standing: self, cursor: self.earliest_seq - 1, tombstone }
     }
 }
 
 /// Where reading starts.
-struct Start {
+pub(super) struct Start {
     standing: Standing,
-    cursor: u64,
-    tombstone: Option<Tombstone>,
+    pub cursor: u64,
+    pub tombstone: Option<Tombstone>,
 }
 
 /// Why a page could not be read to its end.
@@ -132,12 +132,16 @@ impl Engine {
         let shared = self.catalog().get(topic).ok_or_else(|| Error::topic_not_found(topic))?;
         self.settle(fence, std::slice::from_ref(&shared)).await?;
         let mut scanned = 0;
+        let waiting = (query.wait_ms > 0).then(|| {
+            let bell = self.inner.hub.bell();
+            let listener = bell.listen(shared.epoch, 0);
+            (bell, listener)
+        });
         loop {
-            let listener = (query.wait_ms > 0).then(|| self.inner.hub.listen(shared.epoch));
-            let mut bell = listener.as_ref().map(|listener| Box::pin(listener.notify.notified()));
-            if let Some(bell) = bell.as_mut() {
+            if let Some((bell, listener)) = &waiting {
+                bell.forget_changed();
                 // Listening first, reading second: what is applied in between is not missed.
-                bell.as_mut().enable();
+                listener.rearm();
             }
             let Some(start) = self.place_cursor(&shared, &query).await? else {
                 return Ok(ahead(&shared, &query));
@@ -149,10 +153,10 @@ impl Engine {
             scanned += page.records_scanned;
             page.records_scanned = scanned;
             let has_something = !page.records.is_empty() || page.tombstone.is_some() || !page.caught_up;
-            let Some(bell) = bell.filter(|_| !has_something && !self.is_draining()) else {
+            let Some((bell, _)) = waiting.as_ref().filter(|_| !has_something && !self.is_draining()) else {
                 return Ok(page);
             };
-            if tokio::time::timeout_at(deadline, bell).await.is_err() {
+            if tokio::time::timeout_at(deadline, bell.wait()).await.is_err() {
                 return Ok(page);
             }
             if shared.is_deleted() {
@@ -213,7 +217,7 @@ impl Engine {
     }
 
     /// Reads on from `start`; `None` if what comes there has been taken away since.
-    async fn read_page(
+    pub(super) async fn read_page(
         &self,
         shared: &Arc<SharedTopic>,
         query: &PageQuery,

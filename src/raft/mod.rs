@@ -37,7 +37,7 @@ pub use log::{LogReader, LogStore};
 pub use machine::{Applied, ApplyObserver, Machine};
 pub use membership::{keep_membership, seek_admission};
 pub use node::{Leader, Leadership, MemberStatus, Node, Parts, Timers};
-pub use peer_service::accept_peers;
+pub use peer_service::{PeerHandler, accept_peers};
 pub use peers::{Me, Peer, Peers};
 pub use rpc::{Proposal, ReadPoint, Status};
 pub use runtime::{Runtime, seed_thread};

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,6 +26,7 @@ use super::log::LogStore;
 use super::machine::{Applied, ApplyObserver, Machine};
 use super::membership::{place_of, replacement};
 use super::network::Network;
+use super::peer_service::PeerHandler;
 use super::peers::{Peer, Peers};
 use super::rpc::{self, Body, Kind, Proposal, ReadPoint, Status};
 use super::transfer::Transfers;
@@ -94,6 +95,8 @@ pub struct Node {
     started: Instant,
     /// Whether a majority of the voters has room, as of the last round of statuses.
     quorum_has_room: AtomicBool,
+    /// Weak: whoever handles holds this member.
+    handler: OnceLock<Weak<dyn PeerHandler>>,
 }
 
 /// The settings of openraft.
@@ -153,6 +156,7 @@ impl Node {
             installer,
             started: Instant::now(),
             quorum_has_room: AtomicBool::new(true),
+            handler: OnceLock::new(),
         });
         task::spawn(node.clone().follow_leadership());
         task::spawn(node.clone().follow_statuses());
@@ -334,6 +338,31 @@ impl Node {
     ) -> Result<Option<ReadPoint>, CallError> {
         let reply = peer.call(Lane::Control, Kind::ReadIndex, Body::default(), timeout).await?;
         rpc::decode_read_point(&reply).map_err(|error| CallError::Lost(error.to_string()))
+    }
+
+    /// Has `handler` answer what peers ask that this room knows nothing of. The first one stays, as long as it
+    /// is held elsewhere.
+    pub fn set_handler(&self, handler: &Arc<dyn PeerHandler>) {
+        let _ = self.handler.set(Arc::downgrade(handler));
+    }
+
+    pub(super) fn handler(&self) -> Option<Arc<dyn PeerHandler>> {
+        self.handler.get()?.upgrade()
+    }
+
+    /// Asks the handler of another member, by name. Errors are sentences for people.
+    pub async fn ask_handler(
+        &self,
+        member: &str,
+        request: &[u8],
+        timeout: Duration,
+    ) -> Result<Bytes, String> {
+        let membership = self.membership();
+        let found = membership.iter().find(|(_, other, _)| other.name == member);
+        let (node_id, member, _) = found.ok_or("there is no such member")?;
+        let body = Body::of(|out| out.extend_from_slice(request));
+        let reply = self.peers.peer(*node_id, member).call(Lane::Bulk, Kind::Handler, body, timeout).await;
+        reply.map_err(|error| error.to_string())
     }
 
     /// What this member holds ready for members that lack its state.

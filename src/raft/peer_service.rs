@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use futures_util::{StreamExt, stream};
 use openraft::impls::EntryPayload;
 use parking_lot::Mutex;
@@ -35,6 +36,12 @@ const HOLD_TIME: Duration = Duration::from_millis(20);
 pub trait CallerCheck: Send + Sync + 'static {
     /// Whether the caller is welcome; an error is a sentence for the operators of both.
     fn check(&self, call: &Call) -> Result<(), String>;
+}
+
+/// Answers what members ask each other that this room knows nothing of.
+pub trait PeerHandler: Send + Sync + 'static {
+    /// The answer to a request, at once; an error is a sentence for people.
+    fn handle(&self, request: &[u8]) -> Result<BytesMut, String>;
 }
 
 /// Accepts connections until the listener fails.
@@ -273,6 +280,11 @@ async fn respond(node: &Node, frame: Frame) -> Result<Body, String> {
         Kind::Admit => {
             let application = Application::decode(body).map_err(|error| said(&error))?;
             Ok(consider(node, application).await.encode())
+        }
+        Kind::Handler => {
+            let handler = node.handler().ok_or("this member is starting")?;
+            let answer = handler.handle(body)?;
+            Ok(Body::of(|out| *out = answer))
         }
         kind => Err(format!("{kind:?} is not a request")),
     }

@@ -49,6 +49,8 @@ pub enum Kind {
     TransferEntries = 13,
     /// A member without data asks to be let in.
     Admit = 14,
+    /// For whoever handles what this room does not know: see `PeerHandler`.
+    Handler = 15,
     /// Reply to the request with the same id.
     Reply = 128,
     /// Result of the next AppendEntries of the stream with this id.
@@ -74,6 +76,7 @@ impl Kind {
             12 => Kind::TransferState,
             13 => Kind::TransferEntries,
             14 => Kind::Admit,
+            15 => Kind::Handler,
             128 => Kind::Reply,
             129 => Kind::StreamReply,
             130 => Kind::Failure,

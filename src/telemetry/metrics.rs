@@ -45,7 +45,7 @@ series! {
     QUEUE_TOPICS = "queue_topics", Gauge, "Topics that are queues.";
     QUEUE_LEASES_IN_FLIGHT = "queue_leases_in_flight", Gauge, "Jobs that are leased.";
     GROUPS = "groups", Gauge, "Consumer groups.";
-    SSE_CONNECTIONS = "sse_connections", Gauge, "Open event streams at this member.";
+    SSE_CONNECTIONS = "sse_connections", Gauge, "Open event streams and WebSockets at this member.";
     WATCH_SESSIONS = "watch_sessions", Gauge, "Watch sessions at this member.";
     READY = "ready", Gauge, "1 if this member is ready, else 0.";
     RECOVERY_PROGRESS = "recovery_progress", Gauge, "Share of the log that is applied since the start.";

@@ -24,4 +24,5 @@ mod snapshot;
 mod start;
 mod stop;
 mod storage_full;
+mod streams;
 mod writers;

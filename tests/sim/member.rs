@@ -247,6 +247,9 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
         request_timeout: Duration::from_millis(world.setup.request_timeout_ms),
         quorum_loss_after: Duration::from_millis(2 * world.setup.timers.election_timeout_max_ms + 1000),
         limits: ClusterLimits::default(),
+        max_watch_sessions: 0,
+        watch_session_ttl: Duration::from_secs(300),
+        max_streams: 0,
     };
     let engine = Engine::new(node.clone(), log.clone(), hub, random, options);
     let mut machine = world.machines[number].lock();

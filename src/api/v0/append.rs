@@ -22,13 +22,19 @@ pub const REPLY_ROOM_BYTES: usize = 320;
 pub const SEQ_ROOM_BYTES: usize = 12;
 
 pub async fn append(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Write>) -> Answer {
-    let Prepared { draft, is_creation_forbidden } = prepare(&call, &topic)?;
+    let json = call.json()?;
+    let body = AppendBody::parse(json)?;
+    let header_key = match body.idempotency_key() {
+        Some(_) => None,
+        None => idempotency_key_of_header(&call)?,
+    };
+    let Prepared { draft, is_creation_forbidden } =
+        prepare(&call.caller, &topic, &body, header_key, json.len())?;
     api.engine.admit()?;
     let (outcome, timings) = api.engine.propose(draft).await?;
     match outcome {
         Outcome::Appended(appended) => Ok(reply(&api, &call, &topic, appended, timings)),
-        Outcome::Refused(Refusal::TopicNotFound) if is_creation_forbidden => Err(creation_forbidden(&topic)),
-        Outcome::Refused(refusal) => Err(refusal.into_error(&topic)),
+        Outcome::Refused(refusal) => Err(refusal_error(&topic, refusal, is_creation_forbidden)),
         other => Err(internal(format_args!("an append came out as {other:?}"))),
     }
 }
@@ -41,27 +47,38 @@ pub fn creation_forbidden(topic: &str) -> Error {
     )
 }
 
-struct Prepared {
-    draft: Draft,
-    is_creation_forbidden: bool,
+/// Why nothing was appended.
+pub fn refusal_error(topic: &str, refusal: Refusal, is_creation_forbidden: bool) -> Error {
+    match refusal {
+        Refusal::TopicNotFound if is_creation_forbidden => creation_forbidden(topic),
+        refusal => refusal.into_error(topic),
+    }
 }
 
-fn prepare(call: &Call<Write>, topic: &str) -> Result<Prepared, Error> {
-    let json = call.json()?;
-    let body = AppendBody::parse(json)?;
+/// The command of an append.
+pub struct Prepared {
+    pub draft: Draft,
+    pub is_creation_forbidden: bool,
+}
+
+/// `header_key` is an idempotency key for a body that has none; `size_hint_bytes` is the size of the body.
+pub fn prepare(
+    caller: &Caller,
+    topic: &str,
+    body: &AppendBody<'_>,
+    header_key: Option<&str>,
+    size_hint_bytes: usize,
+) -> Result<Prepared, Error> {
     let config = body.config(topic)?;
-    let idempotency_key = match body.idempotency_key() {
-        Some(key) => Some(key),
-        None => idempotency_key_of_header(call)?,
-    };
+    let idempotency_key = body.idempotency_key().or(header_key);
     let wants_creation = body.creates(config.as_ref());
-    let may_create = config.as_ref().is_none_or(|config| may_create_with(&call.caller, topic, config));
+    let may_create = config.as_ref().is_none_or(|config| may_create_with(caller, topic, config));
     let create = match wants_creation && may_create {
         true => Create::With(config.unwrap_or_default()),
         false => Create::Never,
     };
     Ok(Prepared {
-        draft: body.draft(topic, create, idempotency_key, json.len()),
+        draft: body.draft(topic, create, idempotency_key, size_hint_bytes),
         is_creation_forbidden: wants_creation && !may_create,
     })
 }

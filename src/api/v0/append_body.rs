@@ -128,6 +128,10 @@ impl<'a> AppendBody<'a> {
         self.config.map(|config| parse_config(config.get().as_bytes(), topic)).transpose()
     }
 
+    pub fn has_config(&self) -> bool {
+        self.config.is_some()
+    }
+
     /// Whether an absent topic is to be made, given the configuration in the body (C-WRITE-03).
     pub fn creates(&self, config: Option<&TopicConfig>) -> bool {
         self.create.unwrap_or_else(|| config.is_none_or(|config| config.auto_create))

@@ -9,6 +9,7 @@ use crate::api::call::{Read, TopicCall};
 use crate::api::json::{JsonWriter, Raw, ToJson};
 use crate::api::problem::internal;
 use crate::api::reply::{Answer, Reply};
+use crate::codec::Malformed;
 use crate::engine::{Page, PageRecord, Tombstone};
 use crate::error::Error;
 use crate::record::Record;
@@ -34,8 +35,16 @@ fn stored(record: &PageRecord) -> &[u8] {
     record.entry.record(record.position).unwrap_or_default()
 }
 
-fn records_bytes(page: &Page) -> usize {
+pub fn records_bytes(page: &Page) -> usize {
     page.records.iter().map(|record| RECORD_ROOM_BYTES + stored(record).len()).sum()
+}
+
+/// A record's content; `damage` tells if it has not the form that was written.
+pub fn decoded<'a>(record: &'a PageRecord, damage: &mut Option<(u64, Malformed)>) -> Record<'a> {
+    Record::decode(stored(record)).unwrap_or_else(|malformed| {
+        *damage = Some((record.seq, malformed));
+        Record { data: "null", ..Record::default() }
+    })
 }
 
 fn put_page(json: &mut JsonWriter, topic: &str, page: &Page, shown: Shown) -> Result<(), Error> {
@@ -43,10 +52,7 @@ fn put_page(json: &mut JsonWriter, topic: &str, page: &Page, shown: Shown) -> Re
     json.field("epoch", page.epoch);
     let mut damage = None;
     let records = page.records.iter().map(|record| {
-        let content = Record::decode(stored(record)).unwrap_or_else(|malformed| {
-            damage = Some((record.seq, malformed));
-            Record { data: "null", ..Record::default() }
-        });
+        let content = decoded(record, &mut damage);
         Shape { record, content, shown }
     });
     json.array_field("records", records);
@@ -63,10 +69,10 @@ fn put_page(json: &mut JsonWriter, topic: &str, page: &Page, shown: Shown) -> Re
 }
 
 /// One record as a reader sees it (contract section 1.3).
-struct Shape<'a> {
-    record: &'a PageRecord,
-    content: Record<'a>,
-    shown: Shown,
+pub struct Shape<'a> {
+    pub record: &'a PageRecord,
+    pub content: Record<'a>,
+    pub shown: Shown,
 }
 
 impl ToJson for Shape<'_> {
@@ -78,7 +84,7 @@ impl ToJson for Shape<'_> {
             json.field_if_some("$tag", self.content.tag.filter(|_| self.shown.tags));
             json.field_if_some("$key", self.content.key);
             json.field_if_some("$channel", self.content.channel);
-            json.field("data", Raw(self.content.data));
+            json.field_if_some("data", self.shown.data.then_some(Raw(self.content.data)));
             json.field_if_some("meta", self.content.meta.filter(|_| self.shown.meta).map(Raw));
         });
     }
@@ -86,16 +92,20 @@ impl ToJson for Shape<'_> {
 
 impl ToJson for Tombstone {
     fn write(&self, json: &mut JsonWriter) {
-        json.object(|json| {
-            json.field("gap_from", self.gap_from);
-            json.field("gap_to", self.gap_to);
-            json.field("reason", self.reason);
-            // The size of the range; it is empty if `gap_to` lies right before `gap_from`.
-            json.field("missed_estimate", (self.gap_to + 1).saturating_sub(self.gap_from));
-            json.field("earliest_seq", self.earliest_seq);
-            json.field("head_seq", self.head_seq);
-        });
+        json.object(|json| put_tombstone(json, self));
     }
+}
+
+/// The fields of a tombstone.
+pub fn put_tombstone(json: &mut JsonWriter, tombstone: &Tombstone) {
+    let Tombstone { gap_from, gap_to, reason, earliest_seq, head_seq } = *tombstone;
+    json.field("gap_from", gap_from);
+    json.field("gap_to", gap_to);
+    json.field("reason", reason);
+    // The size of the range; it is empty if `gap_to` lies right before `gap_from`.
+    json.field("missed_estimate", (gap_to + 1).saturating_sub(gap_from));
+    json.field("earliest_seq", earliest_seq);
+    json.field("head_seq", head_seq);
 }
 
 #[cfg(test)]
@@ -131,7 +141,7 @@ mod tests {
     fn written(page: &Page, tags: bool, meta: bool) -> Result<String, Error> {
         let mut json = JsonWriter::with_capacity(0);
         json.open_object();
-        put_page(&mut json, "meter:raw", page, Shown { tags, meta })?;
+        put_page(&mut json, "meter:raw", page, Shown { tags, meta, data: true })?;
         json.close_object();
         Ok(String::from_utf8(json.finish().to_vec()).unwrap())
     }

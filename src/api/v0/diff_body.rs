@@ -46,6 +46,7 @@ struct DiffBody<'a> {
 pub struct Shown {
     pub tags: bool,
     pub meta: bool,
+    pub data: bool,
 }
 
 /// What to read, and what to show of it.
@@ -66,7 +67,11 @@ pub fn parse_diff(json: &[u8]) -> Result<(PageQuery, Shown), Error> {
         consistency: parse_consistency(body.consistency.as_ref().map(Text::as_str))?,
         wait_ms: body.wait_ms.map_or(0, |it| it.0.min(MAX_WAIT_MS)),
     };
-    let shown = Shown { tags: body.include_tags.unwrap_or(false), meta: body.include_meta.unwrap_or(true) };
+    let shown = Shown {
+        tags: body.include_tags.unwrap_or(false),
+        meta: body.include_meta.unwrap_or(true),
+        data: true,
+    };
     Ok((query, shown))
 }
 
@@ -80,7 +85,7 @@ fn clamp(value: Option<Unsigned>, default: usize, most: usize) -> usize {
 
 /// A string or an array of them (C-NODE-03).
 #[derive(Debug)]
-struct NodeLabels(Vec<String>);
+pub struct NodeLabels(pub Vec<String>);
 
 impl<'de> Deserialize<'de> for NodeLabels {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -132,7 +137,7 @@ mod tests {
         assert_eq!((query.from_seq, query.limit, query.max_bytes, query.wait_ms), (0, 256, 1 << 20, 0));
         assert_eq!((query.epoch, query.consistency), (None, Consistency::Strong));
         assert!(query.drop_nodes.is_empty());
-        assert_eq!(shown, Shown { tags: false, meta: true });
+        assert_eq!(shown, Shown { tags: false, meta: true, data: true });
     }
 
     #[test]

@@ -42,15 +42,11 @@ fn text(figures: &Figures) -> String {
     out.value(series::BYTES_LIVE, figures.bytes_live);
     out.value(series::QUEUE_TOPICS, figures.queue_topics);
     // Of what is not there yet there are none.
-    for none in [
-        series::ROUTERS,
-        series::GROUPS,
-        series::QUEUE_LEASES_IN_FLIGHT,
-        series::SSE_CONNECTIONS,
-        series::WATCH_SESSIONS,
-    ] {
+    for none in [series::ROUTERS, series::GROUPS, series::QUEUE_LEASES_IN_FLIGHT] {
         out.value(none, 0);
     }
+    out.value(series::SSE_CONNECTIONS, figures.streams);
+    out.value(series::WATCH_SESSIONS, figures.watch_sessions);
     out.value(series::READY, figures.is_ready as u8);
     out.value(series::RECOVERY_PROGRESS, figures.replay_progress);
     out.value(series::UPTIME_MS, figures.uptime_ms);
@@ -122,8 +118,8 @@ fn put_json(json: &mut JsonWriter, figures: &Figures) {
         ("bytes_live", figures.bytes_live),
         ("queue_topics", figures.queue_topics),
         ("queue_leases_in_flight", 0),
-        ("sse_connections", 0),
-        ("watch_sessions", 0),
+        ("sse_connections", figures.streams),
+        ("watch_sessions", figures.watch_sessions),
         ("uptime_ms", figures.uptime_ms),
     ] {
         json.field(name, value);

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use super::topic_config::{effective_priority, parse_config};
+use super::topic_config::parse_config;
 use crate::api::Api;
 use crate::api::call::{Admin, Delete, Read, TopicCall};
 use crate::api::json::JsonWriter;
@@ -43,7 +43,9 @@ pub async fn get(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Re
     }
     let last_read_ts_ms = api.engine.last_read_ts_ms(&shared);
     let mut reply = Reply::new(call.arrived, 1024);
-    put_state(&mut reply.json, &shared.read(), last_read_ts_ms);
+    let topic = shared.read();
+    let priority = api.engine.priority_of(&shared, &topic.config);
+    put_state(&mut reply.json, &topic, priority, last_read_ts_ms);
     Ok(reply.finish(StatusCode::OK))
 }
 
@@ -64,7 +66,7 @@ pub async fn delete(State(api): State<Api>, TopicCall { call, topic }: TopicCall
     Ok(reply.finish(StatusCode::OK))
 }
 
-fn put_state(json: &mut JsonWriter, topic: &Topic, last_read_ts_ms: Option<u64>) {
+fn put_state(json: &mut JsonWriter, topic: &Topic, effective_priority: i32, last_read_ts_ms: Option<u64>) {
     json.field("topic", &*topic.name);
     json.field("type", topic.config.topic_type.name());
     json.field("epoch", topic.epoch);
@@ -74,7 +76,7 @@ fn put_state(json: &mut JsonWriter, topic: &Topic, last_read_ts_ms: Option<u64>)
     json.field("count", topic.count);
     json.field("bytes", topic.bytes);
     json.field("config", &topic.config);
-    json.field("effective_priority", effective_priority(&topic.config));
+    json.field("effective_priority", effective_priority);
     json.field("last_write_ts", topic.last_write_ts_ms);
     json.field("last_read_ts", last_read_ts_ms);
     if topic.config.topic_type == TopicType::Queue {
@@ -101,7 +103,7 @@ mod tests {
             let config = TopicConfig { topic_type, priority: Some(20), ..TopicConfig::default() };
             let topic = Topic::new("meter:raw".into(), 41, config);
             let mut json = JsonWriter::with_capacity(0);
-            json.object(|json| put_state(json, &topic, Some(7)));
+            json.object(|json| put_state(json, &topic, 20, Some(7)));
             let mut state: Value = serde_json::from_slice(&json.finish()).unwrap();
             assert_eq!(state["config"].as_object().map(|config| config.len()), Some(19));
             state["config"].take();

@@ -174,11 +174,6 @@ impl ToJson for TopicConfig {
     }
 }
 
-/// Section 24, as far as it is built: the manual priority alone.
-pub fn effective_priority(config: &TopicConfig) -> i32 {
-    config.priority.unwrap_or(0).clamp(-PRIORITY_BOUND as i32, PRIORITY_BOUND as i32)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::StatusCode;
 
-use super::topic_config::effective_priority;
 use crate::api::Api;
 use crate::api::call::{Call, Read};
 use crate::api::cursor::{decode_cursor, encode_cursor};
@@ -28,7 +27,11 @@ pub async fn list(State(api): State<Api>, call: Call<Read>) -> Answer {
         topics.iter().for_each(|topic| api.engine.touch(topic));
     }
     let mut reply = Reply::new(call.arrived, 128 + 192 * topics.len());
-    reply.json.array_field("topics", topics.iter().map(|topic| Entry(topic)));
+    let entries = topics.iter().map(|topic| {
+        let effective_priority = api.engine.priority_of(topic, &topic.read().config);
+        Entry { topic, effective_priority }
+    });
+    reply.json.array_field("topics", entries);
     let last = topics.last().filter(|_| has_more);
     reply.json.field_if_some("next_cursor", last.map(|topic| encode_cursor(&topic.read().name)).as_deref());
     Ok(reply.finish(StatusCode::OK))
@@ -54,11 +57,14 @@ fn page(
     (topics, false)
 }
 
-struct Entry<'a>(&'a SharedTopic);
+struct Entry<'a> {
+    topic: &'a SharedTopic,
+    effective_priority: i32,
+}
 
 impl ToJson for Entry<'_> {
     fn write(&self, json: &mut JsonWriter) {
-        let topic: &Topic = &self.0.read();
+        let topic: &Topic = &self.topic.read();
         json.object(|json| {
             json.field("topic", &*topic.name);
             json.field("head_seq", topic.head_seq);
@@ -66,7 +72,7 @@ impl ToJson for Entry<'_> {
             json.field("count", topic.count);
             json.field("bytes", topic.bytes);
             json.field("durable", topic.config.durability == Durability::Fsync);
-            json.field("effective_priority", effective_priority(&topic.config));
+            json.field("effective_priority", self.effective_priority);
         });
     }
 }
@@ -99,7 +105,8 @@ mod tests {
         // Section 7.3
         let state = state_with(&["meter:daily".to_owned()]);
         let mut json = JsonWriter::with_capacity(0);
-        json.value(Entry(&state.catalog().get("meter:daily").unwrap()));
+        let topic = state.catalog().get("meter:daily").unwrap();
+        json.value(Entry { topic: &topic, effective_priority: 0 });
         assert_eq!(
             json.finish(),
             concat!(

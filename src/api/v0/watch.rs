@@ -1,0 +1,149 @@
+//! `POST /v0/watch` and `GET /v0/watch/{wid}` (contract section 17).
+
+use axum::extract::State;
+use axum::http::header::ACCEPT;
+use axum::http::{HeaderMap, StatusCode};
+
+use super::watch_body::WatchRequest;
+use crate::api::Api;
+use crate::api::call::{Call, Read, StreamCall};
+use crate::api::cursor::decode_base64;
+use crate::api::json::JsonWriter;
+use crate::api::query::Query;
+use crate::api::reply::{Answer, Reply};
+use crate::api::sse::{EventStream, Rewind};
+use crate::engine::{Engine, StartAt, StartPlace, Subscription};
+use crate::error::{Code, Error};
+
+const LAST_EVENT_ID: &str = "last-event-id";
+
+pub async fn create(State(api): State<Api>, call: Call<Read>) -> Answer {
+    let mut request = WatchRequest::parse_post(call.json()?)?;
+    request.check_caller(&call.caller)?;
+    request.lenient = call.query().flag("lenient", false);
+    api.engine.admit()?;
+    let places = start_places(&api.engine, &request).await?;
+    let wid = api.engine.new_wid();
+    let subscription = Subscription {
+        binding: call.caller.binding(&wid),
+        topics: Subscription::topics_of(&places),
+        view: request.view,
+        heartbeat_ms: request.heartbeat_ms,
+    };
+    api.engine.add_session(wid.clone(), subscription)?;
+    places.iter().for_each(|place| api.engine.touch(&place.shared));
+    let mut reply = Reply::new(call.arrived, 256 + 128 * places.len());
+    reply.json.field("wid", wid.as_str());
+    reply.json.field("stream_url", format!("/v0/watch/{wid}").as_str());
+    reply.json.field("session_ttl_ms", api.engine.session_ttl().as_millis() as u64);
+    put_places(&mut reply.json, &places, true);
+    Ok(reply.finish(StatusCode::OK))
+}
+
+/// Where everything in `request` starts; unknown topics are left out if it is lenient.
+pub async fn start_places(engine: &Engine, request: &WatchRequest) -> Result<Vec<StartPlace>, Error> {
+    let topics: Vec<(&str, StartAt)> =
+        request.topics.iter().map(|(name, start)| (name.as_str(), *start)).collect();
+    let found = engine.start_places(&topics, request.consistency).await?;
+    let mut places = Vec::with_capacity(found.len());
+    for ((name, _), place) in topics.into_iter().zip(found) {
+        match place {
+            Some(place) => places.push(place),
+            None if request.lenient => {}
+            None => return Err(Error::topic_not_found(name)),
+        }
+    }
+    Ok(places)
+}
+
+/// The field `topics` of an answer.
+pub fn put_places(json: &mut JsonWriter, places: &[StartPlace], with_epoch: bool) {
+    json.object_field("topics", |json| {
+        for place in places {
+            let name = place.shared.read().name.clone();
+            json.object_field_named(&name, |json| {
+                json.field("from_seq", place.from_seq);
+                json.field("head_seq", place.head_seq);
+                json.field("earliest_seq", place.earliest_seq);
+                json.field_if_some("epoch", with_epoch.then_some(place.shared.epoch));
+            });
+        }
+    });
+}
+
+pub async fn open(State(api): State<Api>, call: StreamCall) -> Answer {
+    if !takes_events(&call.parts.headers) {
+        return Err(Error::new(Code::NotAcceptable, "this is a stream of type `text/event-stream`"));
+    }
+    let wid = &call.name;
+    api.engine.admit()?;
+    let session = api.engine.session(wid, call.caller.binding(wid).as_ref()).await?;
+    let places = (api.engine.enter_stream()?, call.caller.enter_stream(api.limits.max_streams_per_key)?);
+    let rewind = rewind(&call.parts.headers, Query::new(call.parts.uri.query()));
+    let progress = call.parts.extensions.get().cloned();
+    let stream = EventStream::open(&api.engine, &session, rewind, progress, places);
+    let stream = stream.ok_or_else(|| Error::new(Code::NotFound, "this watch session is gone"))?;
+    Ok(stream.into_response())
+}
+
+/// C-WATCH-07.
+fn takes_events(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(ACCEPT).iter().peekable();
+    if values.peek().is_none() {
+        return true;
+    }
+    let types = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    types.map(|choice| choice.split(';').next().unwrap_or_default().trim()).any(|media_type| {
+        media_type.eq_ignore_ascii_case("text/event-stream") || matches!(media_type, "*/*" | "text/*")
+    })
+}
+
+/// Where the client says that it has got; what is no id of ours says nothing (C-WATCH-09).
+fn rewind(headers: &HeaderMap, query: Query<'_>) -> Rewind {
+    let header = headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok());
+    let cursor = query.text("cursor").ok().flatten();
+    let text = header.or(cursor.as_deref()).unwrap_or_default();
+    let decoded = decode_base64(text).unwrap_or_default();
+    serde_json::from_slice(&decoded).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::cursor::encode_base64;
+
+    fn headers(name: &'static str, value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, value.parse().unwrap());
+        headers
+    }
+
+    #[test]
+    fn a_stream_is_for_who_takes_events() {
+        // C-WATCH-07
+        assert!(takes_events(&HeaderMap::new()));
+        for (accept, expected) in [
+            ("text/event-stream", true),
+            ("application/json, Text/Event-Stream;q=0.5", true),
+            ("*/*;q=0.1", true),
+            ("application/json", false),
+            ("text/html", false),
+            ("", false),
+        ] {
+            assert_eq!(takes_events(&headers("accept", accept)), expected, "{accept}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_id_of_ours_is_as_good_as_none() {
+        // C-WATCH-09
+        let id = encode_base64(br#"{"a":7,"b":0}"#);
+        let expected = Rewind::from([("a".to_owned(), 7), ("b".to_owned(), 0)]);
+        assert_eq!(rewind(&headers(LAST_EVENT_ID, &id), Query::new(None)), expected);
+        let query = format!("cursor={id}");
+        assert_eq!(rewind(&HeaderMap::new(), Query::new(Some(&query))), expected);
+        for bad in ["", "7", "!", &encode_base64(b"[1]"), &encode_base64(br#"{"a":-1}"#)] {
+            assert_eq!(rewind(&headers(LAST_EVENT_ID, bad), Query::new(None)), Rewind::new(), "{bad}");
+        }
+    }
+}

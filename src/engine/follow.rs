@@ -1,0 +1,254 @@
+//! Following one topic: from a cursor through what is stored, and then along with what comes.
+//!
+//! There is one way to read, by cursor, and no second one for records that are live: a step looks at where the
+//! topic stands, and says what the reader has to be told next. Steps are only as large as a frame, so who
+//! is slow takes few large ones instead of many small ones, and nothing queues up for it anywhere.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::hub::{Bell, Listener};
+use super::lane::{Frame, LaneReader, View};
+use super::page::{Page, PageQuery, Standing, Start, Tombstone};
+use super::{Consistency, Engine};
+use crate::error::Error;
+use crate::state::SharedTopic;
+
+/// How long a delivery counts as consumption without being noted again, in milliseconds.
+const TOUCH_INTERVAL_MS: u128 = 1000;
+
+/// Writes the records of a page down: form, topic, cursor before it, page.
+pub type EncodeFrame = fn(u32, &str, u64, &Page) -> Result<Bytes, Error>;
+
+/// Where a reader wants to start in a topic.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StartAt {
+    /// Only records with a higher seq.
+    pub from_seq: u64,
+    /// At the head; wins over `from_seq`.
+    pub tail: bool,
+    /// The topic instance that `from_seq` belongs to.
+    pub epoch: Option<u64>,
+}
+
+/// Where it does start: decided once (C-EPOCH-06).
+#[derive(Debug, Clone)]
+pub struct StartPlace {
+    pub shared: Arc<SharedTopic>,
+    /// What the reader asked for, resolved.
+    pub from_seq: u64,
+    pub cursor: u64,
+    /// The reader's cursor belongs to an earlier instance, which it is still to be told.
+    pub is_recreated: bool,
+    pub head_seq: u64,
+    pub earliest_seq: u64,
+}
+
+/// What a reader is to be told next.
+#[derive(Debug)]
+pub enum Step {
+    Records(Frame),
+    Tombstone(Tombstone),
+    /// Nothing is left to be told, after there was.
+    CaughtUp {
+        head_seq: u64,
+    },
+    /// The topic is gone, and so is the place in it.
+    Deleted {
+        head_seq: u64,
+    },
+}
+
+impl Engine {
+    /// Decides where reading `topics` starts, in their order; `None` stands for an unknown topic. Errors:
+    /// `no_leader`, `invalid_request` for an epoch to come.
+    pub async fn start_places(
+        &self,
+        topics: &[(&str, StartAt)],
+        consistency: Consistency,
+    ) -> Result<Vec<Option<StartPlace>>, Error> {
+        let fence = self.fence(consistency).await?;
+        let found: Vec<_> = topics.iter().map(|(name, _)| self.catalog().get(name)).collect();
+        let known: Vec<_> = found.iter().flatten().cloned().collect();
+        self.settle(fence, &known).await?;
+        let places = topics.iter().zip(found).map(|((_, start), shared)| {
+            shared.map(|shared| start_place(shared, *start, consistency)).transpose()
+        });
+        places.collect()
+    }
+}
+
+fn start_place(
+    shared: Arc<SharedTopic>,
+    start: StartAt,
+    consistency: Consistency,
+) -> Result<StartPlace, Error> {
+    let standing = Standing::of(&shared.read());
+    let is_strong = consistency == Consistency::Strong;
+    let place = |from_seq: u64, cursor: u64, is_recreated: bool| StartPlace {
+        from_seq,
+        cursor,
+        is_recreated,
+        head_seq: standing.head_seq,
+        earliest_seq: standing.earliest_seq,
+        shared: shared.clone(),
+    };
+    if start.tail {
+        return Ok(place(standing.head_seq, standing.head_seq, false));
+    }
+    let recreated = || place(start.from_seq, standing.earliest_seq - 1, true);
+    match start.epoch {
+        Some(epoch) if epoch < shared.epoch => Ok(recreated()),
+        Some(epoch) if epoch > shared.epoch && is_strong => {
+            Err(Error::invalid(format!("epoch {epoch} is above the topic's, {}", shared.epoch)))
+        }
+        // This member lags behind the deletion of the instance that it knows, and is silent until then.
+        Some(epoch) if epoch > shared.epoch => Ok(place(start.from_seq, u64::MAX, false)),
+        _ if start.from_seq > standing.head_seq && is_strong => Ok(recreated()),
+        _ => Ok(place(start.from_seq, start.from_seq, false)),
+    }
+}
+
+/// One topic as one connection follows it.
+pub(super) struct Following {
+    shared: Arc<SharedTopic>,
+    name: Arc<str>,
+    cursor: u64,
+    is_recreated: bool,
+    /// Nothing was read yet.
+    is_first: bool,
+    has_caught_up: bool,
+    lane: LaneReader,
+    touched: Instant,
+    pub listener: Listener,
+}
+
+impl Following {
+    pub fn new(engine: &Engine, bell: &Bell, slot: u32, place: StartPlace, view: &View) -> Self {
+        let StartPlace { shared, cursor, is_recreated, .. } = place;
+        engine.touch(&shared);
+        let name = shared.read().name.clone();
+        // In this order: the lane belongs to those who listen.
+        let listener = bell.listen(shared.epoch, slot);
+        let lane = engine.inner.hub.lane(shared.epoch, view).join();
+        Following {
+            shared,
+            name,
+            cursor,
+            is_recreated,
+            is_first: true,
+            has_caught_up: false,
+            lane,
+            touched: Instant::now(),
+            listener,
+        }
+    }
+
+    pub fn shared(&self) -> &Arc<SharedTopic> {
+        &self.shared
+    }
+
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    pub fn cursor(&self) -> u64 {
+        self.cursor
+    }
+
+    /// What comes next; `None` if that is nothing, for now. May be dropped before it is done: then nothing has
+    /// happened.
+    pub async fn step(&mut self, engine: &Engine, encode: EncodeFrame) -> Result<Option<Step>, Error> {
+        loop {
+            if self.shared.is_deleted() {
+                return Ok(Some(Step::Deleted { head_seq: self.shared.read().head_seq }));
+            }
+            let (standing, removed) = {
+                let topic = self.shared.read();
+                // Grows with every record that is removed, for whatever reason.
+                (Standing::of(&topic), topic.head_seq - topic.count)
+            };
+            if std::mem::take(&mut self.is_recreated) {
+                self.is_first = false;
+                return Ok(self.tell_gap(standing.recreated()));
+            }
+            if self.cursor > standing.head_seq {
+                // This member lags behind the reader (C-EPOCH-06).
+                return Ok(None);
+            }
+            let is_first = std::mem::take(&mut self.is_first);
+            let mut start = standing.after(self.cursor);
+            if let Some(tombstone) = &mut start.tombstone {
+                if is_first {
+                    // C-WATCH-14
+                    tombstone.reason = "from_seq_too_old";
+                }
+                return Ok(self.tell_gap(start));
+            }
+            self.cursor = start.cursor;
+            if self.cursor == standing.head_seq {
+                let is_news = !std::mem::replace(&mut self.has_caught_up, true);
+                return Ok(is_news.then_some(Step::CaughtUp { head_seq: standing.head_seq }));
+            }
+            if let Some(frame) = self.lane.frame_after(self.cursor, removed) {
+                return Ok(Some(self.deliver(engine, frame)));
+            }
+            let page = match engine.read_page(&self.shared, self.lane.query(), start).await {
+                Ok(Some(page)) => page,
+                // The floors have moved.
+                Ok(None) => continue,
+                Err(_) if self.shared.is_deleted() => continue,
+                Err(error) => return Err(error),
+            };
+            if page.records.is_empty() {
+                self.cursor = page.next_from_seq;
+                // Much may be passed over in silence; others want their turn.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let frame = Frame {
+                from_seq: self.cursor,
+                to_seq: page.next_from_seq,
+                is_to_head: page.caught_up,
+                bytes: encode(self.lane.view().form, &self.name, self.cursor, &page)?,
+            };
+            self.lane.share(&frame, removed);
+            return Ok(Some(self.deliver(engine, frame)));
+        }
+    }
+
+    fn tell_gap(&mut self, start: Start) -> Option<Step> {
+        self.cursor = start.cursor;
+        self.has_caught_up = false;
+        start.tombstone.map(Step::Tombstone)
+    }
+
+    fn deliver(&mut self, engine: &Engine, frame: Frame) -> Step {
+        self.cursor = frame.to_seq;
+        // Frames that others made may end before the present head, and mean no backlog.
+        self.has_caught_up &= frame.is_to_head;
+        if self.touched.elapsed().as_millis() >= TOUCH_INTERVAL_MS {
+            self.touched = Instant::now();
+            engine.touch(&self.shared);
+        }
+        Step::Records(frame)
+    }
+}
+
+/// What a page must be like to become a frame of `view`.
+pub(super) fn query_of(view: &View) -> PageQuery {
+    PageQuery {
+        from_seq: 0,
+        from_ts_ms: None,
+        limit: view.limit,
+        max_bytes: view.max_bytes,
+        drop_nodes: view.drop_nodes.clone(),
+        // Streams with filters are refused: the filter is to be a part of the view.
+        filter: None,
+        epoch: None,
+        consistency: Consistency::Eventual,
+        wait_ms: 0,
+    }
+}

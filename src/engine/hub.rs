@@ -1,0 +1,230 @@
+//! Who waits for what comes next in a topic.
+//!
+//! Every connection that waits has one [`Bell`], however many topics it follows; a [`Listener`] is its place among
+//! those who follow one topic. Applying tells the hub which topics changed; the hub notes that in each bell and
+//! wakes the connection, once, however much has changed before it gets its turn. So a connection costs no task and no
+//! timer per topic, and what cannot be sent yet waits in the topic. While nobody listens, a batch of
+//! applied entries costs one look at a counter.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::lane::{Lane, View};
+use crate::raft::ApplyObserver;
+use crate::state::SharedTopic;
+
+/// Wakes readers when topics change.
+#[derive(Default)]
+pub struct Hub {
+    listener_count: AtomicUsize,
+    /// By epoch, which names a topic instance.
+    feeds: Mutex<HashMap<u64, Feed>>,
+    next_bell: AtomicU64,
+    bells: Mutex<HashMap<u64, Weak<Inner>>>,
+}
+
+/// Those who follow one topic.
+#[derive(Default)]
+struct Feed {
+    ears: Vec<Arc<Ear>>,
+    lanes: Vec<Weak<Lane>>,
+}
+
+/// What wakes one connection, and tells it which of its topics changed.
+pub struct Bell {
+    inner: Arc<Inner>,
+    hub: Arc<Hub>,
+    id: u64,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Slots that changed, each at most once.
+    changed: Mutex<Vec<u32>>,
+    notify: Notify,
+}
+
+/// A way to wake a connection from elsewhere; it may be gone.
+#[derive(Clone, Default)]
+pub struct BellHandle(Weak<Inner>);
+
+impl BellHandle {
+    pub fn ring(&self) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.notify.notify_one();
+        }
+    }
+}
+
+struct Ear {
+    inner: Arc<Inner>,
+    slot: u32,
+    is_noted: AtomicBool,
+}
+
+impl Ear {
+    fn note(&self) {
+        if !self.is_noted.swap(true, Ordering::AcqRel) {
+            self.inner.changed.lock().push(self.slot);
+            self.inner.notify.notify_one();
+        }
+    }
+}
+
+/// A place among those who follow one topic; dropping it gives it up.
+pub struct Listener {
+    hub: Arc<Hub>,
+    epoch: u64,
+    ear: Arc<Ear>,
+}
+
+impl Listener {
+    /// Wants to be told of the next change. Call this first and read second, and nothing is missed.
+    pub fn rearm(&self) {
+        self.ear.is_noted.store(false, Ordering::Release);
+    }
+}
+
+impl Bell {
+    /// Returns once it has rung since the last time.
+    pub async fn wait(&self) {
+        self.inner.notify.notified().await;
+    }
+
+    /// Moves the slots that changed to the end of `slots`. Their listeners are to be rearmed.
+    pub fn take_changed(&self, slots: &mut Vec<u32>) {
+        slots.append(&mut self.inner.changed.lock());
+    }
+
+    /// Forgets which slots changed, for who has only one.
+    pub fn forget_changed(&self) {
+        self.inner.changed.lock().clear();
+    }
+
+    pub fn handle(&self) -> BellHandle {
+        BellHandle(Arc::downgrade(&self.inner))
+    }
+
+    /// Listens to the topic instance `epoch` as `slot` of this bell.
+    pub fn listen(&self, epoch: u64, slot: u32) -> Listener {
+        let ear = Arc::new(Ear { inner: self.inner.clone(), slot, is_noted: AtomicBool::new(false) });
+        self.hub.feeds.lock().entry(epoch).or_default().ears.push(ear.clone());
+        self.hub.listener_count.fetch_add(1, Ordering::SeqCst);
+        Listener { hub: self.hub.clone(), epoch, ear }
+    }
+}
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        self.hub.bells.lock().remove(&self.id);
+    }
+}
+
+impl Hub {
+    pub fn bell(self: &Arc<Self>) -> Bell {
+        let inner = Arc::new(Inner::default());
+        let id = self.next_bell.fetch_add(1, Ordering::Relaxed);
+        self.bells.lock().insert(id, Arc::downgrade(&inner));
+        Bell { inner, hub: self.clone(), id }
+    }
+
+    /// Rings every bell, whatever it waits for.
+    pub fn wake_all(&self) {
+        let bells: Vec<Weak<Inner>> = self.bells.lock().values().cloned().collect();
+        bells.into_iter().for_each(|bell| BellHandle(bell).ring());
+    }
+
+    /// The frames that those share who follow the topic instance `epoch` with the same `view`. To be called by
+    /// who listens to it.
+    pub fn lane(&self, epoch: u64, view: &View) -> Arc<Lane> {
+        let mut feeds = self.feeds.lock();
+        let feed = feeds.entry(epoch).or_default();
+        feed.lanes.retain(|lane| lane.strong_count() > 0);
+        if let Some(lane) = feed.lanes.iter().filter_map(Weak::upgrade).find(|lane| lane.view() == view) {
+            return lane;
+        }
+        let lane = Arc::new(Lane::new(view.clone()));
+        feed.lanes.push(Arc::downgrade(&lane));
+        lane
+    }
+}
+
+impl ApplyObserver for Hub {
+    fn topics_changed(&self, topics: &[Arc<SharedTopic>]) {
+        if self.listener_count.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let feeds = self.feeds.lock();
+        for topic in topics {
+            if let Some(feed) = feeds.get(&topic.epoch) {
+                feed.ears.iter().for_each(|ear| ear.note());
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let mut feeds = self.hub.feeds.lock();
+        if let Some(feed) = feeds.get_mut(&self.epoch) {
+            if let Some(at) = feed.ears.iter().position(|ear| Arc::ptr_eq(ear, &self.ear)) {
+                feed.ears.swap_remove(at);
+            }
+            if feed.ears.is_empty() {
+                feeds.remove(&self.epoch);
+            }
+        }
+        self.hub.listener_count.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changed(bell: &Bell) -> Vec<u32> {
+        let mut slots = Vec::new();
+        bell.take_changed(&mut slots);
+        slots
+    }
+
+    #[tokio::test]
+    async fn a_bell_tells_each_changed_slot_once_until_it_is_rearmed() {
+        let hub = Arc::new(Hub::default());
+        let bell = hub.bell();
+        let listeners = [bell.listen(7, 0), bell.listen(8, 1), bell.listen(7, 2)];
+        let note =
+            |epoch| hub.feeds.lock().get(&epoch).map(|feed| feed.ears.iter().for_each(|ear| ear.note()));
+        note(7);
+        note(7);
+        bell.wait().await;
+        assert_eq!(changed(&bell), [0, 2]);
+        note(7);
+        assert_eq!(changed(&bell), Vec::<u32>::new());
+        listeners[2].rearm();
+        note(7);
+        note(8);
+        bell.wait().await;
+        assert_eq!(changed(&bell), [2, 1]);
+        drop(listeners);
+        assert!(hub.feeds.lock().is_empty());
+        assert_eq!(hub.listener_count.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn all_bells_ring_at_the_end_and_are_forgotten_when_dropped() {
+        let hub = Arc::new(Hub::default());
+        let (one, other) = (hub.bell(), hub.bell());
+        hub.wake_all();
+        one.wait().await;
+        other.wait().await;
+        let handle = other.handle();
+        drop((one, other));
+        handle.ring();
+        assert!(hub.bells.lock().is_empty());
+    }
+}

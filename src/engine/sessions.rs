@@ -1,0 +1,385 @@
+//! Watch sessions: what a client watches and how far it has got, between its connections.
+//!
+//! A session lives in the memory of one member, at first that of its maker, whose name is part of its id. So
+//! any member that is shown the id knows whom to ask for it: it takes the session over, and the maker
+//! remembers where it went. Replicating them would put a write through the log for every reconnect; a client whose
+//! session is lost with its member makes a new one, from cursors that it has itself.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use subtle::ConstantTimeEq;
+use tokio::time::Instant;
+
+use super::hub::BellHandle;
+use super::{Engine, StartPlace, View};
+use crate::error::{Code, Error};
+
+/// How long a member remembers where a session went, if nobody asks.
+const REMEMBER_MOVED: Duration = Duration::from_secs(24 * 3600);
+/// Most sessions whose way is remembered.
+const MAX_MOVED: usize = 100_000;
+
+/// What binds a session to the key that made it, without telling the key.
+pub type Binding = [u8; 32];
+
+/// One topic of a session.
+#[derive(Debug)]
+pub struct SessionTopic {
+    pub name: Arc<str>,
+    /// The topic instance that is watched.
+    pub epoch: u64,
+    /// Last cursor that was handed to a connection.
+    pub cursor: AtomicU64,
+    /// The client is still to be told that its cursor belonged to an earlier instance.
+    pub is_recreated: AtomicBool,
+}
+
+/// What is watched, and how. Does not change but for the cursors.
+#[derive(Debug)]
+pub struct Subscription {
+    /// `None`: authentication is off.
+    pub binding: Option<Binding>,
+    pub topics: Vec<SessionTopic>,
+    pub view: View,
+    pub heartbeat_ms: u64,
+}
+
+impl Subscription {
+    pub fn topics_of(places: &[StartPlace]) -> Vec<SessionTopic> {
+        let topics = places.iter().map(|place| SessionTopic {
+            name: place.shared.read().name.clone(),
+            epoch: place.shared.epoch,
+            cursor: AtomicU64::new(place.cursor),
+            is_recreated: AtomicBool::new(place.is_recreated),
+        });
+        topics.collect()
+    }
+}
+
+/// A session at the member that holds it.
+pub struct Session {
+    pub wid: String,
+    pub subscription: Subscription,
+    /// Which stream is the present one; it goes up with every stream that is opened.
+    generation: AtomicU64,
+    state: Mutex<State>,
+}
+
+struct State {
+    stream: Option<BellHandle>,
+    idle_since: Instant,
+    /// Reclaimed, or gone to another member.
+    is_gone: bool,
+}
+
+/// The open stream of a session, unless a later one took over. Dropping it closes it.
+pub struct OpenStream {
+    pub session: Arc<Session>,
+    generation: u64,
+}
+
+impl OpenStream {
+    /// Whether this is still the session's stream (C-WATCH-10).
+    pub fn is_current(&self) -> bool {
+        self.session.generation.load(Ordering::Acquire) == self.generation
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        let mut state = self.session.state.lock();
+        if self.is_current() {
+            state.stream = None;
+            state.idle_since = Instant::now();
+        }
+    }
+}
+
+impl Session {
+    pub fn new(wid: String, subscription: Subscription) -> Arc<Self> {
+        let state = State { stream: None, idle_since: Instant::now(), is_gone: false };
+        Arc::new(Session { wid, subscription, generation: AtomicU64::new(0), state: Mutex::new(state) })
+    }
+
+    /// Opens a stream, which takes the place of an older one; `None` if the session is gone.
+    pub fn open(self: &Arc<Self>, bell: BellHandle) -> Option<OpenStream> {
+        let mut state = self.state.lock();
+        if state.is_gone {
+            return None;
+        }
+        let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        if let Some(older) = state.stream.replace(bell) {
+            older.ring();
+        }
+        Some(OpenStream { session: self.clone(), generation })
+    }
+
+    fn is_idle_since(&self, ttl: Duration) -> bool {
+        let state = self.state.lock();
+        state.stream.is_none() && state.idle_since.elapsed() >= ttl
+    }
+
+    /// Ends it here, and its stream.
+    fn give_up(&self) {
+        let mut state = self.state.lock();
+        state.is_gone = true;
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        if let Some(stream) = state.stream.take() {
+            stream.ring();
+        }
+    }
+
+    /// Whether the caller with this binding made it.
+    pub fn is_bound_to(&self, binding: Option<&Binding>) -> bool {
+        is_same(self.subscription.binding.as_ref(), binding)
+    }
+}
+
+/// Whether a binding that was `shown` opens what has `own`.
+pub(super) fn is_same(own: Option<&Binding>, shown: Option<&Binding>) -> bool {
+    match (own, shown) {
+        (None, _) => true,
+        (Some(own), Some(shown)) => own.ct_eq(shown).into(),
+        (Some(_), None) => false,
+    }
+}
+
+enum Entry {
+    Here(Arc<Session>),
+    /// With what its key is told by: others must not make this member believe anything.
+    Moved {
+        to: String,
+        binding: Option<Binding>,
+        asked: Instant,
+    },
+}
+
+/// Where a session is, as far as this member knows.
+pub(super) enum Whereabouts {
+    Here(Arc<Session>),
+    At(String, Option<Binding>),
+    Unknown,
+}
+
+/// The sessions of one member.
+pub(super) struct Sessions {
+    /// 0: any number.
+    max: usize,
+    pub ttl: Duration,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    by_wid: HashMap<String, Entry>,
+    here: usize,
+}
+
+impl Held {
+    fn insert(&mut self, session: Arc<Session>) {
+        let before = self.by_wid.insert(session.wid.clone(), Entry::Here(session));
+        self.here += !matches!(before, Some(Entry::Here(_))) as usize;
+    }
+
+    fn remove_where(&mut self, mut is_removed: impl FnMut(&Entry) -> bool) {
+        self.by_wid.retain(|_, entry| {
+            let is_removed = is_removed(entry);
+            self.here -= (is_removed && matches!(entry, Entry::Here(_))) as usize;
+            !is_removed
+        });
+    }
+}
+
+impl Sessions {
+    pub fn new(max: usize, ttl: Duration) -> Self {
+        Sessions { max, ttl, held: Mutex::default() }
+    }
+
+    pub fn count(&self) -> usize {
+        self.held.lock().here
+    }
+
+    /// Takes away what nobody has used for too long.
+    pub fn sweep(&self) {
+        self.held.lock().remove_where(|entry| match entry {
+            Entry::Here(session) => {
+                let is_idle = session.is_idle_since(self.ttl);
+                if is_idle {
+                    session.give_up();
+                }
+                is_idle
+            }
+            Entry::Moved { asked, .. } => asked.elapsed() >= REMEMBER_MOVED,
+        });
+    }
+
+    /// Errors: `throttled` (C-LIMIT-06).
+    fn add(&self, session: Arc<Session>) -> Result<(), Error> {
+        if self.max > 0 && self.count() >= self.max {
+            self.sweep();
+        }
+        let mut held = self.held.lock();
+        if self.max > 0 && held.here >= self.max {
+            return Err(Error::over_limit("max_watch_sessions", self.max as u64));
+        }
+        held.insert(session);
+        Ok(())
+    }
+
+    /// Holds a session that was another member's.
+    pub fn adopt(&self, session: Arc<Session>) {
+        self.held.lock().insert(session);
+    }
+
+    pub fn find(&self, wid: &str) -> Whereabouts {
+        match self.held.lock().by_wid.get(wid) {
+            // A session that nobody swept yet is gone all the same.
+            Some(Entry::Here(session)) if !session.is_idle_since(self.ttl) => {
+                Whereabouts::Here(session.clone())
+            }
+            Some(Entry::Moved { to, binding, .. }) => Whereabouts::At(to.clone(), *binding),
+            _ => Whereabouts::Unknown,
+        }
+    }
+
+    /// Gives a session up to the member `to`.
+    pub fn give_to(&self, session: &Session, to: &str) {
+        session.give_up();
+        self.moved(&session.wid, to, session.subscription.binding);
+    }
+
+    /// Remembers that the session is at the member `to` from now on.
+    pub fn moved(&self, wid: &str, to: &str, binding: Option<Binding>) {
+        let mut held = self.held.lock();
+        if held.by_wid.len() - held.here >= MAX_MOVED {
+            held.remove_where(|entry| matches!(entry, Entry::Moved { .. }));
+        }
+        let entry = Entry::Moved { to: to.to_owned(), binding, asked: Instant::now() };
+        if let Some(Entry::Here(_)) = held.by_wid.insert(wid.to_owned(), entry) {
+            held.here -= 1;
+        }
+    }
+}
+
+impl Engine {
+    /// An id for a session of this member: at least 128 random bits in characters that are safe in a path.
+    pub fn new_wid(&self) -> String {
+        let mut wid = format!("wid_{}.", self.member());
+        for _ in 0..2 {
+            let mut bits = self.inner.random.next_u64();
+            for _ in 0..11 {
+                const LETTERS: &[u8; 64] =
+                    b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+                wid.push(char::from(LETTERS[(bits & 63) as usize]));
+                bits >>= 6;
+            }
+        }
+        wid
+    }
+
+    /// Keeps a session. Errors: `throttled`.
+    pub fn add_session(&self, wid: String, subscription: Subscription) -> Result<(), Error> {
+        self.inner.watch_sessions.add(Session::new(wid, subscription))
+    }
+
+    /// How long a session without a stream is kept.
+    pub fn session_ttl(&self) -> Duration {
+        self.inner.watch_sessions.ttl
+    }
+
+    /// Sessions that this member holds.
+    pub fn session_count(&self) -> usize {
+        self.inner.watch_sessions.count()
+    }
+
+    pub(super) async fn sweep_sessions(self) {
+        let interval = (self.session_ttl() / 4).clamp(Duration::from_millis(100), Duration::from_secs(15));
+        loop {
+            tokio::time::sleep(interval).await;
+            self.inner.watch_sessions.sweep();
+        }
+    }
+}
+
+/// 404 for a session that is nowhere to be found.
+pub(super) fn unknown_session() -> Error {
+    Error::new(Code::NotFound, "there is no such watch session (any more); make a new one")
+}
+
+/// 401 for who did not make the session.
+pub(super) fn not_the_maker() -> Error {
+    Error::new(Code::Unauthorized, "this watch session was made with another key")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(wid: &str, binding: Option<Binding>) -> Arc<Session> {
+        let view = View { form: 0, limit: 1, max_bytes: 1, drop_nodes: Vec::new() };
+        Session::new(wid.into(), Subscription { binding, topics: Vec::new(), view, heartbeat_ms: 1000 })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_is_reclaimed_only_without_a_stream() {
+        // C-WATCH-04, C-WATCH-08
+        let sessions = Sessions::new(0, Duration::from_secs(300));
+        sessions.add(session("w", None)).unwrap();
+        let Whereabouts::Here(found) = sessions.find("w") else { panic!("it is here") };
+        let stream = found.open(BellHandle::default()).unwrap();
+        tokio::time::advance(Duration::from_secs(1000)).await;
+        sessions.sweep();
+        assert_eq!(sessions.count(), 1);
+        drop(stream);
+        tokio::time::advance(Duration::from_secs(299)).await;
+        sessions.sweep();
+        assert_eq!(sessions.count(), 1);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(matches!(sessions.find("w"), Whereabouts::Unknown));
+        sessions.sweep();
+        assert_eq!(sessions.count(), 0);
+        assert!(found.open(BellHandle::default()).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_second_stream_takes_the_place_of_the_first() {
+        // C-WATCH-10
+        let session = session("w", None);
+        let first = session.open(BellHandle::default()).unwrap();
+        let second = session.open(BellHandle::default()).unwrap();
+        assert!(!first.is_current() && second.is_current());
+        drop(first);
+        assert!(!session.is_idle_since(Duration::ZERO));
+        drop(second);
+        assert!(session.is_idle_since(Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn there_are_as_many_sessions_as_allowed_and_moved_ones_do_not_count() {
+        // C-LIMIT-06, C-LIMIT-12
+        let sessions = Sessions::new(2, Duration::from_secs(300));
+        let first = session("a", None);
+        sessions.add(first.clone()).unwrap();
+        sessions.add(session("b", None)).unwrap();
+        let error = sessions.add(session("c", None)).unwrap_err();
+        assert_eq!(error, Error::over_limit("max_watch_sessions", 2));
+        sessions.give_to(&first, "m2");
+        assert!(matches!(sessions.find("a"), Whereabouts::At(member, None) if member == "m2"));
+        sessions.add(session("c", None)).unwrap();
+        sessions.adopt(first);
+        assert_eq!(sessions.count(), 3);
+    }
+
+    #[tokio::test]
+    async fn only_its_maker_opens_a_session() {
+        // C-WATCH-06
+        assert!(session("w", None).is_bound_to(None) && session("w", None).is_bound_to(Some(&[1; 32])));
+        let bound = session("w", Some([1; 32]));
+        assert!(bound.is_bound_to(Some(&[1; 32])));
+        assert!(!bound.is_bound_to(Some(&[2; 32])) && !bound.is_bound_to(None));
+    }
+}
