@@ -127,7 +127,10 @@ impl Endpoint {
     fn responses(&self) -> Map<String, Value> {
         let mut responses = Map::new();
         let content = match self.answer {
-            Some("Events") => json!({ "text/event-stream": { "schema": { "type": "string" } } }),
+            // The schema is that of one event.
+            Some("Events") => json!({ "text/event-stream": { "schema": { "type": "object", "properties": {
+                "event": { "type": "string" }, "id": { "type": "string" }, "data": { "type": "string" }
+            } } } }),
             Some("Socket") => json!({}),
             Some(answer) => json!({ "application/json": { "schema": schema_ref(answer) } }),
             None => json!({

@@ -51,7 +51,8 @@ pub async fn read_all(cluster: &Cluster, number: usize, topic: &str) -> Vec<Valu
     let (mut records, mut from_seq) = (Vec::new(), 0);
     loop {
         let body = json!({ "from_seq": from_seq, "limit": 1000, "consistency": "eventual" });
-        let page = cluster.client.post(&url, &body).await.expect("a page");
+        // One that has just started from the state is not ready at once.
+        let page = eventually("a page", PATIENCE, async || cluster.client.post(&url, &body).await.ok()).await;
         records.extend(page["records"].as_array().expect("records").iter().cloned());
         from_seq = page["next_from_seq"].as_u64().expect("a cursor");
         if page["caught_up"] == true {
