@@ -44,9 +44,7 @@ impl Application {
     pub fn encode(&self) -> Body {
         Body::of(|out| {
             out.put_u64_le(self.node_id);
-            for text in [&self.member.name, &self.member.peer_address, &self.member.client_url] {
-                put_blob(out, text.as_bytes());
-            }
+            self.member.put(out);
             out.put_u8(self.is_passed_on as u8);
         })
     }
@@ -54,8 +52,7 @@ impl Application {
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes, "application");
         let node_id = reader.u64()?;
-        let mut text = || reader.text().map(str::to_owned);
-        let member = Member { name: text()?, peer_address: text()?, client_url: text()? };
+        let member = Member::read(&mut reader)?;
         let is_passed_on = reader.bool()?;
         reader.finish()?;
         Ok(Application { node_id, member, is_passed_on })

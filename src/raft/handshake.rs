@@ -134,9 +134,7 @@ fn put_hello(out: &mut BytesMut, hello: &Hello, nonce: &Nonce) {
     put_blob(out, hello.cluster.as_bytes());
     out.put_slice(&hello.cluster_id.map_or(0, |id| id.0).to_le_bytes());
     out.put_u64_le(hello.node_id);
-    for text in [&hello.member.name, &hello.member.peer_address, &hello.member.client_url] {
-        put_blob(out, text.as_bytes());
-    }
+    hello.member.put(out);
     out.put_u8(hello.is_initialized as u8);
 }
 
@@ -155,8 +153,7 @@ fn read_hello(reader: &mut Reader<'_>) -> Result<Hello, HandshakeError> {
     let cluster = reader.text()?.to_owned();
     let cluster_id = reader.bytes(16)?.try_into().map_or(0, u128::from_le_bytes);
     let node_id = reader.u64()?;
-    let mut text = || reader.text().map(str::to_owned);
-    let member = Member { name: text()?, peer_address: text()?, client_url: text()? };
+    let member = Member::read(reader)?;
     Ok(Hello {
         cluster,
         cluster_id: (cluster_id != 0).then_some(ClusterId(cluster_id)),

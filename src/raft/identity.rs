@@ -10,11 +10,12 @@ use std::io;
 use std::path::Path;
 
 use crate::clock::Random;
-use crate::storage::{Disk, OpenMode, create_dir_durably, write_file_atomically};
+use crate::storage::{Disk, create_dir_durably, read_small_file, write_file_atomically};
 
 /// Newest layout of a data directory that this version reads and writes.
 pub const FORMAT: u32 = 1;
 const FILE: &str = "identity";
+const FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// 128 random bits that tell clusters apart, minted when a cluster is founded.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -160,8 +161,6 @@ fn checked_part(text: &str) -> &str {
 }
 
 fn read_text(disk: &dyn Disk, path: &Path) -> io::Result<String> {
-    let file = disk.open(path, OpenMode::Read)?;
-    let mut bytes = vec![0; file.len_bytes()?.min(64 << 10) as usize];
-    file.read_exact_at(&mut bytes, 0)?;
+    let bytes = read_small_file(disk, path, FILE_BYTES_MAX)?;
     String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not text"))
 }

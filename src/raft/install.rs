@@ -16,17 +16,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::handshake::Lane;
 use super::peers::{Peer, Peers};
-use super::rpc::Kind;
+use super::rpc::{Body, Kind};
 use super::transfer_rpc::{self as rpc, InstallRequest};
 use super::types::{RaftVoteOf, entry_id, raft_vote};
 use crate::limits::TRANSFER_INDEXES;
 use crate::state::State;
-use crate::storage::{EntryId, LiveEntries, Log, Page, Room, StagedStore, Stores};
+use crate::storage::{EntryId, LiveEntries, Log, LogEntry, Page, Room, StagedStore, Stores};
 use crate::task;
 
 /// For one page; the leader may have to read it from a slow disk.
@@ -149,16 +150,13 @@ impl Fetching<'_> {
         let store = task::blocking(move || stores.stage()).await.map_err(|error| error.to_string())?;
         let mut draft = Draft { store, state: State::new(Arc::default()), progress: Default::default() };
         // The next page is on its way while the last one is written.
-        let mut after: Option<Vec<u8>> = None;
         let mut page = self.state(None).await?;
-        while !page.is_empty() {
-            after = page.last().map(|(key, _)| key.clone());
-            let (taken, next) = tokio::join!(draft.take_page(page), self.state(after.as_deref()));
+        while let Some(after) = page.last().map(|(key, _)| key.clone()) {
+            let (taken, next) = tokio::join!(draft.take_page(page), self.state(Some(&after)));
             draft = taken?;
             self.tell(&draft)?;
             page = next?;
         }
-        drop(after);
         let (mut draft, last, live) = draft.restored()?;
         if last.index < wanted.index {
             return Err(format!("it is as of entry {}, not {}", last.index, wanted.index));
@@ -189,26 +187,25 @@ impl Fetching<'_> {
         Ok(())
     }
 
+    async fn ask(&self, kind: Kind, body: Body) -> Result<Bytes, String> {
+        let reply = self.peer.call(Lane::Transfer, kind, body, PAGE_TIMEOUT).await;
+        reply.map_err(|error| error.to_string())
+    }
+
     async fn state(&self, after: Option<&[u8]>) -> Result<Page, String> {
         let body = rpc::encode_state_request(self.transfer, after);
-        let reply = self.peer.call(Lane::Transfer, Kind::TransferState, body, PAGE_TIMEOUT).await;
-        let reply = reply.map_err(|error| error.to_string())?;
+        let reply = self.ask(Kind::TransferState, body).await?;
         rpc::decode_page(&reply).map_err(|error| error.to_string())
     }
 
     /// The next live entries behind the one at `after`; none at the end.
-    async fn entries(
-        &self,
-        live: &LiveEntries,
-        after: Option<u64>,
-    ) -> Result<Vec<crate::storage::LogEntry>, String> {
+    async fn entries(&self, live: &LiveEntries, after: Option<u64>) -> Result<Vec<LogEntry>, String> {
         let indexes = live.above(after, TRANSFER_INDEXES);
         if indexes.is_empty() {
             return Ok(Vec::new());
         }
         let body = rpc::encode_entries_request(self.transfer, &indexes);
-        let reply = self.peer.call(Lane::Transfer, Kind::TransferEntries, body, PAGE_TIMEOUT).await;
-        let reply = reply.map_err(|error| error.to_string())?;
+        let reply = self.ask(Kind::TransferEntries, body).await?;
         let entries = rpc::decode_entries(&reply).map_err(|error| error.to_string())?;
         let are_asked_for = entries.iter().zip(&indexes).all(|(entry, index)| entry.id.index == *index);
         if entries.is_empty() || entries.len() > indexes.len() || !are_asked_for {
@@ -251,7 +248,7 @@ impl Draft {
         Ok((self, last, live))
     }
 
-    async fn take_entries(mut self, entries: Vec<crate::storage::LogEntry>) -> Result<Self, String> {
+    async fn take_entries(mut self, entries: Vec<LogEntry>) -> Result<Self, String> {
         let writing = task::blocking(move || {
             for entry in &entries {
                 self.store.log.push(entry)?;

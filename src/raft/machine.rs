@@ -51,9 +51,6 @@ pub struct Applied {
     next_due_ms: AtomicU64,
     saved: Mutex<SavedPoint>,
     is_saving: AtomicBool,
-    /// Held while the checkpoint on disk is changed, and while it is exported, so that an export is as of one
-    /// point and adds up. On threads that may wait for the disk.
-    writing: Mutex<()>,
     /// What the checkpoint on disk has lost since garbage was last cleared.
     lost: Mutex<Lost>,
     /// Held while it is cleared, on a thread that may wait for the disk.
@@ -99,7 +96,6 @@ impl Applied {
             next_due_ms: AtomicU64::new(next_due_ms),
             saved: Mutex::new(saved),
             is_saving: AtomicBool::new(false),
-            writing: Mutex::default(),
             lost: Mutex::default(),
             garbage: Mutex::new(Garbage::of_orphans(orphans)),
         }))
@@ -192,11 +188,7 @@ impl Applied {
             self.log.wait_synced(id.index).await?;
         }
         let this = self.clone();
-        task::blocking(move || {
-            let _writing = this.writing.lock();
-            this.checkpoint.write(values)
-        })
-        .await?;
+        task::blocking(move || this.checkpoint.write(values)).await?;
         for (topic, last_seq) in saved {
             topic.saved_up_to(last_seq);
         }
@@ -238,7 +230,6 @@ impl Applied {
         if garbage.is_empty() {
             return Ok(false);
         }
-        let _writing = self.writing.lock();
         garbage.step(&*self.checkpoint, self.log.live())?;
         Ok(true)
     }
@@ -247,15 +238,16 @@ impl Applied {
     /// that it covers and the file's length in bytes; `None` if there is no checkpoint yet. `InvalidData` if
     /// the checkpoint is damaged. Saving waits meanwhile, applying does not. Blocks on the disk.
     pub fn export(&self, disk: &dyn Disk, dir: &Path) -> io::Result<Option<(u64, u64)>> {
-        let _writing = self.writing.lock();
-        let key = crate::state::Key::Machine.encode();
-        let Some(value) = self.checkpoint.get(&key)? else { return Ok(None) };
-        // What the checkpoint is as of stands in it. `saved` may be a moment behind.
-        let mut head = State::default();
-        head.restore(&key, &value)?;
-        let Some(applied) = head.applied() else { return Ok(None) };
-        let len_bytes = write_export(disk, dir, applied, |each| self.checkpoint.load(each))?;
-        Ok(Some((applied.index, len_bytes)))
+        self.checkpoint.read_held(|checkpoint| {
+            let key = crate::state::Key::Machine.encode();
+            let Some(value) = checkpoint.get(&key)? else { return Ok(None) };
+            // What the checkpoint is as of stands in it. `saved` may be a moment behind.
+            let mut head = State::default();
+            head.restore(&key, &value)?;
+            let Some(applied) = head.applied() else { return Ok(None) };
+            let len_bytes = write_export(disk, dir, applied, |each| checkpoint.load(each))?;
+            Ok(Some((applied.index, len_bytes)))
+        })
     }
 
     /// Saves the state every `interval`, as long as the member runs. What is not saved is applied again

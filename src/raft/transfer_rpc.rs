@@ -27,9 +27,7 @@ impl InstallRequest {
             put_id(out, Some(&self.last));
             out.put_u64_le(self.transfer);
             out.put_u64_le(self.node_id);
-            for text in [&self.member.name, &self.member.peer_address, &self.member.client_url] {
-                put_blob(out, text.as_bytes());
-            }
+            self.member.put(out);
         })
     }
 
@@ -37,8 +35,7 @@ impl InstallRequest {
         let mut reader = Reader::new(bytes, "request to take over the state");
         let (vote, last) = (vote(&mut reader)?, some_id(&mut reader)?);
         let (transfer, node_id) = (reader.u64()?, reader.u64()?);
-        let mut text = || Ok::<_, Malformed>(reader.text()?.to_owned());
-        let member = Member { name: text()?, peer_address: text()?, client_url: text()? };
+        let member = Member::read(&mut reader)?;
         reader.finish()?;
         Ok(InstallRequest { vote, last, transfer, node_id, member })
     }

@@ -49,6 +49,21 @@ pub struct Member {
     pub client_url: String,
 }
 
+impl Member {
+    /// Its bytes, the same wherever a member is named: in the log, in handshakes and in requests.
+    pub fn put(&self, out: &mut BytesMut) {
+        for text in [&self.name, &self.peer_address, &self.client_url] {
+            put_blob(out, text.as_bytes());
+        }
+    }
+
+    /// The inverse of [`Member::put`].
+    pub fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let mut text = || reader.text().map(str::to_owned);
+        Ok(Member { name: text()?, peer_address: text()?, client_url: text()? })
+    }
+}
+
 /// The parameters of openraft.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Types;
@@ -153,9 +168,7 @@ pub fn encode_membership(membership: &RaftMembership) -> Bytes {
     put_varint(&mut out, nodes.len() as u64);
     for (id, member) in nodes {
         out.put_u64_le(*id);
-        for text in [&member.name, &member.peer_address, &member.client_url] {
-            put_blob(&mut out, text.as_bytes());
-        }
+        member.put(&mut out);
     }
     out.freeze()
 }
@@ -174,8 +187,7 @@ pub fn decode_membership(bytes: &[u8]) -> Result<RaftMembership, Malformed> {
     let mut nodes = std::collections::BTreeMap::new();
     for _ in 0..reader.count(11)? {
         let id = reader.u64()?;
-        let mut text = || reader.text().map(str::to_owned);
-        nodes.insert(id, Member { name: text()?, peer_address: text()?, client_url: text()? });
+        nodes.insert(id, Member::read(&mut reader)?);
     }
     reader.finish()?;
     RaftMembership::new(configs, nodes).map_err(|_| Malformed("membership: a voter without an address"))

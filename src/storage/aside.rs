@@ -18,7 +18,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::disk::{Disk, OpenMode, write_file_atomically};
+use super::disk::{Disk, read_small_file, write_file_atomically};
 
 const MARK: &str = "damaged";
 const PREFIX: &str = "damaged-";
@@ -43,9 +43,7 @@ impl Mark {
         if !disk.exists(&path)? {
             return Ok(None);
         }
-        let file = disk.open(&path, OpenMode::Read)?;
-        let mut bytes = vec![0; file.len_bytes()?.min(MARK_BYTES_MAX) as usize];
-        file.read_exact_at(&mut bytes, 0)?;
+        let bytes = read_small_file(disk, &path, MARK_BYTES_MAX)?;
         let text = String::from_utf8_lossy(&bytes);
         let (unix_ms, why) = text.split_once('\n').unwrap_or(("", ""));
         let why = why.lines().next().unwrap_or("damage was found earlier").to_owned();

@@ -204,6 +204,14 @@ pub fn create_dir_durably(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     }
 }
 
+/// What a small file holds, at most its first `max_bytes`.
+pub fn read_small_file(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let file = disk.open(path, OpenMode::Read)?;
+    let mut bytes = vec![0; file.len_bytes()?.min(max_bytes) as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
 /// Replaces the file `name` in `dir` so that after a crash it holds either all of the old bytes or all of
 /// the new ones; durable on return. For small files that are written rarely. One caller at a time per name.
 pub fn write_file_atomically(disk: &dyn Disk, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {

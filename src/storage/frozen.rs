@@ -39,6 +39,12 @@ impl Freezer {
         Arc::new(Self { checkpoint, views: Mutex::default() })
     }
 
+    /// Reads the checkpoint while nothing is written to it.
+    pub fn read_held<T>(&self, read: impl FnOnce(&dyn Checkpoint) -> T) -> T {
+        let _no_write = self.views.lock();
+        read(&*self.checkpoint)
+    }
+
     /// The checkpoint as it is now.
     pub fn freeze(self: &Arc<Self>) -> Frozen {
         let before = Arc::default();

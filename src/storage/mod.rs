@@ -71,7 +71,9 @@ pub use checkpoint::{
     Change, Checkpoint, Checkpoints, MemoryCheckpoint, MemoryCheckpoints, SledCheckpoint, SledCheckpoints,
     Visit,
 };
-pub use disk::{Disk, DiskFile, OpenMode, RealDisk, create_dir_durably, write_file_atomically};
+pub use disk::{
+    Disk, DiskFile, OpenMode, RealDisk, create_dir_durably, read_small_file, write_file_atomically,
+};
 pub use entry::{EntryId, EntryKind, LogEntry, Vote};
 pub use export::{read_export, remove_export, write_export};
 pub use frozen::{Freezer, Frozen, Page};

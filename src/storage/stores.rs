@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::checkpoint::{Checkpoint, Checkpoints};
-use super::disk::{Disk, OpenMode, write_file_atomically};
+use super::disk::{Disk, read_small_file, write_file_atomically};
 use super::entry::{EntryId, Vote};
 use super::incoming::IncomingLog;
 
@@ -113,9 +113,7 @@ fn read_pointer(disk: &dyn Disk, data_dir: &Path) -> io::Result<u64> {
         let has_later = names.iter().any(|name| name.starts_with("log-"));
         return if has_later && !disk.exists(&first)? { Err(lost(&path)) } else { Ok(0) };
     }
-    let file = disk.open(&path, OpenMode::Read)?;
-    let mut bytes = vec![0; file.len_bytes()?.min(POINTER_BYTES_MAX) as usize];
-    file.read_exact_at(&mut bytes, 0)?;
+    let bytes = read_small_file(disk, &path, POINTER_BYTES_MAX)?;
     let parse = || {
         let (number, crc) = std::str::from_utf8(&bytes).ok()?.trim_end().split_once(' ')?;
         let is_right = u32::from_str_radix(crc, 16).ok()? == crc32c::crc32c(number.as_bytes());
