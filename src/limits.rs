@@ -46,6 +46,8 @@ pub const MAX_TOPICS_PER_WATCH: usize = 256;
 /// Bounds of the time after which an idle stream shows a sign of life, in milliseconds.
 pub const MIN_HEARTBEAT_MS: u64 = 1000;
 pub const MAX_HEARTBEAT_MS: u64 = 60_000;
+/// A stream whose reader takes nothing for so long is closed, in milliseconds.
+pub const SLOW_READER_MS: u64 = 30_000;
 /// Publishes of one WebSocket that may wait for their turn, and their bytes (one always fits).
 pub const MAX_WAITING_PUBLISHES: usize = 64;
 pub const MAX_WAITING_PUBLISH_BYTES: usize = 4 << 20;
@@ -60,6 +62,8 @@ pub const MAX_FILTER_LEAVES: usize = 64;
 pub const MAX_FILTER_IN: usize = 64;
 /// Most bytes of a filter as JSON.
 pub const MAX_FILTER_BYTES: usize = 64 << 10;
+/// Most bytes of all filters of one watch: they stay in memory as long as its session.
+pub const MAX_WATCH_FILTER_BYTES: usize = 256 << 10;
 
 /// Entries in a page of a list when the request names no size.
 pub const DEFAULT_LIST_PAGE: usize = 100;

@@ -156,7 +156,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         let _ = clients_stopping.wait_for(|is_stopping| *is_stopping).await;
     };
     let head_timeout = Duration::from_millis(HEAD_TIMEOUT_MS);
-    let mut serving = tokio::spawn(api::serve(client_listener, envelope, head_timeout, stopping));
+    let slow_after = Duration::from_millis(settings.slow_reader_ms);
+    let mut serving = tokio::spawn(api::serve(client_listener, envelope, head_timeout, slow_after, stopping));
     tracing::info!(
         "member {} of cluster {} serves clients on {}",
         settings.member,

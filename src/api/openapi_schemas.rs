@@ -132,7 +132,8 @@ fn requests() -> Map<String, Value> {
                 "type": "object", "minProperties": 1, "maxProperties": crate::limits::MAX_TOPICS_PER_WATCH,
                 "propertyNames": schema_ref("TopicName"),
                 "additionalProperties": { "type": "object", "properties": {
-                    "from_seq": unsigned(), "tail": { "type": "boolean" }, "epoch": unsigned()
+                    "from_seq": unsigned(), "tail": { "type": "boolean" }, "epoch": unsigned(),
+                    "filter": schema_ref("Filter")
                 } },
             },
             "node": text_or_texts,
@@ -143,6 +144,7 @@ fn requests() -> Map<String, Value> {
             "include_tags": { "type": "boolean" },
             "include_data": { "type": "boolean" },
             "include_origin": { "type": "boolean" },
+            "filter": schema_ref("Filter"),
             "consistency": schema_ref("Consistency"),
         },
     });

@@ -25,11 +25,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves clients on `listener` until `stop` is done; then takes no more connections and returns once
 /// those that there are have finished their requests. The head of a request, and so an idle connection
-/// too, may take `head_timeout`.
+/// too, may take `head_timeout`; a stream whose reader takes nothing for `slow_after` ends.
 pub async fn serve(
     listener: TcpListener,
     envelope: Envelope,
     head_timeout: Duration,
+    slow_after: Duration,
     stop: impl Future<Output = ()>,
 ) {
     let envelope = Arc::new(envelope);
@@ -49,7 +50,7 @@ pub async fn serve(
                 let _ = stream.set_nodelay(true);
                 let (envelope, is_stopping, open) = (envelope.clone(), is_stopping.clone(), open.clone());
                 tokio::spawn(async move {
-                    connection(stream, envelope, head_timeout, is_stopping).await;
+                    connection(stream, envelope, head_timeout, slow_after, is_stopping).await;
                     drop(open);
                 });
             }
@@ -75,9 +76,10 @@ async fn connection(
     stream: TcpStream,
     envelope: Arc<Envelope>,
     head_timeout: Duration,
+    slow_after: Duration,
     mut is_stopping: watch::Receiver<bool>,
 ) {
-    let progress = Arc::new(WriteProgress::default());
+    let progress = Arc::new(WriteProgress::new(slow_after));
     let io = CountedIo::new(TokioIo::new(stream), progress.clone());
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         let envelope = envelope.clone();

@@ -15,6 +15,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
+use tokio::time::Instant;
 
 use super::cursor::encode_base64;
 use super::json::JsonWriter;
@@ -28,6 +29,9 @@ use crate::error::Error;
 
 /// What a client is asked to wait before it connects again, in milliseconds (C-WATCH-12).
 const RETRY: &str = "retry: 2000\n\n";
+/// The same to one whose session another connection took over. Browsers connect again by themselves whenever a stream
+/// ends, and two of them with one session would take it from each other for ever.
+const LOST_RETRY: &str = "retry: 86400000\n\n";
 /// The same, told when the member ends.
 const SHUTDOWN_RETRY_MS: u64 = 1000;
 /// Frames up to this size are copied behind their id: one chunk costs less than two.
@@ -47,6 +51,8 @@ pub struct EventStream {
     outbox: VecDeque<Bytes>,
     has_ended: bool,
     heartbeat: Duration,
+    /// When the next one is due, if nothing else is written before.
+    heartbeat_at: Instant,
     progress: Option<Arc<WriteProgress>>,
     _places: (StreamPlace, Place),
 }
@@ -69,6 +75,7 @@ impl EventStream {
             outbox: VecDeque::from([Bytes::from_static(RETRY.as_bytes()), this_moment(engine)]),
             has_ended: false,
             heartbeat: Duration::from_millis(session.subscription.heartbeat_ms),
+            heartbeat_at: Instant::now(),
             progress,
             _places: places,
         };
@@ -97,7 +104,7 @@ impl EventStream {
         };
         let is_recreated = topic.is_recreated.load(Ordering::Acquire);
         let place = StartPlace { shared, from_seq: cursor, cursor, is_recreated, head_seq, earliest_seq };
-        let slot = self.watcher.follow(place, &session.subscription.view) as usize;
+        let slot = self.watcher.follow(place, &topic.view) as usize;
         // Slots are given in order as long as none was given back.
         debug_assert_eq!(slot, self.topics.len());
         self.topics.push(ordinal);
@@ -123,10 +130,16 @@ impl EventStream {
                 if let Some(progress) = &self.progress {
                     progress.handed(chunk.len());
                 }
+                self.heartbeat_at = Instant::now() + self.heartbeat;
                 return Some(chunk);
             }
-            if self.has_ended || !self.open.is_current() {
+            if self.has_ended {
                 return None;
+            }
+            if !self.open.is_current() {
+                self.outbox.push_back(Bytes::from_static(LOST_RETRY.as_bytes()));
+                self.end(error_event(410, "session_taken_over", None));
+                continue;
             }
             if self.engine.is_draining() {
                 self.end(error_event(503, "shutting_down", Some(SHUTDOWN_RETRY_MS)));
@@ -142,12 +155,18 @@ impl EventStream {
                 self.end(error_event(408, "too_slow", None));
                 continue;
             }
-            let next = tokio::time::timeout(self.heartbeat, self.watcher.next()).await;
+            if Instant::now() >= self.heartbeat_at {
+                // Also while much is passed over in silence.
+                self.outbox.push_back(this_moment(&self.engine));
+                continue;
+            }
+            let next = tokio::time::timeout_at(self.heartbeat_at, self.watcher.next()).await;
             match next {
                 Ok(Ok(Next::Step { slot, topic, cursor, step })) => self.tell(slot, &topic, cursor, step),
                 Ok(Ok(Next::Rung)) => {}
                 Ok(Err(error)) => self.end(failure_event(&error)),
-                Err(_) => self.outbox.push_back(this_moment(&self.engine)),
+                // A heartbeat is due.
+                Err(_) => {}
             }
         }
     }
@@ -170,6 +189,7 @@ impl EventStream {
         }
         let frame = match step {
             Step::Records(frame) => frame.bytes,
+            Step::Passed => return,
             Step::Tombstone(tombstone) => Notice::Tombstone(&tombstone).event(name),
             Step::CaughtUp { head_seq } => Notice::CaughtUp { head_seq }.event(name),
             Step::Deleted { head_seq } => Notice::Deleted { head_seq }.event(name),

@@ -50,7 +50,8 @@ impl Edge {
         let stop = Arc::new(Notify::new());
         let stopped = stop.clone();
         let stopping = async move { stopped.notified().await };
-        let serving = tokio::spawn(serve(listener, Envelope::new(router, cors), head_timeout, stopping));
+        let envelope = Envelope::new(router, cors);
+        let serving = tokio::spawn(serve(listener, envelope, head_timeout, PATIENCE, stopping));
         Edge { address, stop, serving }
     }
 

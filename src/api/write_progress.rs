@@ -17,16 +17,18 @@ use futures_util::task::AtomicWaker;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::time::{Sleep, sleep, timeout};
 
+use crate::limits::SLOW_READER_MS;
+
 /// Bytes of a stream that may wait in the connection before no more are handed to it.
 const MAX_WAITING_BYTES: usize = 64 << 10;
-/// A reader that takes nothing for so long is too slow (contract section 17.4).
-pub const SLOW_AFTER: Duration = Duration::from_secs(30);
-/// When its connection is cut: it has been told by then, if it began to read again.
-const CUT_AFTER: Duration = Duration::from_secs(40);
+/// The connection of a reader that is too slow is cut so much later: it has been told by then, if it began to
+/// read again.
+const CUT_GRACE: Duration = Duration::from_secs(10);
 
-/// What a streamed body knows of its connection.
-#[derive(Default)]
+/// What a streamed body, or a socket, knows of its connection.
 pub struct WriteProgress {
+    /// A reader that takes nothing for so long is too slow (contract section 17.4).
+    slow_after: Duration,
     /// Bytes handed to the connection and not written yet.
     waiting_bytes: AtomicUsize,
     /// Goes up with every write.
@@ -34,7 +36,22 @@ pub struct WriteProgress {
     body: AtomicWaker,
 }
 
+impl Default for WriteProgress {
+    fn default() -> Self {
+        WriteProgress::new(Duration::from_millis(SLOW_READER_MS))
+    }
+}
+
 impl WriteProgress {
+    pub fn new(slow_after: Duration) -> Self {
+        WriteProgress {
+            slow_after,
+            waiting_bytes: AtomicUsize::new(0),
+            writes: AtomicU64::new(0),
+            body: AtomicWaker::new(),
+        }
+    }
+
     /// The body hands over `bytes` more.
     pub fn handed(&self, bytes: usize) {
         self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -58,20 +75,29 @@ impl WriteProgress {
         self.waiting_bytes.load(Ordering::Relaxed) < MAX_WAITING_BYTES
     }
 
-    /// Waits until the body may hand over more; `false` if the reader takes nothing for [`SLOW_AFTER`].
+    /// Waits until the body may hand over more; `false` if the reader is too slow.
     pub async fn wait_for_room(&self) -> bool {
         while !self.has_room() {
-            let before = self.writes.load(Ordering::Relaxed);
-            let moved = poll_fn(|cx| {
-                self.body.register(cx.waker());
-                let has_moved = self.has_room() || self.writes.load(Ordering::Relaxed) != before;
-                if has_moved { Poll::Ready(()) } else { Poll::Pending }
-            });
-            if timeout(SLOW_AFTER, moved).await.is_err() {
+            if !self.moves_or(|| self.has_room()).await {
                 return false;
             }
         }
         true
+    }
+
+    /// Waits for a write; `false` if the reader is too slow.
+    pub async fn moves(&self) -> bool {
+        self.moves_or(|| false).await
+    }
+
+    async fn moves_or(&self, is_enough: impl Fn() -> bool) -> bool {
+        let before = self.writes.load(Ordering::Relaxed);
+        let moved = poll_fn(|cx| {
+            self.body.register(cx.waker());
+            let has_moved = is_enough() || self.writes.load(Ordering::Relaxed) != before;
+            if has_moved { Poll::Ready(()) } else { Poll::Pending }
+        });
+        timeout(self.slow_after, moved).await.is_ok()
     }
 }
 
@@ -96,7 +122,8 @@ impl<I> CountedIo<I> {
             }
             Poll::Ready(Err(_)) => {}
             Poll::Pending => {
-                let cut = self.cut.get_or_insert_with(|| Box::pin(sleep(CUT_AFTER)));
+                let cut_after = self.progress.slow_after + CUT_GRACE;
+                let cut = self.cut.get_or_insert_with(|| Box::pin(sleep(cut_after)));
                 if cut.as_mut().poll(cx).is_ready() {
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
@@ -159,7 +186,7 @@ mod tests {
         progress.handed(3 * MAX_WAITING_BYTES);
         let start = Instant::now();
         assert!(!progress.wait_for_room().await);
-        assert_eq!(start.elapsed(), SLOW_AFTER);
+        assert_eq!(start.elapsed(), Duration::from_millis(SLOW_READER_MS));
         let slow = progress.clone();
         tokio::spawn(async move {
             for _ in 0..3 {

@@ -66,6 +66,7 @@ pub struct Settings {
     /// 0: any number.
     pub max_watch_sessions: usize,
     pub watch_session_ttl_ms: u64,
+    pub slow_reader_ms: u64,
     /// 0: any number.
     pub max_sse_connections: usize,
     /// 0: any number.
@@ -142,6 +143,7 @@ impl Settings {
             max_inflight_per_key: given.number("max_inflight_per_key", 0, 1 << 32)? as usize,
             max_watch_sessions: given.number("max_watch_sessions", 0, 1 << 32)? as usize,
             watch_session_ttl_ms: given.number("watch_session_ttl_ms", 100, 86_400_000)?,
+            slow_reader_ms: given.number("slow_reader_ms", 100, 3_600_000)?,
             max_sse_connections: given.number("max_sse_connections", 0, 1 << 32)? as usize,
             max_sse_connections_per_key: given.number("max_sse_connections_per_key", 0, 1 << 32)? as usize,
             cors_allow_origins: given.origins()?,

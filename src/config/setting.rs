@@ -75,6 +75,7 @@ pub const SETTINGS: &[Setting] = &[
     value("max_inflight_per_key", "1000", "Requests of one key that may be under way; 0: any number"),
     value("max_watch_sessions", "10000", "Watch sessions at this member; 0: any number"),
     value("watch_session_ttl_ms", "300000", "How long a watch session without a stream is kept"),
+    value("slow_reader_ms", "30000", "When a stream ends whose reader takes nothing"),
     value("max_sse_connections", "10000", "Open event streams and WebSockets at this member; 0: any number"),
     value("max_sse_connections_per_key", "1000", "The same of one key; 0: any number"),
     optional(

@@ -7,6 +7,8 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::hub::{Bell, Listener};
@@ -50,6 +52,8 @@ pub struct StartPlace {
 #[derive(Debug)]
 pub enum Step {
     Records(Frame),
+    /// Nothing: what came was passed over. The cursor has moved.
+    Passed,
     Tombstone(Tombstone),
     /// Nothing is left to be told, after there was.
     CaughtUp {
@@ -121,12 +125,22 @@ pub(super) struct Following {
     is_first: bool,
     has_caught_up: bool,
     lane: LaneReader,
+    /// Goes on where it was if the step that began it was dropped: who is interrupted often gets on too.
+    reading: Option<Reading>,
     touched: Instant,
     pub listener: Listener,
 }
 
+/// A page on its way, and what had been removed when it was begun.
+struct Reading {
+    page: BoxFuture<'static, Result<Option<Page>, Error>>,
+    /// Records.
+    removed: u64,
+    removal_count: u64,
+}
+
 impl Following {
-    pub fn new(engine: &Engine, bell: &Bell, slot: u32, place: StartPlace, view: &View) -> Self {
+    pub fn new(engine: &Engine, bell: &Bell, slot: u32, place: StartPlace, view: &Arc<View>) -> Self {
         let StartPlace { shared, cursor, is_recreated, .. } = place;
         engine.touch(&shared);
         let name = shared.read().name.clone();
@@ -141,6 +155,7 @@ impl Following {
             is_first: true,
             has_caught_up: false,
             lane,
+            reading: None,
             touched: Instant::now(),
             listener,
         }
@@ -158,17 +173,20 @@ impl Following {
         self.cursor
     }
 
-    /// What comes next; `None` if that is nothing, for now. May be dropped before it is done: then nothing has
-    /// happened.
+    /// What comes next; `None` if that is nothing, for now. Looks at a page's worth of records at most. May be
+    /// dropped before it is done: then nothing has happened.
     pub async fn step(&mut self, engine: &Engine, encode: EncodeFrame) -> Result<Option<Step>, Error> {
         loop {
             if self.shared.is_deleted() {
                 return Ok(Some(Step::Deleted { head_seq: self.shared.read().head_seq }));
             }
-            let (standing, removed) = {
+            if let Some(step) = self.finish_reading(engine, encode).await? {
+                return Ok(Some(step));
+            }
+            let (standing, removed, removal_count) = {
                 let topic = self.shared.read();
-                // Grows with every record that is removed, for whatever reason.
-                (Standing::of(&topic), topic.head_seq - topic.count)
+                // `removed` grows with every record that is removed, for whatever reason.
+                (Standing::of(&topic), topic.head_seq - topic.count, topic.removal_count)
             };
             if std::mem::take(&mut self.is_recreated) {
                 self.is_first = false;
@@ -195,28 +213,41 @@ impl Following {
             if let Some(frame) = self.lane.frame_after(self.cursor, removed) {
                 return Ok(Some(self.deliver(engine, frame)));
             }
-            let page = match engine.read_page(&self.shared, self.lane.query(), start).await {
-                Ok(Some(page)) => page,
-                // The floors have moved.
-                Ok(None) => continue,
-                Err(_) if self.shared.is_deleted() => continue,
-                Err(error) => return Err(error),
-            };
-            if page.records.is_empty() {
-                self.cursor = page.next_from_seq;
-                // Much may be passed over in silence; others want their turn.
-                tokio::task::yield_now().await;
-                continue;
-            }
-            let frame = Frame {
-                from_seq: self.cursor,
-                to_seq: page.next_from_seq,
-                is_to_head: page.caught_up,
-                bytes: encode(self.lane.view().form, &self.name, self.cursor, &page)?,
-            };
-            self.lane.share(&frame, removed);
-            return Ok(Some(self.deliver(engine, frame)));
+            let (engine, shared, lane) = (engine.clone(), self.shared.clone(), self.lane.lane().clone());
+            let page = async move { engine.read_page(&shared, lane.query(), start).await }.boxed();
+            self.reading = Some(Reading { page, removed, removal_count });
         }
+    }
+
+    /// Waits for the page that is on its way; `None` if there is none, or none that still holds.
+    async fn finish_reading(&mut self, engine: &Engine, encode: EncodeFrame) -> Result<Option<Step>, Error> {
+        let Some(reading) = &mut self.reading else { return Ok(None) };
+        let still_holds = {
+            let topic = self.shared.read();
+            topic.removal_count == reading.removal_count && topic.earliest_seq <= self.cursor + 1
+        };
+        if !still_holds {
+            self.reading = None;
+            return Ok(None);
+        }
+        let (page, removed) = ((&mut reading.page).await, reading.removed);
+        self.reading = None;
+        let page = match page {
+            Ok(Some(page)) => page,
+            // The floors have moved.
+            Ok(None) => return Ok(None),
+            Err(_) if self.shared.is_deleted() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let bytes = if page.records.is_empty() {
+            Bytes::new()
+        } else {
+            encode(self.lane.view().form, &self.name, self.cursor, &page)?
+        };
+        let (to_seq, is_to_head) = (page.next_from_seq, page.caught_up);
+        let frame = Frame { from_seq: self.cursor, to_seq, is_to_head, bytes };
+        self.lane.share(&frame, removed);
+        Ok(Some(self.deliver(engine, frame)))
     }
 
     fn tell_gap(&mut self, start: Start) -> Option<Step> {
@@ -227,6 +258,9 @@ impl Following {
 
     fn deliver(&mut self, engine: &Engine, frame: Frame) -> Step {
         self.cursor = frame.to_seq;
+        if frame.bytes.is_empty() {
+            return Step::Passed;
+        }
         // Frames that others made may end before the present head, and mean no backlog.
         self.has_caught_up &= frame.is_to_head;
         if self.touched.elapsed().as_millis() >= TOUCH_INTERVAL_MS {
@@ -245,8 +279,7 @@ pub(super) fn query_of(view: &View) -> PageQuery {
         limit: view.limit,
         max_bytes: view.max_bytes,
         drop_nodes: view.drop_nodes.clone(),
-        // Streams with filters are refused: the filter is to be a part of the view.
-        filter: None,
+        filter: view.filter.clone(),
         epoch: None,
         consistency: Consistency::Eventual,
         wait_ms: 0,

@@ -140,7 +140,7 @@ impl Hub {
 
     /// The frames that those share who follow the topic instance `epoch` with the same `view`. To be called by
     /// who listens to it.
-    pub fn lane(&self, epoch: u64, view: &View) -> Arc<Lane> {
+    pub fn lane(&self, epoch: u64, view: &Arc<View>) -> Arc<Lane> {
         let mut feeds = self.feeds.lock();
         let feed = feeds.entry(epoch).or_default();
         feed.lanes.retain(|lane| lane.strong_count() > 0);

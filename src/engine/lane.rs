@@ -9,6 +9,7 @@
 //! reader.
 
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,15 +18,18 @@ use parking_lot::Mutex;
 
 use super::follow::query_of;
 use super::page::PageQuery;
+use crate::filter::Filter;
 
 /// Frames that one lane keeps, and their bytes.
 const MAX_FRAMES: usize = 32;
 const MAX_FRAMES_BYTES: usize = 1 << 20;
 
 /// What two readers of a topic must have in common to share frames: whatever decides which records a frame has,
-/// and how they are written. A filter belongs here too.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// and how they are written.
+#[derive(Debug, PartialEq, Eq)]
 pub struct View {
+    /// Of all the rest. It is compared first: filters may be long, and the same for long.
+    digest: u64,
     /// How records are written; its meaning is the edge's.
     pub form: u32,
     /// Most records of a frame.
@@ -34,9 +38,26 @@ pub struct View {
     pub max_bytes: usize,
     /// Records with one of these `node` labels are passed over.
     pub drop_nodes: Vec<String>,
+    /// Records that do not pass it are passed over.
+    pub filter: Option<Arc<Filter>>,
 }
 
-/// Records of one topic, written down once.
+impl View {
+    pub fn new(
+        form: u32,
+        limit: usize,
+        max_bytes: usize,
+        drop_nodes: Vec<String>,
+        filter: Option<Arc<Filter>>,
+    ) -> Arc<View> {
+        let mut hasher = DefaultHasher::new();
+        (form, limit, max_bytes, &drop_nodes, &filter).hash(&mut hasher);
+        Arc::new(View { digest: hasher.finish(), form, limit, max_bytes, drop_nodes, filter })
+    }
+}
+
+/// Records of one topic, written down once; or none, where all that were examined are passed over: finding that
+/// out is shared too.
 #[derive(Debug, Clone)]
 pub struct Frame {
     pub from_seq: u64,
@@ -44,12 +65,13 @@ pub struct Frame {
     pub to_seq: u64,
     /// Whether it goes up to what was the head when it was made.
     pub is_to_head: bool,
+    /// Empty if it has no records.
     pub bytes: Bytes,
 }
 
 /// The newest frames of one view of one topic.
 pub struct Lane {
-    view: View,
+    view: Arc<View>,
     /// How its frames are read.
     query: PageQuery,
     readers: AtomicUsize,
@@ -68,12 +90,16 @@ struct Recent {
 pub struct LaneReader(Arc<Lane>);
 
 impl Lane {
-    pub fn new(view: View) -> Self {
+    pub fn new(view: Arc<View>) -> Self {
         Lane { query: query_of(&view), view, readers: AtomicUsize::new(0), recent: Mutex::default() }
     }
 
-    pub fn view(&self) -> &View {
+    pub fn view(&self) -> &Arc<View> {
         &self.view
+    }
+
+    pub fn query(&self) -> &PageQuery {
+        &self.query
     }
 
     pub fn join(self: Arc<Self>) -> LaneReader {
@@ -87,8 +113,8 @@ impl LaneReader {
         &self.0.view
     }
 
-    pub fn query(&self) -> &PageQuery {
-        &self.0.query
+    pub fn lane(&self) -> &Arc<Lane> {
+        &self.0
     }
 
     /// The frame that begins at `cursor`, if nothing was removed from the topic since it was made: `removed`
@@ -140,8 +166,35 @@ impl Drop for LaneReader {
 mod tests {
     use super::*;
 
-    fn view(form: u32) -> View {
-        View { form, limit: 10, max_bytes: 100, drop_nodes: Vec::new() }
+    fn view(form: u32) -> Arc<View> {
+        View::new(form, 10, 100, Vec::new(), None)
+    }
+
+    #[test]
+    fn views_differ_in_whatever_decides_about_a_frame() {
+        let filter = |json: &str| Some(Arc::new(Filter::parse(json).unwrap()));
+        let nodes = || vec!["n".to_owned()];
+        let views = || {
+            [
+                View::new(1, 10, 100, nodes(), filter("\"a\"")),
+                View::new(2, 10, 100, nodes(), filter("\"a\"")),
+                View::new(1, 11, 100, nodes(), filter("\"a\"")),
+                View::new(1, 10, 101, nodes(), filter("\"a\"")),
+                View::new(1, 10, 100, Vec::new(), filter("\"a\"")),
+                View::new(1, 10, 100, nodes(), filter("\"b\"")),
+                View::new(1, 10, 100, nodes(), None),
+            ]
+        };
+        for (at, one) in views().iter().enumerate() {
+            for (other_at, other) in views().iter().enumerate() {
+                assert_eq!(one == other, at == other_at, "{one:?} {other:?}");
+            }
+        }
+        assert_eq!(
+            View::new(1, 1, 1, Vec::new(), filter(r#" [ "tag", "Eq", "a" ] "#)),
+            View::new(1, 1, 1, Vec::new(), filter(r#""a""#)),
+            "however it is written"
+        );
     }
 
     fn frame(from_seq: u64, to_seq: u64, bytes: usize) -> Frame {

@@ -19,6 +19,11 @@ use crate::state::{Floors, Located, Run, SealedBlock, SharedTopic, TimePlace, To
 use crate::storage::EntryId;
 use crate::task;
 
+/// Work after which a page lets others have the thread, in bytes that are walked over: about a millisecond.
+const TURN_WORK_BYTES: usize = 256 << 10;
+/// Work of looking at a record at all.
+const RECORD_WORK_BYTES: usize = 128;
+
 /// What a page should hold.
 #[derive(Debug, Clone)]
 pub struct PageQuery {
@@ -32,7 +37,7 @@ pub struct PageQuery {
     /// Records with one of these `node` labels are passed over.
     pub drop_nodes: Vec<String>,
     /// Records that do not pass it are passed over.
-    pub filter: Option<Filter>,
+    pub filter: Option<Arc<Filter>>,
     /// The topic instance that `from_seq` belongs to.
     pub epoch: Option<u64>,
     pub consistency: Consistency,
@@ -234,7 +239,9 @@ impl Engine {
             limit: query.limit,
             max_bytes: query.max_bytes,
             drop_nodes,
-            filter: query.filter.as_ref(),
+            filter: query.filter.as_deref(),
+            walks: query.filter.as_ref().map_or(0, |filter| filter.walks()),
+            turn_work_bytes: 0,
             removal_count: 0,
             is_full: false,
         };
@@ -305,13 +312,13 @@ impl Engine {
         while let Some((run, rest)) = runs.split_first().filter(|_| !filling.is_full) {
             // Parts of one run, where others were removed from between them.
             if let Some((_, entry)) = known.as_ref().filter(|(id, _)| *id == run.entry) {
-                filling.take(run, entry)?;
+                filling.take(run, entry).await?;
                 runs = rest;
                 continue;
             }
             if let Some(entry) = self.inner.log.cached(run.entry) {
                 let entry = EntryRecords::parse(entry.payload).map_err(|error| damaged(&error))?;
-                filling.take(run, &entry)?;
+                filling.take(run, &entry).await?;
                 known = Some((run.entry, entry));
                 runs = rest;
                 continue;
@@ -334,7 +341,7 @@ impl Engine {
                 if filling.is_full {
                     break;
                 }
-                filling.take(&run, &entry)?;
+                filling.take(&run, &entry).await?;
             }
         }
         Ok(())
@@ -413,6 +420,10 @@ struct Filling<'a> {
     max_bytes: usize,
     drop_nodes: &'a [String],
     filter: Option<&'a Filter>,
+    /// How often the filter may walk over a record.
+    walks: usize,
+    /// Work since others last had the thread.
+    turn_work_bytes: usize,
     /// How often something had been removed when the runs were looked up.
     removal_count: u64,
     is_full: bool,
@@ -436,18 +447,35 @@ impl Filling<'_> {
         Place { cursor: self.cursor, removal_count: self.removal_count }
     }
 
-    fn take(&mut self, run: &Run, entry: &EntryRecords) -> Result<(), Error> {
-        for offset in 0..run.count {
+    /// Takes what `run` has of this page. A filter may have to look at much before it finds anything, so others
+    /// get the thread in between.
+    async fn take(&mut self, run: &Run, entry: &EntryRecords) -> Result<(), Error> {
+        while !self.take_turn(run, entry)? {
+            self.turn_work_bytes = 0;
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// `false` if there is more to do, after others had their turn.
+    fn take_turn(&mut self, run: &Run, entry: &EntryRecords) -> Result<bool, Error> {
+        // What was examined in an earlier turn.
+        let examined = (self.cursor + 1).saturating_sub(run.first_seq);
+        for offset in examined..run.count {
             if self.is_full {
-                return Ok(());
+                return Ok(true);
+            }
+            if self.turn_work_bytes >= TURN_WORK_BYTES {
+                return Ok(false);
             }
             let position = run.first_position + offset as u32;
             let bytes = entry.record(position).ok_or_else(|| damaged(&"an entry lacks a record"))?;
             let seq = run.first_seq + offset;
+            self.turn_work_bytes += RECORD_WORK_BYTES + self.walks * bytes.len();
             if self.passes(bytes)? {
                 if !self.records.is_empty() && self.bytes + bytes.len() > self.max_bytes {
                     self.is_full = true;
-                    return Ok(());
+                    return Ok(true);
                 }
                 self.bytes += bytes.len();
                 self.records.push(PageRecord { seq, ts_ms: run.ts_ms, entry: entry.clone(), position });
@@ -461,7 +489,7 @@ impl Filling<'_> {
                 || self.examined >= MAX_PAGE_EXAMINED
                 || self.examined_bytes >= MAX_PAGE_EXAMINED_BYTES;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// First `node`, then the filter (C-DIFF-08).

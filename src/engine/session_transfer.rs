@@ -15,6 +15,7 @@ use super::sessions::{
 use super::{Engine, Inner, View};
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::error::Error;
+use crate::filter::Filter;
 use crate::raft::PeerHandler;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -113,42 +114,75 @@ impl Reply {
 }
 
 fn put_subscription(out: &mut BytesMut, subscription: &Subscription) {
-    let Subscription { binding, topics, view, heartbeat_ms } = subscription;
+    let Subscription { binding, topics, heartbeat_ms } = subscription;
     put_binding(out, binding.as_ref());
     put_varint(out, *heartbeat_ms);
-    put_varint(out, u64::from(view.form));
-    put_varint(out, view.limit as u64);
-    put_varint(out, view.max_bytes as u64);
-    put_varint(out, view.drop_nodes.len() as u64);
-    view.drop_nodes.iter().for_each(|node| put_blob(out, node.as_bytes()));
+    // Each view once, however many topics share it.
+    let mut views: Vec<&Arc<View>> = Vec::new();
+    let places: Vec<usize> = topics
+        .iter()
+        .map(|topic| {
+            let known = views.iter().position(|view| Arc::ptr_eq(view, &topic.view));
+            known.unwrap_or_else(|| {
+                views.push(&topic.view);
+                views.len() - 1
+            })
+        })
+        .collect();
+    put_varint(out, views.len() as u64);
+    views.iter().for_each(|view| put_view(out, view));
     put_varint(out, topics.len() as u64);
-    for topic in topics {
+    for (topic, place) in topics.iter().zip(places) {
         put_blob(out, topic.name.as_bytes());
         put_varint(out, topic.epoch);
+        put_varint(out, place as u64);
         put_varint(out, topic.cursor.load(Ordering::Acquire));
         out.put_u8(topic.is_recreated.load(Ordering::Acquire) as u8);
     }
 }
 
-fn subscription(reader: &mut Reader<'_>) -> Result<Subscription, Malformed> {
-    let binding = binding(reader)?;
-    let heartbeat_ms = reader.varint()?;
+fn put_view(out: &mut BytesMut, view: &View) {
+    put_varint(out, u64::from(view.form));
+    put_varint(out, view.limit as u64);
+    put_varint(out, view.max_bytes as u64);
+    put_varint(out, view.drop_nodes.len() as u64);
+    view.drop_nodes.iter().for_each(|node| put_blob(out, node.as_bytes()));
+    let filter = view.filter.as_ref().map_or(String::new(), |filter| filter.to_string());
+    put_blob(out, filter.as_bytes());
+}
+
+fn view(reader: &mut Reader<'_>) -> Result<Arc<View>, Malformed> {
     let form = u32::try_from(reader.varint()?).map_err(|_| reader.malformed())?;
     let (limit, max_bytes) = (reader.varint()? as usize, reader.varint()? as usize);
     let mut drop_nodes = Vec::new();
     for _ in 0..reader.count(1)? {
         drop_nodes.push(reader.text()?.to_owned());
     }
+    let filter = match reader.text()? {
+        "" => None,
+        text => Some(Arc::new(Filter::parse_canonical(text).map_err(|_| reader.malformed())?)),
+    };
+    Ok(View::new(form, limit, max_bytes, drop_nodes, filter))
+}
+
+fn subscription(reader: &mut Reader<'_>) -> Result<Subscription, Malformed> {
+    let binding = binding(reader)?;
+    let heartbeat_ms = reader.varint()?;
+    let mut views = Vec::new();
+    for _ in 0..reader.count(5)? {
+        views.push(view(reader)?);
+    }
     let mut topics = Vec::new();
-    for _ in 0..reader.count(4)? {
+    for _ in 0..reader.count(5)? {
         topics.push(SessionTopic {
             name: reader.text()?.into(),
             epoch: reader.varint()?,
+            view: views.get(reader.varint()? as usize).ok_or_else(|| reader.malformed())?.clone(),
             cursor: AtomicU64::new(reader.varint()?),
             is_recreated: AtomicBool::new(reader.bool()?),
         });
     }
-    Ok(Subscription { binding, topics, view: View { form, limit, max_bytes, drop_nodes }, heartbeat_ms })
+    Ok(Subscription { binding, topics, heartbeat_ms })
 }
 
 /// The member that made a session, as its id says.
@@ -235,17 +269,23 @@ mod tests {
 
     #[test]
     fn a_session_crosses_the_wire_unchanged() {
-        let topic = |name: &str, cursor, is_recreated| SessionTopic {
+        let topic = |name: &str, view: &Arc<View>, cursor, is_recreated| SessionTopic {
             name: name.into(),
             epoch: 41,
+            view: view.clone(),
             cursor: AtomicU64::new(cursor),
             is_recreated: AtomicBool::new(is_recreated),
         };
-        let view = View { form: 5, limit: 256, max_bytes: 1 << 18, drop_nodes: vec!["edge".into()] };
+        let shared = View::new(5, 256, 1 << 18, vec!["edge".into()], None);
+        let filter = Filter::parse(r#"["Or",["m:*",["data.a\"\u0001","In",[1.50,null,"\u00e9"]]]]"#).unwrap();
+        let own = View::new(5, 256, 1 << 18, vec!["edge".into()], Some(Arc::new(filter)));
         let sent = Subscription {
             binding: Some([7; 32]),
-            topics: vec![topic("a", 9, false), topic("b", u64::MAX, true)],
-            view,
+            topics: vec![
+                topic("a", &shared, 9, false),
+                topic("b", &own, u64::MAX, true),
+                topic("c", &shared, 0, false),
+            ],
             heartbeat_ms: 15_000,
         };
         let reply = encode_taken(&sent, 88);
@@ -253,6 +293,10 @@ mod tests {
             panic!("it is a session");
         };
         assert_eq!(encode_taken(&subscription, applied_index), reply);
+        // C-FILT-02
+        let views: Vec<&Arc<View>> = subscription.topics.iter().map(|topic| &topic.view).collect();
+        assert_eq!(views, [&shared, &own, &shared]);
+        assert!(Arc::ptr_eq(views[0], views[2]), "still one");
         assert!(matches!(Reply::decode(&encode_at("m3")), Ok(Reply::At(member)) if member == "m3"));
         assert!(matches!(Reply::decode(&encode_unknown()), Ok(Reply::Unknown)));
         assert!(matches!(Reply::decode(&encode_wrong_key()), Ok(Reply::WrongKey)));

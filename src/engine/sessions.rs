@@ -32,27 +32,29 @@ pub struct SessionTopic {
     pub name: Arc<str>,
     /// The topic instance that is watched.
     pub epoch: u64,
+    /// How. Topics without a filter of their own share one.
+    pub view: Arc<View>,
     /// Last cursor that was handed to a connection.
     pub cursor: AtomicU64,
     /// The client is still to be told that its cursor belonged to an earlier instance.
     pub is_recreated: AtomicBool,
 }
 
-/// What is watched, and how. Does not change but for the cursors.
+/// What is watched. Does not change but for the cursors.
 #[derive(Debug)]
 pub struct Subscription {
     /// `None`: authentication is off.
     pub binding: Option<Binding>,
     pub topics: Vec<SessionTopic>,
-    pub view: View,
     pub heartbeat_ms: u64,
 }
 
 impl Subscription {
-    pub fn topics_of(places: &[StartPlace]) -> Vec<SessionTopic> {
-        let topics = places.iter().map(|place| SessionTopic {
+    pub fn topics_of(places: &[(StartPlace, Arc<View>)]) -> Vec<SessionTopic> {
+        let topics = places.iter().map(|(place, view)| SessionTopic {
             name: place.shared.read().name.clone(),
             epoch: place.shared.epoch,
+            view: view.clone(),
             cursor: AtomicU64::new(place.cursor),
             is_recreated: AtomicBool::new(place.is_recreated),
         });
@@ -320,8 +322,7 @@ mod tests {
     use super::*;
 
     fn session(wid: &str, binding: Option<Binding>) -> Arc<Session> {
-        let view = View { form: 0, limit: 1, max_bytes: 1, drop_nodes: Vec::new() };
-        Session::new(wid.into(), Subscription { binding, topics: Vec::new(), view, heartbeat_ms: 1000 })
+        Session::new(wid.into(), Subscription { binding, topics: Vec::new(), heartbeat_ms: 1000 })
     }
 
     #[tokio::test(start_paused = true)]

@@ -54,7 +54,7 @@ impl Engine {
 
 impl Watcher {
     /// Follows a topic from now on and returns its slot.
-    pub fn follow(&mut self, place: StartPlace, view: &View) -> u32 {
+    pub fn follow(&mut self, place: StartPlace, view: &Arc<View>) -> u32 {
         let free = self.slots.iter().position(Option::is_none);
         let slot = free.unwrap_or_else(|| {
             self.slots.push(None);

@@ -22,7 +22,7 @@ use json::{Found, elements, member, value};
 use number::cmp_numbers;
 
 /// A condition on records.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Filter {
     And(Vec<Filter>),
     Or(Vec<Filter>),
@@ -31,7 +31,7 @@ pub enum Filter {
 }
 
 /// What a leaf looks at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Field {
     Tag,
     Node,
@@ -43,14 +43,14 @@ pub enum Field {
 }
 
 /// A way into `data`: as it was written, and its steps.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Path {
     text: String,
     steps: Vec<String>,
 }
 
 /// What a leaf asks of the value.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Op {
     Eq(Scalar),
     NotEq(Scalar),
@@ -62,7 +62,7 @@ pub enum Op {
     Order(OrderOp, Scalar),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OrderOp {
     Lt,
     Lte,
@@ -82,7 +82,7 @@ impl OrderOp {
 }
 
 /// A value that a filter compares with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Scalar {
     Null,
     Bool(bool),
@@ -121,6 +121,22 @@ impl Filter {
             Filter::Or(any) => any.iter().any(|filter| filter.matches(record)),
             Filter::Not(filter) => !filter.matches(record),
             Filter::Leaf(field, op) => op.holds(field.find(record)),
+        }
+    }
+}
+
+impl Filter {
+    /// How often asking it walks over a record, at most: decoding it, and each leaf that looks into `meta` or
+    /// `data`.
+    pub fn walks(&self) -> usize {
+        1 + self.looks()
+    }
+
+    fn looks(&self) -> usize {
+        match self {
+            Filter::And(filters) | Filter::Or(filters) => filters.iter().map(Filter::looks).sum(),
+            Filter::Not(filter) => filter.looks(),
+            Filter::Leaf(field, _) => matches!(field, Field::Meta(_) | Field::Data(_)) as usize,
         }
     }
 }

@@ -16,6 +16,11 @@ impl Filter {
         if json.len() > MAX_FILTER_BYTES {
             return Err(bad(format_args!("it has more than {MAX_FILTER_BYTES} bytes")));
         }
+        Filter::parse_canonical(json)
+    }
+
+    /// Reads what this writes as text, which may be a little longer than what a client may send.
+    pub fn parse_canonical(json: &str) -> Result<Filter, Error> {
         let mut leaves = 0;
         parse_filter(json.as_bytes(), 1, &mut leaves)
     }

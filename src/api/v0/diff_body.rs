@@ -1,6 +1,7 @@
 //! The body of a diff (contract section 9): clamps and defaults.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
@@ -37,8 +38,20 @@ struct DiffBody<'a> {
     epoch: Option<u64>,
     #[serde(borrow, default)]
     filter: Option<&'a RawValue>,
+    #[serde(default, rename = "channel")]
+    _channel: Option<NoChannel>,
     #[serde(borrow, default)]
     consistency: Option<Text<'a>>,
+}
+
+/// Refused, as long as channels cannot be read: a `channel` that is ignored would deliver what was not asked for.
+#[derive(Debug)]
+pub struct NoChannel;
+
+impl<'de> Deserialize<'de> for NoChannel {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(D::Error::custom("reading by `channel` is not built yet; a `filter` on the field channel is"))
+    }
 }
 
 /// Which optional parts of a record a reader wants to see.
@@ -62,7 +75,7 @@ pub fn parse_diff(json: &[u8]) -> Result<(PageQuery, Shown), Error> {
         limit: clamp(body.limit, DEFAULT_PAGE_RECORDS, MAX_PAGE_RECORDS),
         max_bytes: clamp(body.max_batch_bytes, DEFAULT_PAGE_BYTES, MAX_PAGE_BYTES),
         drop_nodes: body.node.map_or(Vec::new(), |labels| labels.0),
-        filter: body.filter.map(|json| Filter::parse(json.get())).transpose()?,
+        filter: body.filter.map(|json| Filter::parse(json.get()).map(Arc::new)).transpose()?,
         epoch: body.epoch,
         consistency: parse_consistency(body.consistency.as_ref().map(Text::as_str))?,
         wait_ms: body.wait_ms.map_or(0, |it| it.0.min(MAX_WAIT_MS)),
@@ -187,6 +200,8 @@ mod tests {
             r#"{"epoch":-1}"#,
             r#"{"filter":1}"#,
             r#"{"filter":["tag","Eq"]}"#,
+            r#"{"channel":"c"}"#,
+            r#"{"channel":["c"]}"#,
             r#"{"consistency":"STRONG"}"#,
             r#"{"consistency":1}"#,
         ] {

@@ -1,5 +1,7 @@
 //! `POST /v0/watch` and `GET /v0/watch/{wid}` (contract section 17).
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::header::ACCEPT;
 use axum::http::{HeaderMap, StatusCode};
@@ -12,7 +14,7 @@ use crate::api::json::JsonWriter;
 use crate::api::query::Query;
 use crate::api::reply::{Answer, Reply};
 use crate::api::sse::{EventStream, Rewind};
-use crate::engine::{Engine, StartAt, StartPlace, Subscription};
+use crate::engine::{Engine, StartAt, StartPlace, Subscription, View};
 use crate::error::{Code, Error};
 
 const LAST_EVENT_ID: &str = "last-event-id";
@@ -27,11 +29,10 @@ pub async fn create(State(api): State<Api>, call: Call<Read>) -> Answer {
     let subscription = Subscription {
         binding: call.caller.binding(&wid),
         topics: Subscription::topics_of(&places),
-        view: request.view,
         heartbeat_ms: request.heartbeat_ms,
     };
     api.engine.add_session(wid.clone(), subscription)?;
-    places.iter().for_each(|place| api.engine.touch(&place.shared));
+    places.iter().for_each(|(place, _)| api.engine.touch(&place.shared));
     let mut reply = Reply::new(call.arrived, 256 + 128 * places.len());
     reply.json.field("wid", wid.as_str());
     reply.json.field("stream_url", format!("/v0/watch/{wid}").as_str());
@@ -40,26 +41,29 @@ pub async fn create(State(api): State<Api>, call: Call<Read>) -> Answer {
     Ok(reply.finish(StatusCode::OK))
 }
 
-/// Where everything in `request` starts; unknown topics are left out if it is lenient.
-pub async fn start_places(engine: &Engine, request: &WatchRequest) -> Result<Vec<StartPlace>, Error> {
+/// Where each topic of a watch starts, and how it is read.
+pub type Places = Vec<(StartPlace, Arc<View>)>;
+
+/// Looks up what `request` names; unknown topics are left out if it is lenient.
+pub async fn start_places(engine: &Engine, request: &WatchRequest) -> Result<Places, Error> {
     let topics: Vec<(&str, StartAt)> =
-        request.topics.iter().map(|(name, start)| (name.as_str(), *start)).collect();
+        request.topics.iter().map(|topic| (topic.name.as_str(), topic.start)).collect();
     let found = engine.start_places(&topics, request.consistency).await?;
     let mut places = Vec::with_capacity(found.len());
-    for ((name, _), place) in topics.into_iter().zip(found) {
+    for (topic, place) in request.topics.iter().zip(found) {
         match place {
-            Some(place) => places.push(place),
+            Some(place) => places.push((place, topic.view.clone())),
             None if request.lenient => {}
-            None => return Err(Error::topic_not_found(name)),
+            None => return Err(Error::topic_not_found(&topic.name)),
         }
     }
     Ok(places)
 }
 
 /// The field `topics` of an answer.
-pub fn put_places(json: &mut JsonWriter, places: &[StartPlace], with_epoch: bool) {
+pub fn put_places(json: &mut JsonWriter, places: &Places, with_epoch: bool) {
     json.object_field("topics", |json| {
-        for place in places {
+        for (place, _) in places {
             let name = place.shared.read().name.clone();
             json.object_field_named(&name, |json| {
                 json.field("from_seq", place.from_seq);

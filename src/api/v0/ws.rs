@@ -16,14 +16,15 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::frame::{Notice, encode_records, error_message, refusal_message};
+use super::watch::Places;
 use super::ws_message::{Done, carry_out};
 use crate::api::Api;
 use crate::api::call::Gate;
 use crate::api::problem::internal;
 use crate::api::reply::Answer;
-use crate::api::write_progress::SLOW_AFTER;
+use crate::api::write_progress::WriteProgress;
 use crate::auth::{Caller, Place};
-use crate::engine::{Next, StartPlace, Step, StreamPlace, View, Watcher};
+use crate::engine::{Next, Step, StreamPlace, Watcher};
 use crate::error::{Code, Error};
 use crate::limits::{MAX_TOPICS_PER_WATCH, MAX_WAITING_PUBLISH_BYTES, MAX_WAITING_PUBLISHES};
 
@@ -42,19 +43,21 @@ pub async fn open(State(api): State<Api>, request: Request) -> Answer {
     let upgrade = upgrade.map_err(|rejection| Error::invalid(rejection.body_text()))?;
     api.engine.admit()?;
     let places = (api.engine.enter_stream()?, caller.enter_stream(api.limits.max_streams_per_key)?);
+    let progress = parts.extensions.get().cloned().unwrap_or_default();
     let max_bytes = gate.max_body_bytes();
     let upgrade = upgrade
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)
         .max_message_size(max_bytes)
         .max_frame_size(max_bytes);
-    Ok(upgrade.on_upgrade(move |socket| Socket::new(api, caller, socket, places).run()))
+    Ok(upgrade.on_upgrade(move |socket| Socket::new(api, caller, socket, progress, places).run()))
 }
 
 struct Socket {
     api: Api,
     caller: Caller,
     socket: WebSocket,
+    progress: Arc<WriteProgress>,
     watcher: Watcher,
     /// Slot and topic of what is followed.
     slots: HashMap<Arc<str>, u32>,
@@ -75,12 +78,19 @@ enum Event {
 struct Gone;
 
 impl Socket {
-    fn new(api: Api, caller: Caller, socket: WebSocket, places: (StreamPlace, Place)) -> Self {
+    fn new(
+        api: Api,
+        caller: Caller,
+        socket: WebSocket,
+        progress: Arc<WriteProgress>,
+        places: (StreamPlace, Place),
+    ) -> Self {
         Socket {
             watcher: api.engine.watcher(encode_records),
             api,
             caller,
             socket,
+            progress,
             slots: HashMap::new(),
             commands: VecDeque::new(),
             commands_bytes: 0,
@@ -170,8 +180,8 @@ impl Socket {
     async fn finish(&mut self, done: Done) -> Result<(), Gone> {
         match done {
             Done::Answer(answer) => self.send(answer).await,
-            Done::Subscribe { places, view, answer, too_many } => {
-                let follows = self.subscribe(places, &view);
+            Done::Subscribe { places, answer, too_many } => {
+                let follows = self.subscribe(places);
                 self.send(if follows { answer } else { too_many }).await
             }
             Done::Unsubscribe { topics, answer } => {
@@ -186,17 +196,17 @@ impl Socket {
     }
 
     /// A second subscribe of a topic replaces the first (C-WS-05). `false` if there would be too many.
-    fn subscribe(&mut self, places: Vec<StartPlace>, view: &View) -> bool {
-        let names: Vec<Arc<str>> = places.iter().map(|place| place.shared.read().name.clone()).collect();
+    fn subscribe(&mut self, places: Places) -> bool {
+        let names: Vec<Arc<str>> = places.iter().map(|(place, _)| place.shared.read().name.clone()).collect();
         let added = names.iter().filter(|name| !self.slots.contains_key(*name)).count();
         if self.slots.len() + added > MAX_TOPICS_PER_WATCH {
             return false;
         }
-        for (name, place) in names.into_iter().zip(places) {
+        for (name, (place, view)) in names.into_iter().zip(places) {
             if let Some(slot) = self.slots.remove(&name) {
                 self.watcher.unfollow(slot);
             }
-            self.slots.insert(name, self.watcher.follow(place, view));
+            self.slots.insert(name, self.watcher.follow(place, &view));
         }
         true
     }
@@ -204,6 +214,7 @@ impl Socket {
     async fn tell(&mut self, topic: Arc<str>, step: Step) -> Result<(), Gone> {
         let message = match step {
             Step::Records(frame) => frame.bytes,
+            Step::Passed => return Ok(()),
             Step::Tombstone(tombstone) => Notice::Tombstone(&tombstone).message(&topic),
             Step::CaughtUp { head_seq } => Notice::CaughtUp { head_seq }.message(&topic),
             Step::Deleted { head_seq } => {
@@ -222,9 +233,15 @@ impl Socket {
                 return Err(Gone);
             }
         };
-        match tokio::time::timeout(SLOW_AFTER, self.socket.send(message)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Gone),
+        let mut sending = std::pin::pin!(self.socket.send(message));
+        loop {
+            tokio::select! {
+                biased;
+                sent = &mut sending => return sent.map_err(|_| Gone),
+                has_moved = self.progress.moves() => if !has_moved {
+                    return Err(Gone);
+                }
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::append::{Prepared, REPLY_ROOM_BYTES, is_fsync, prepare, put_seqs, put_timings};
 use super::append_body::AppendBody;
 use super::frame::{error_message, message, refusal_message};
-use super::watch::{put_places, start_places};
+use super::watch::{Places, put_places, start_places};
 use super::watch_body::WatchRequest;
 use crate::api::Api;
 use crate::api::json::{JsonWriter, Raw};
@@ -15,7 +15,6 @@ use crate::api::name::check_topic_name;
 use crate::api::problem::internal;
 use crate::api::shape::{Object, Text, parse_object};
 use crate::auth::{Caller, Scope};
-use crate::engine::{StartPlace, View};
 use crate::error::Error;
 use crate::limits::MAX_TOPICS_PER_WATCH;
 use crate::state::Outcome;
@@ -51,8 +50,7 @@ pub enum Done {
     /// These topics are followed from now on, instead of how they were before; then the answer is sent, or
     /// `too_many` if the socket would follow too many.
     Subscribe {
-        places: Vec<StartPlace>,
-        view: View,
+        places: Places,
         answer: Bytes,
         too_many: Bytes,
     },
@@ -102,7 +100,7 @@ async fn subscribe(api: &Api, caller: &Caller, json: &[u8], request_id: Option<&
     let answer = answer("subscribed", request_id, |json| put_places(json, &places, true));
     let message = format!("a socket follows at most {MAX_TOPICS_PER_WATCH} topics");
     let too_many = error_message(&Error::invalid(message), request_id);
-    Ok(Done::Subscribe { places, view: request.view, answer, too_many })
+    Ok(Done::Subscribe { places, answer, too_many })
 }
 
 fn unsubscribe(json: &[u8], request_id: Option<&str>) -> Result<Done, Error> {
