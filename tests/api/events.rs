@@ -121,13 +121,28 @@ pub struct Socket(Stream);
 
 /// Opens a socket at the first member of `api` with its key; the status if that is refused.
 pub async fn socket(api: &Api) -> Result<Socket, u16> {
+    socket_over(api, tokio::net::TcpStream::connect(address(api)).await.expect("connect")).await
+}
+
+/// A connection to the first member of `api` that takes little while nobody reads: the system would take tens of
+/// megabytes for a reader with an ordinary buffer.
+pub async fn narrow_connection(api: &Api) -> tokio::net::TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.set_recv_buffer_size(256 << 10).expect("a small buffer");
+    socket.connect(address(api).parse().expect("an address")).await.expect("connect")
+}
+
+fn address(api: &Api) -> &str {
+    api.urls[0].trim_start_matches("http://")
+}
+
+/// As [`socket`], over a connection that there is.
+pub async fn socket_over(api: &Api, stream: tokio::net::TcpStream) -> Result<Socket, u16> {
     let url = format!("{}/v0/ws", api.urls[0].replace("http://", "ws://"));
     let mut request = url.into_client_request().expect("a request");
     if let Some(key) = api.key {
         request.headers_mut().insert("authorization", format!("Bearer {key}").parse().expect("a header"));
     }
-    let address = api.urls[0].trim_start_matches("http://").to_owned();
-    let stream = tokio::net::TcpStream::connect(address).await.expect("connect");
     match tokio_tungstenite::client_async(request, stream).await {
         Ok((socket, _)) => Ok(Socket(socket)),
         Err(tokio_tungstenite::tungstenite::Error::Http(response)) => Err(response.status().as_u16()),
@@ -166,4 +181,11 @@ impl Socket {
 /// Waits a moment in which nothing is to happen.
 pub async fn quiet(events: &mut Events, time: Duration) -> bool {
     timeout(time, events.event()).await.is_err()
+}
+
+/// Streams that are open at the first member of `api`, as its metrics say.
+pub async fn stream_count(api: &Api) -> u64 {
+    let text = String::from_utf8(api.get("/v0/metrics").await.bytes).expect("is text");
+    let line = text.lines().find_map(|line| line.strip_prefix("antiphon_sse_connections "));
+    line.and_then(|count| count.parse().ok()).expect("a count")
 }

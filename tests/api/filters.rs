@@ -1,8 +1,13 @@
 //! Section 14 as readers of a topic see it. What filters mean in detail is tested where they are evaluated.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
-use crate::shared::{Api, Got, api};
+use crate::events::{events, seqs_of, socket};
+use crate::harness::{Cluster, PATIENCE, eventually};
+use crate::shared::{Api, Got, api, client};
+use crate::watch::{cursors, session, watch};
 
 async fn meters(api: &Api, topic: &str) {
     let records: Vec<Value> = (1..=30)
@@ -112,6 +117,23 @@ async fn a_malformed_filter_is_refused() {
     for good in [leaves(64), nested(8)] {
         api.diff("filt-bad", json!({ "filter": good })).await.expect(200);
     }
+    let mut socket = socket(&api).await.expect("a socket");
+    for bad in [json!(1), json!(["tag", "eq", "x"]), leaves(65)] {
+        for body in [
+            json!({ "topics": { "filt-bad": {} }, "filter": bad }),
+            json!({ "topics": { "filt-bad": { "filter": bad } } }),
+        ] {
+            api.post("/v0/watch", body.clone()).await.refused(400, "invalid_request");
+            let mut subscribe = body;
+            subscribe["op"] = json!("subscribe");
+            socket.send(subscribe).await;
+            assert_eq!(socket.expect("error").await["code"], "invalid_request");
+        }
+    }
+    // Not ignored, as long as it is not built: C-CHAN-01 to come.
+    api.diff("filt-bad", json!({ "channel": "c" })).await.refused(400, "invalid_request");
+    let body = json!({ "topics": { "filt-bad": { "channel": ["c"] } } });
+    api.post("/v0/watch", body).await.refused(400, "invalid_request");
 }
 
 /// C-DIFF-09
@@ -139,4 +161,133 @@ async fn a_long_poll_waits_for_a_record_that_passes_or_tells_how_far_it_came() {
     }
     let page = poll.await.expect("the poll ends");
     assert_eq!(seqs(&page), [33]);
+}
+
+/// C-FILT-03, C-FILT-05, C-WATCH-05, and `filter` in section 17.1
+#[tokio::test]
+async fn a_stream_brings_what_passes_the_filter_of_its_topic_at_any_member() {
+    let api = api().await;
+    for topic in ["filt-own", "filt-not", "filt-all"] {
+        meters(&api, topic).await;
+    }
+    let filter = json!(["And", ["m:1", ["data.n", "Gt", 9]]]);
+    let topics = json!({
+        "filt-own": { "filter": filter }, "filt-not": { "filter": ["Not", filter] }, "filt-all": {}
+    });
+    let passing: Vec<u64> = (10..=30).filter(|n| n % 3 == 1).collect();
+    let others: Vec<u64> = (1..=30).filter(|n| !passing.contains(n)).collect();
+    let all: Vec<u64> = (1..=30).filter(|n| n % 2 == 0).collect();
+    let body = json!({ "topics": topics, "filter": ["node", "Eq", "even"], "limit": 4 });
+    for member in 0..3 {
+        let url = session(&api.at(0), body.clone()).await;
+        // The session moves, and its filters with it.
+        let mut stream = events(&api.at(member), &url, &[]).await;
+        let mut read = std::collections::BTreeMap::<String, Vec<u64>>::new();
+        let mut caught_up = 0;
+        while caught_up < 3 {
+            let event = stream.event().await.expect("the stream goes on");
+            match event.name.as_str() {
+                "record" => {
+                    let topic = event.data["topic"].as_str().expect("a name").to_owned();
+                    read.entry(topic).or_default().extend(seqs_of(&event.data));
+                }
+                "caught-up" => caught_up += 1,
+                other => panic!("{other}"),
+            }
+        }
+        let expected = [("filt-all", &all), ("filt-not", &others), ("filt-own", &passing)];
+        assert_eq!(read.iter().map(|(topic, seqs)| (topic.as_str(), seqs)).collect::<Vec<_>>(), expected);
+    }
+    // The same over a socket, and live.
+    let mut socket = socket(&api).await.expect("a socket");
+    socket.send(json!({ "op": "subscribe", "topic": "filt-own", "filter": filter })).await;
+    socket.expect("subscribed").await;
+    let frame = socket.expect("record").await;
+    assert_eq!((seqs_of(&frame), &frame["to_seq"]), (passing, &json!(30)));
+    socket.expect("caught_up").await;
+    for (tag, n) in [("m:2", 31), ("m:1", 3), ("m:1", 33)] {
+        let record = json!({ "tag": tag, "data": { "n": n } });
+        api.post("/v0/topics/filt-own", json!({ "records": [record] })).await.expect(200);
+    }
+    let frame = socket.expect("record").await;
+    assert_eq!((seqs_of(&frame), &frame["to_seq"]), (vec![33], &json!(33)));
+}
+
+/// C-WATCH-15, C-WATCH-11
+#[tokio::test]
+async fn a_filter_that_passes_nothing_moves_the_cursor_in_silence() {
+    let api = api().await;
+    api.write("filt-other", 1).await.expect(201);
+    api.write("filt-none", 10_000).await.expect(201);
+    api.write("filt-none", 2_500).await.expect(200);
+    let topics = json!({ "filt-none": { "filter": "none" }, "filt-other": { "tail": true } });
+    let mut stream = watch(&api, json!({ "topics": topics })).await;
+    let mut last = stream.expect("caught-up").await;
+    if last.data["topic"] != "filt-none" {
+        last = stream.expect("caught-up").await;
+    }
+    assert_eq!((last.data["head_seq"].as_u64(), cursors(&last.id)["filt-none"]), (Some(12_500), 12_500));
+    // Live too: what another topic's frame says of this one goes up, and nothing is said of it itself.
+    api.write("filt-none", 11).await.expect(200);
+    eventually("the cursor has moved", PATIENCE, async || {
+        api.write("filt-other", 1).await.expect(200);
+        let frame = stream.expect("record").await;
+        assert_eq!(frame.data["topic"], "filt-other");
+        (cursors(&frame.id)["filt-none"] == 12_511).then_some(())
+    })
+    .await;
+}
+
+/// Heartbeats of section 17.3: what is passed over is no sign of life.
+#[tokio::test]
+async fn a_stream_that_passes_everything_over_shows_signs_of_life() {
+    let api = api().await;
+    api.write("filt-life", 1).await.expect(201);
+    let writing = tokio::spawn({
+        let api = api.clone();
+        async move {
+            loop {
+                api.write("filt-life", 1).await.expect(200);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    });
+    let body = json!({ "topics": { "filt-life": {} }, "filter": "none", "heartbeat_ms": 1000 });
+    let mut stream = watch(&api, body).await;
+    stream.expect("caught-up").await;
+    for _ in 0..2 {
+        let start = Instant::now();
+        let heartbeat = stream.next().await.expect("a frame");
+        assert!(heartbeat.name == ":" && heartbeat.text.starts_with("hb "), "{heartbeat:?}");
+        assert!(start.elapsed() >= Duration::from_millis(900));
+    }
+    writing.abort();
+}
+
+/// A filter that has much to look at holds up neither the thread it runs on nor the commands of its own socket,
+/// and they do not hold it up.
+#[tokio::test]
+async fn a_long_search_and_what_comes_meanwhile_both_get_on() {
+    let cluster = Cluster::start_with(1, &["--runtime-threads", "1"]).await;
+    let api = Api { urls: cluster.urls(), http: client(), key: None };
+    let data: serde_json::Map<String, Value> =
+        (0..64).map(|at| (format!("k{at}"), json!("x".repeat(1000)))).collect();
+    let records: Vec<Value> = (0..150).map(|_| json!({ "data": data })).collect();
+    api.post("/v0/topics/t", json!({ "records": records })).await.expect(201);
+    let leaves: Vec<Value> = (0..8).map(|at| json!([format!("data.k{at}"), "Eq", "y"])).collect();
+    let filter = json!(["Or", leaves]);
+    let mut socket = socket(&api).await.expect("a socket");
+    socket.send(json!({ "op": "subscribe", "topic": "t", "filter": filter })).await;
+    socket.expect("subscribed").await;
+    let (mut pongs, start) = (0, Instant::now());
+    loop {
+        assert!(start.elapsed() < PATIENCE, "the search does not end; {pongs} commands were carried out");
+        socket.send(json!({ "op": "ping" })).await;
+        match socket.next().await.expect("the socket stays")["op"].as_str() {
+            Some("pong") => pongs += 1,
+            Some("caught_up") => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(pongs >= 5, "only {pongs} commands were carried out meanwhile");
 }

@@ -5,24 +5,23 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpSocket;
 
-use crate::events::{Events, events, quiet, seqs_of};
-use crate::harness::{Cluster, PATIENCE};
+use crate::events::{Events, events, narrow_connection, quiet, seqs_of, stream_count};
+use crate::harness::{Cluster, PATIENCE, eventually};
 use crate::shared::{Api, api, client, got};
 
 /// Makes a session and gives its `stream_url`.
-async fn session(api: &Api, body: Value) -> String {
+pub async fn session(api: &Api, body: Value) -> String {
     let made = api.post("/v0/watch", body).await.expect(200);
     made["stream_url"].as_str().expect("a path").to_owned()
 }
 
-async fn watch(api: &Api, body: Value) -> Events {
+pub async fn watch(api: &Api, body: Value) -> Events {
     events(api, &session(api, body).await, &[]).await
 }
 
 /// The cursors in an id.
-fn cursors(id: &str) -> BTreeMap<String, u64> {
+pub fn cursors(id: &str) -> BTreeMap<String, u64> {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut bits: Vec<bool> = Vec::new();
     for letter in id.bytes() {
@@ -196,6 +195,18 @@ async fn a_stream_is_for_who_takes_events_and_knows_a_session() {
     }
 }
 
+/// An older stream is told that another one has its session, and to stay away: what connects again by itself
+/// would take the session back, and so would the other one.
+async fn has_lost_its_session(stream: &mut Events) {
+    let retry = stream.next().await.expect("a frame");
+    assert_eq!(retry.name, "retry", "{retry:?}");
+    assert!(retry.text.parse::<u64>().is_ok_and(|retry_ms| retry_ms >= 3_600_000), "{retry:?}");
+    // Section 17.4
+    let error = stream.expect("error").await;
+    assert_eq!((&error.data["code"], error.id.as_str()), (&json!(410), ""));
+    assert_eq!(stream.event().await, None, "the older stream is closed");
+}
+
 /// C-WATCH-10
 #[tokio::test]
 async fn a_second_stream_of_a_session_closes_the_first() {
@@ -206,7 +217,9 @@ async fn a_second_stream_of_a_session_closes_the_first() {
     first.expect("record").await;
     first.expect("caught-up").await;
     let mut second = events(&api.at(0), &url, &[]).await;
-    assert_eq!(first.event().await, None);
+    has_lost_its_session(&mut first).await;
+    // Who takes over is told to come back soon, as ever.
+    assert_eq!(second.next().await.map(|retry| retry.text).as_deref(), Some("2000"));
     second.expect("caught-up").await;
     api.write("watch-two", 1).await.expect(200);
     assert_eq!(seqs_of(&second.expect("record").await.data), [2]);
@@ -225,7 +238,7 @@ async fn any_member_takes_a_session_over() {
     for (member, seq) in [1, 2, 0, 2, 1].into_iter().zip(2..) {
         api.at(member).with_key("reader").get(&url).await.refused(401, "unauthorized");
         let mut next = events(&api.at(member), &url, &[]).await;
-        assert_eq!(stream.event().await, None, "the older stream is closed");
+        has_lost_its_session(&mut stream).await;
         // The cursor has come along.
         next.expect("caught-up").await;
         api.write("watch-move", 1).await.expect(200);
@@ -391,7 +404,7 @@ async fn sessions_and_streams_have_caps_and_end() {
     assert_eq!(detail, json!({ "limit": "max_watch_sessions", "max": 2 }));
     // The idle one is reclaimed, the open one is not.
     let other = api.with_key("other");
-    let made = crate::harness::eventually("a place", Duration::from_secs(10), async || {
+    let made = eventually("a place", Duration::from_secs(10), async || {
         let answer = other.post("/v0/watch", body.clone()).await;
         (answer.status == 200).then(|| answer.body["stream_url"].as_str().map(str::to_owned)).flatten()
     })
@@ -412,7 +425,7 @@ async fn sessions_and_streams_have_caps_and_end() {
         "{text}"
     );
     drop((socket, third));
-    crate::harness::eventually("places are given back", Duration::from_secs(10), async || {
+    eventually("places are given back", Duration::from_secs(10), async || {
         let text = String::from_utf8(api.get("/v0/metrics").await.bytes).expect("text");
         text.contains("antiphon_sse_connections 1").then_some(())
     })
@@ -477,22 +490,18 @@ async fn of_several_topics_the_one_with_the_higher_priority_is_served_first() {
 /// Section 17.4: 408
 #[tokio::test]
 async fn a_reader_that_takes_nothing_is_told_so_and_its_session_stays() {
-    let api = api().await.at(0);
-    api.put("/v0/topics/watch-stuck", json!({})).await.expect(201);
-    let url = session(&api, json!({ "topics": { "watch-stuck": {} } })).await;
-    // The system would take tens of megabytes for a reader with an ordinary buffer.
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.set_recv_buffer_size(256 << 10).expect("a small buffer");
-    let address = api.urls[0].trim_start_matches("http://").parse().expect("an address");
-    let mut stuck = socket.connect(address).await.expect("connect");
-    let head =
-        format!("GET {url} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer all\r\nconnection: close\r\n\r\n");
+    let cluster = Cluster::start_with(1, &["--slow-reader-ms", "1000"]).await;
+    let api = Api { urls: cluster.urls(), http: client(), key: None };
+    api.put("/v0/topics/t", json!({})).await.expect(201);
+    let url = session(&api, json!({ "topics": { "t": {} } })).await;
+    let mut stuck = narrow_connection(&api).await;
+    let head = format!("GET {url} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     stuck.write_all(head.as_bytes()).await.expect("send a request");
     let records: Vec<Value> = (0..8).map(|_| json!({ "data": "x".repeat((1 << 20) - 2) })).collect();
     for _ in 0..2 {
-        api.post("/v0/topics/watch-stuck", json!({ "records": records })).await.expect(200);
+        api.post("/v0/topics/t", json!({ "records": records })).await.expect(200);
     }
-    tokio::time::sleep(Duration::from_secs(33)).await;
+    eventually("the stream ends", PATIENCE, async || (stream_count(&api).await == 0).then_some(())).await;
     let mut told = Vec::new();
     let reading = tokio::time::timeout(PATIENCE, stuck.read_to_end(&mut told));
     reading.await.expect("the stream ends").expect("it ends in order");
@@ -502,6 +511,6 @@ async fn a_reader_that_takes_nothing_is_told_so_and_its_session_stays() {
     let last_seq = told.rsplit("\"to_seq\":").next().and_then(|rest| rest.split(',').next());
     let last_seq: u64 = last_seq.and_then(|seq| seq.parse().ok()).expect("some records came");
     assert!(last_seq < 16, "not everything fits into sockets and buffers");
-    let rest = events(&api, &url, &[]).await.seqs_up_to("watch-stuck", 16).await;
+    let rest = events(&api, &url, &[]).await.seqs_up_to("t", 16).await;
     assert_eq!(rest, (last_seq + 1..=16).collect::<Vec<u64>>());
 }

@@ -1,10 +1,12 @@
 //! Section 18: the WebSocket.
 
-use serde_json::json;
+use std::time::Instant;
+
+use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::events::{Socket, seqs_of, socket};
-use crate::harness::Cluster;
+use crate::events::{Socket, narrow_connection, seqs_of, socket, socket_over, stream_count};
+use crate::harness::{Cluster, PATIENCE, eventually};
 use crate::shared::{Api, api, client, got};
 
 async fn open(api: &Api) -> Socket {
@@ -165,7 +167,7 @@ async fn a_second_subscribe_replaces_the_first() {
     assert_eq!(socket.expect("subscribed").await["topics"]["ws-twice"]["from_seq"], 5);
     socket.expect("caught_up").await;
     let many = (0..257).map(|number| (format!("ws-many-{number}"), json!({})));
-    let many: serde_json::Map<String, serde_json::Value> = many.collect();
+    let many: serde_json::Map<String, Value> = many.collect();
     socket.send(json!({ "op": "subscribe", "topics": many, "lenient": true })).await;
     assert_eq!(socket.expect("error").await["code"], "invalid_request");
 }
@@ -223,4 +225,43 @@ async fn pings_are_answered_and_a_shutdown_is_told() {
     };
     let (status, ()) = tokio::join!(ending, told);
     assert!(status.success());
+}
+
+/// C-WATCH-19, C-WATCH-21 and section 17.4 for sockets
+#[tokio::test]
+async fn a_socket_that_takes_nothing_is_closed_and_holds_nobody_up() {
+    let cluster = Cluster::start_with(1, &["--slow-reader-ms", "1000"]).await;
+    let api = Api { urls: cluster.urls(), http: client(), key: None };
+    api.put("/v0/topics/t", json!({})).await.expect(201);
+    let mut stuck = socket_over(&api, narrow_connection(&api).await).await.expect("a socket");
+    let mut quick = open(&api).await;
+    for socket in [&mut stuck, &mut quick] {
+        socket.send(json!({ "op": "subscribe", "topic": "t" })).await;
+        socket.expect("subscribed").await;
+        socket.expect("caught_up").await;
+    }
+    let records: Vec<Value> = (0..8).map(|_| json!({ "data": "x".repeat((1 << 20) - 2) })).collect();
+    let mut read = Vec::new();
+    for round in 1..=3u64 {
+        let start = Instant::now();
+        api.post("/v0/topics/t", json!({ "records": records })).await.expect(200);
+        while read.len() < 8 * round as usize {
+            let message = quick.next().await.expect("the quick one goes on");
+            if message["op"] == "record" {
+                read.extend(seqs_of(&message));
+            }
+        }
+        assert!(start.elapsed() < PATIENCE / 3, "{:?}", start.elapsed());
+    }
+    assert_eq!(read, (1..=24).collect::<Vec<u64>>());
+    eventually("the stuck one is closed", PATIENCE, async || (stream_count(&api).await == 1).then_some(()))
+        .await;
+    let mut before_the_end = Vec::new();
+    while let Some(message) = stuck.next().await {
+        before_the_end.extend(seqs_of(&message));
+    }
+    assert!(before_the_end.len() < 24, "not everything fits into sockets and buffers");
+    // The quick one is there still.
+    quick.send(json!({ "op": "ping" })).await;
+    while quick.next().await.expect("the quick one goes on")["op"] != "pong" {}
 }

@@ -17,8 +17,10 @@ use crate::auth::{Caller, Scope};
 use crate::engine::{Consistency, StartAt, View};
 use crate::error::Error;
 use crate::filter::Filter;
-use crate::limits::{DEFAULT_PAGE_BYTES, DEFAULT_PAGE_RECORDS, MAX_PAGE_BYTES, MAX_PAGE_RECORDS};
-use crate::limits::{MAX_HEARTBEAT_MS, MAX_TOPICS_PER_WATCH, MAX_WATCH_FILTER_BYTES, MIN_HEARTBEAT_MS};
+use crate::limits::{
+    DEFAULT_PAGE_BYTES, DEFAULT_PAGE_RECORDS, MAX_HEARTBEAT_MS, MAX_NODE_BYTES, MAX_PAGE_BYTES,
+    MAX_PAGE_RECORDS, MAX_TOPICS_PER_WATCH, MAX_WATCH_FILTER_BYTES, MIN_HEARTBEAT_MS,
+};
 
 const DEFAULT_FRAME_BYTES: usize = 256 << 10;
 const DEFAULT_HEARTBEAT_MS: u64 = 15_000;
@@ -190,7 +192,9 @@ impl WatchRequest {
         let form = Form { shown, is_web_socket: way.is_web_socket }.number();
         let limit = body.limit.map_or(way.limit, |limit| clamped(limit.0, 1, MAX_PAGE_RECORDS));
         let max_bytes = bytes(body.max_batch_bytes, way.max_bytes);
-        let drop_nodes = body.node.map_or(Vec::new(), |labels| labels.0);
+        let mut drop_nodes = body.node.map_or(Vec::new(), |labels| labels.0);
+        // No record has a longer one, and a session would keep it.
+        drop_nodes.retain(|label| label.len() <= MAX_NODE_BYTES);
         let topics = checked(topics)?;
         let own = topics.iter().filter_map(|(_, _, filter)| *filter);
         let filter_bytes: usize = own.chain(body.filter).map(|filter| filter.get().len()).sum();
