@@ -7,11 +7,12 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::copy_command::{Copy, RoutePart, decode_route, encode_route};
 use super::delete::Ranges;
 use super::quota::ClusterLimits;
 use super::removed::{put_ranges, read_ranges};
 use super::topic_config::TopicConfig;
-use crate::codec::{Malformed, Reader, put_blob, put_optional_text, put_varint};
+use crate::codec::{Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint};
 use crate::filter::TagMatch;
 use crate::limits::MAX_TOPICS_PER_APPEND;
 use crate::record::{EntryBuilder, EntryRecords, Record};
@@ -24,6 +25,8 @@ const KIND_EXPIRE: u8 = 5;
 const KIND_APPEND_MANY: u8 = 6;
 const KIND_SET_LIMITS: u8 = 7;
 const KIND_DELETE_RECORDS: u8 = 8;
+const KIND_ROUTE: u8 = 13;
+const KIND_COPY: u8 = 14;
 
 const ENVELOPE_BYTES: usize = 32;
 
@@ -101,7 +104,7 @@ impl<'a> Append<'a> {
                 2 => Create::With(TopicConfig::decode(reader)?),
                 _ => return Err(reader.malformed()),
             },
-            expect_head_seq: optional_number(reader)?,
+            expect_head_seq: reader.optional_number()?,
             idempotency_key: reader.optional_text()?,
         })
     }
@@ -157,6 +160,10 @@ pub enum Command<'a> {
         if_empty: bool,
     },
     DeleteRecords(DeleteRecords<'a>),
+    /// Copies of local records, by reference.
+    Route(Vec<RoutePart>),
+    /// Copies of records of another cluster.
+    Copy(Copy<'a>),
     /// Takes what is expired in the topics that are due, the longest overdue first.
     Expire,
     /// What the whole cluster may hold from now on.
@@ -247,6 +254,25 @@ impl Draft {
         Draft { bytes }
     }
 
+    pub fn route(parts: &[RoutePart]) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_ROUTE, 0, 64 + 24 * parts.len()).finish();
+        encode_route(parts, &mut bytes);
+        Draft { bytes }
+    }
+
+    /// `records` are those of all parts, in order.
+    pub fn copy<'a>(
+        copy: &Copy<'_>,
+        records: impl ExactSizeIterator<Item = Record<'a>>,
+        size_hint_bytes: usize,
+    ) -> Self {
+        let mut builder = EntryBuilder::new(KIND_COPY, records.len(), size_hint_bytes + 1024);
+        records.for_each(|record| builder.push(&record));
+        let mut bytes = builder.finish();
+        copy.encode(&mut bytes);
+        Draft { bytes }
+    }
+
     pub fn expire() -> Self {
         Draft { bytes: EntryBuilder::new(KIND_EXPIRE, 0, 64).finish() }
     }
@@ -297,9 +323,11 @@ impl Decoded {
             KIND_DELETE_TOPIC => Command::DeleteTopic { topic: reader.text()?, if_empty: reader.bool()? },
             KIND_DELETE_RECORDS => Command::DeleteRecords(DeleteRecords {
                 topic: reader.text()?,
-                before_seq: optional_number(&mut reader)?,
+                before_seq: reader.optional_number()?,
                 listed: if reader.bool()? { Some(listed(&mut reader)?) } else { None },
             }),
+            KIND_ROUTE => Command::Route(decode_route(&mut reader)?),
+            KIND_COPY => Command::Copy(Copy::decode(&mut reader, self.records.count())?),
             KIND_EXPIRE => Command::Expire,
             KIND_SET_LIMITS => Command::SetLimits(ClusterLimits::decode(&mut reader)?),
             KIND_OPEN_SESSION => Command::OpenSession,
@@ -337,18 +365,4 @@ fn listed(reader: &mut Reader<'_>) -> Result<Listed, Malformed> {
         _ => return Err(reader.malformed()),
     };
     Ok(Listed { epoch, ranges, late: Some(LateMatch { seen_seq: reader.varint()?, tags }) })
-}
-
-fn put_optional_number(out: &mut BytesMut, number: Option<u64>) {
-    match number {
-        None => out.put_u8(0),
-        Some(number) => {
-            out.put_u8(1);
-            put_varint(out, number);
-        }
-    }
-}
-
-fn optional_number(reader: &mut Reader<'_>) -> Result<Option<u64>, Malformed> {
-    Ok(if reader.bool()? { Some(reader.varint()?) } else { None })
 }

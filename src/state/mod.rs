@@ -15,10 +15,13 @@ mod blocks;
 mod catalog;
 mod checkpoint_form;
 mod command;
+mod copy_command;
 mod dedupe;
 mod delete;
 mod expiry;
+mod forward;
 mod garbage;
+mod origins;
 mod outcome;
 mod quota;
 mod removed;
@@ -41,13 +44,16 @@ pub use command::{
     Append, AppendPart, Command, Create, Decoded, DeleteRecords, Draft, Envelope, LateMatch, Listed,
     carries_records,
 };
+pub use copy_command::{Copy, CopyItem, CopyPart, RoutePart, put_items, read_items};
 pub use delete::{Ranges, match_run};
+pub use forward::lost_seqs;
 pub use garbage::{EvictedBlock, Garbage};
-pub use outcome::{Appended, Outcome, RecordsDeleted, Refusal};
+pub use origins::{Gap, Instance, Origin, Origins};
+pub use outcome::{Appended, Forwarded, Outcome, RecordsDeleted, Refusal};
 pub use quota::{ClusterLimits, Limit, Totals};
 pub use removed::Removed;
 pub use retention::{Floors, Freed, Reason};
-pub use run::{Run, SealedBlock};
+pub use run::{Overlay, Run, RunOrigin, SealedBlock};
 pub use topic::{Located, Topic, TopicKey};
 pub use topic_config::{Compaction, Discard, Durability, TopicConfig, TopicType};
 
@@ -157,6 +163,8 @@ pub struct State {
     supplied: Supplied,
     /// What the delete removes that is applied next; `None` if it has to be looked for again.
     planned: Option<Ranges>,
+    /// What routers bring with the command that is applied next.
+    planned_copies: Vec<forward::Planned>,
 }
 
 const MACHINE_VERSION: u8 = 2;
@@ -183,6 +191,7 @@ impl Default for State {
             sizes_bytes: Vec::new(),
             supplied: Supplied::default(),
             planned: None,
+            planned_copies: Vec::new(),
         }
     }
 }
@@ -269,8 +278,13 @@ impl State {
             | Command::PutTopic { topic, .. }
             | Command::DeleteTopic { topic, .. } => self.catalog.get(topic),
             Command::DeleteRecords(DeleteRecords { topic, .. }) => self.catalog.get(topic),
-            // Those of an append to several topics are looked up where they are used.
-            Command::AppendMany(_) | Command::Expire | Command::SetLimits(_) | Command::OpenSession => None,
+            // Those of an append to several topics, and of copies, are looked up where they are used.
+            Command::AppendMany(_)
+            | Command::Route(_)
+            | Command::Copy(_)
+            | Command::Expire
+            | Command::SetLimits(_)
+            | Command::OpenSession => None,
         };
         let now_ms = self.time_ms.max(stamp_ms);
         let missing = self.missing(&command, target.as_ref(), now_ms)?;
@@ -337,6 +351,11 @@ impl State {
         target: Option<&Arc<SharedTopic>>,
         now_ms: u64,
     ) -> Result<Missing, Malformed> {
+        match command {
+            Command::Route(parts) => return self.missing_to_route(parts, now_ms),
+            Command::Copy(copy) => return Ok(self.missing_to_copy(copy, now_ms)),
+            _ => {}
+        }
         let blocks = self.missing_blocks(command, target, now_ms);
         if let (true, Command::DeleteRecords(delete), Some(shared)) = (blocks.is_empty(), command, target) {
             return self.missing_to_delete(delete, shared);
@@ -376,6 +395,8 @@ impl State {
             Command::DeleteTopic { topic, if_empty } => Ok(self.delete_topic(topic, *if_empty, target)),
             Command::DeleteRecords(delete) => self.delete_records(delete, target),
             Command::Expire => self.expire(),
+            Command::Route(_) => self.forward(entry, None),
+            Command::Copy(copy) => self.forward(entry, Some(copy.cluster_id)),
             Command::SetLimits(limits) => {
                 self.limits = *limits;
                 Ok(Applied::of(Outcome::LimitsSet))
@@ -548,6 +569,11 @@ impl State {
                     }
                     TopicKey::Keys(first) => shared.write().restore_keys(first, value),
                     TopicKey::Head => Ok(()),
+                    TopicKey::Origin(_)
+                    | TopicKey::Taken(..)
+                    | TopicKey::Reported(..)
+                    | TopicKey::Foreign(_)
+                    | TopicKey::Gap(_) => shared.write().origins.restore(part, value),
                 }
             }
         }
