@@ -3,6 +3,7 @@
 //! A key is a kind byte and big-endian numbers, so that a scan in key order delivers each topic's head
 //! before what was removed from it, both before its blocks, and blocks in order.
 
+use super::router::RouterKey;
 use super::topic::TopicKey;
 use crate::codec::{Malformed, Reader};
 
@@ -15,6 +16,8 @@ pub enum Key {
     Session(u64, u64),
     /// Part of the topic instance with this epoch.
     Topic(u64, TopicKey),
+    /// Part of the router of this generation. Behind all topics; its configuration comes first.
+    Router(u64, RouterKey),
 }
 
 impl Key {
@@ -27,6 +30,9 @@ impl Key {
             Key::Topic(epoch, TopicKey::Removed(number)) => (b'C', &[*epoch, *number]),
             Key::Topic(epoch, TopicKey::Runs(first_seq)) => (b'D', &[*epoch, *first_seq]),
             Key::Topic(epoch, TopicKey::Keys(first)) => (b'E', &[*epoch, *first]),
+            Key::Router(generation, RouterKey::Config(number)) => (b'R', &[*generation, *number]),
+            Key::Router(generation, RouterKey::Head) => (b'S', &[*generation]),
+            Key::Router(generation, RouterKey::Position(ordinal)) => (b'T', &[*generation, *ordinal]),
         };
         let mut bytes = vec![kind];
         numbers.iter().for_each(|number| bytes.extend_from_slice(&number.to_be_bytes()));
@@ -45,6 +51,9 @@ impl Key {
             b'C' => Key::Topic(number()?, TopicKey::Head),
             b'D' => Key::Topic(number()?, TopicKey::Runs(number()?)),
             b'E' => Key::Topic(number()?, TopicKey::Keys(number()?)),
+            b'R' => Key::Router(number()?, RouterKey::Config(number()?)),
+            b'S' => Key::Router(number()?, RouterKey::Head),
+            b'T' => Key::Router(number()?, RouterKey::Position(number()?)),
             _ => return Err(Malformed("checkpoint key: of a kind that this version does not know")),
         };
         reader.finish()?;
@@ -67,6 +76,11 @@ mod tests {
             Key::Topic(1, TopicKey::Runs(2)),
             Key::Topic(1, TopicKey::Runs(256)),
             Key::Topic(1, TopicKey::Keys(0)),
+            Key::Router(9, RouterKey::Config(0)),
+            Key::Router(9, RouterKey::Config(1)),
+            Key::Router(8, RouterKey::Head),
+            Key::Router(9, RouterKey::Head),
+            Key::Router(8, RouterKey::Position(300)),
         ];
         let encoded: Vec<_> = keys.iter().map(|key| key.encode()).collect();
         assert!(encoded.is_sorted());

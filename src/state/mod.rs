@@ -20,9 +20,14 @@ mod delete;
 mod expiry;
 mod garbage;
 mod outcome;
+mod put_router;
 mod quota;
 mod removed;
 mod retention;
+mod router;
+mod router_book;
+mod router_config;
+mod routers;
 mod run;
 mod session;
 mod topic;
@@ -38,8 +43,8 @@ pub use blocks::TimePlace;
 pub use catalog::{Catalog, SharedTopic};
 pub use checkpoint_form::Key;
 pub use command::{
-    Append, AppendPart, Command, Create, Decoded, DeleteRecords, Draft, Envelope, LateMatch, Listed,
-    carries_records,
+    Append, AppendPart, Cluster, Command, Create, Decoded, DeleteRecords, Draft, Envelope, LateMatch, Listed,
+    PutRouter, carries_records,
 };
 pub use delete::{Ranges, match_run};
 pub use garbage::{EvictedBlock, Garbage};
@@ -47,6 +52,9 @@ pub use outcome::{Appended, Outcome, RecordsDeleted, Refusal};
 pub use quota::{ClusterLimits, Limit, Totals};
 pub use removed::Removed;
 pub use retention::{Floors, Freed, Reason};
+pub use router::{Position, Reached, Router, RouterKey};
+pub use router_config::{Guarantee, Remote, RouterConfig, Start, TOKEN_PLACEHOLDER, Token};
+pub use routers::{RouterQuery, Routers, SharedRouter};
 pub use run::{Run, SealedBlock};
 pub use topic::{Located, Topic, TopicKey};
 pub use topic_config::{Compaction, Discard, Durability, TopicConfig, TopicType};
@@ -57,6 +65,7 @@ use crate::record::{EntryRecords, counted_bytes};
 use crate::storage::{Change, EntryId, LiveEntries};
 use delete::Supplied;
 use expiry::Due;
+use router_book::RouterBook;
 use session::{Admission, Session};
 
 /// The membership that the log has told last, in the bytes of the room that knows what they mean.
@@ -136,6 +145,9 @@ pub struct State {
     time_ms: u64,
     next_epoch: u64,
     limits: ClusterLimits,
+    /// Who the cluster is; `None` until a leader has told.
+    cluster: Option<Cluster>,
+    routers: RouterBook,
     sessions: BTreeMap<u64, Session>,
     /// Values that the last checkpoint holds per session.
     session_parts: BTreeMap<u64, u64>,
@@ -157,9 +169,13 @@ pub struct State {
     supplied: Supplied,
     /// What the delete removes that is applied next; `None` if it has to be looked for again.
     planned: Option<Ranges>,
+    /// Where the local router starts in its source that is made next.
+    planned_start: u64,
 }
 
-const MACHINE_VERSION: u8 = 2;
+const MACHINE_VERSION: u8 = 3;
+/// The form from before there were routers.
+const FIRST_MACHINE_VERSION: u8 = 2;
 
 impl Default for State {
     fn default() -> Self {
@@ -170,6 +186,8 @@ impl Default for State {
             time_ms: 0,
             next_epoch: 1,
             limits: ClusterLimits::default(),
+            cluster: None,
+            routers: RouterBook::default(),
             sessions: BTreeMap::new(),
             session_parts: BTreeMap::new(),
             dirty_sessions: BTreeSet::new(),
@@ -183,6 +201,7 @@ impl Default for State {
             sizes_bytes: Vec::new(),
             supplied: Supplied::default(),
             planned: None,
+            planned_start: 0,
         }
     }
 }
@@ -233,6 +252,15 @@ impl State {
         self.limits
     }
 
+    /// Who the cluster is; `None` until a leader has told.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
+    pub fn routers(&self) -> &Arc<Routers> {
+        &self.routers.shared
+    }
+
     /// When the first record of any topic expires, in cluster time; `None` if none will.
     pub fn next_due_ms(&self) -> Option<u64> {
         self.due.first_ms()
@@ -269,8 +297,15 @@ impl State {
             | Command::PutTopic { topic, .. }
             | Command::DeleteTopic { topic, .. } => self.catalog.get(topic),
             Command::DeleteRecords(DeleteRecords { topic, .. }) => self.catalog.get(topic),
+            Command::PutRouter(put) => self.start_topic(put),
             // Those of an append to several topics are looked up where they are used.
-            Command::AppendMany(_) | Command::Expire | Command::SetLimits(_) | Command::OpenSession => None,
+            Command::AppendMany(_)
+            | Command::Expire
+            | Command::SetLimits(_)
+            | Command::DeleteRouter { .. }
+            | Command::PauseRouter { .. }
+            | Command::SetCluster(_)
+            | Command::OpenSession => None,
         };
         let now_ms = self.time_ms.max(stamp_ms);
         let missing = self.missing(&command, target.as_ref(), now_ms)?;
@@ -341,6 +376,9 @@ impl State {
         if let (true, Command::DeleteRecords(delete), Some(shared)) = (blocks.is_empty(), command, target) {
             return self.missing_to_delete(delete, shared);
         }
+        if let (true, Command::PutRouter(put), Some(shared)) = (blocks.is_empty(), command, target) {
+            return self.missing_to_start(put.config.start, shared);
+        }
         Ok(Missing { blocks, ..Missing::default() })
     }
 
@@ -380,6 +418,10 @@ impl State {
                 self.limits = *limits;
                 Ok(Applied::of(Outcome::LimitsSet))
             }
+            Command::PutRouter(put) => Ok(self.put_router(put, target)),
+            Command::DeleteRouter { router } => Ok(self.delete_router(router)),
+            Command::PauseRouter { router, pause } => Ok(self.pause_router(router, *pause)),
+            Command::SetCluster(cluster) => Ok(self.set_cluster(cluster)),
             Command::OpenSession => unreachable!("handled before the session is looked at"),
         }
     }
@@ -426,7 +468,7 @@ impl State {
 
     fn delete_topic(&mut self, name: &str, if_empty: bool, existing: Option<Arc<SharedTopic>>) -> Applied {
         let Some(shared) = existing else {
-            return Applied::of(Outcome::TopicDeleted { deleted: false });
+            return Applied::of(Outcome::TopicDeleted { deleted: false, routers_removed: Vec::new() });
         };
         let (count, due_ms) = {
             let topic = shared.read();
@@ -440,7 +482,8 @@ impl State {
         self.dirty_topics.remove(&shared.epoch);
         // Whatever it held: a topic of ten million records goes as quickly as an empty one.
         self.deleted.push(shared.clone());
-        Applied::touching(Outcome::TopicDeleted { deleted: true }, shared)
+        let routers_removed = self.remove_routers_of(name);
+        Applied::touching(Outcome::TopicDeleted { deleted: true, routers_removed }, shared)
     }
 
     /// Digest of the whole state: equal on all members that have applied the same entries. Looks only at the
@@ -450,11 +493,17 @@ impl State {
             sum_up(&mut self.topics_digest, topic);
         }
         let mut digest = Digest::default();
-        let ClusterLimits { max_topics, max_total_bytes } = self.limits;
+        let ClusterLimits { max_topics, max_total_bytes, max_routers } = self.limits;
         let applied_index = self.applied.map_or(0, |applied| applied.index);
-        for value in [self.time_ms, self.next_epoch, applied_index, max_topics, max_total_bytes] {
+        for value in [self.time_ms, self.next_epoch, applied_index, max_topics, max_total_bytes, max_routers]
+        {
             digest.add(value);
         }
+        if let Some(Cluster { id, name }) = &self.cluster {
+            digest.add_bytes(&id.to_le_bytes());
+            digest.add_bytes(name.as_bytes());
+        }
+        digest.add(self.routers.digest());
         for (node_id, session) in &self.sessions {
             digest.add(*node_id);
             session.digest(&mut digest);
@@ -488,6 +537,7 @@ impl State {
         }
         let mut freed = std::mem::take(&mut self.freed);
         changes.extend(freed.blocks.drain(..).map(|key| (key.encode(), None)));
+        self.routers.take_changes(&mut changes);
         changes.push((Key::Machine.encode(), Some(self.encode_machine())));
         Changes { values: changes, saved, deleted, freed }
     }
@@ -498,6 +548,10 @@ impl State {
         put_varint(&mut out, self.time_ms);
         put_varint(&mut out, self.next_epoch);
         self.limits.encode(&mut out);
+        out.put_u8(self.cluster.is_some() as u8);
+        if let Some(cluster) = &self.cluster {
+            cluster.encode(&mut out);
+        }
         put_entry_id(&mut out, self.applied);
         put_entry_id(&mut out, self.membership.entry);
         put_blob(&mut out, &self.membership.bytes);
@@ -509,12 +563,18 @@ impl State {
         match Key::decode(key)? {
             Key::Machine => {
                 let mut reader = Reader::new(value, "checkpoint head");
-                if reader.u8()? != MACHINE_VERSION {
+                let version = reader.u8()?;
+                if !(FIRST_MACHINE_VERSION..=MACHINE_VERSION).contains(&version) {
                     return Err(Malformed("checkpoint head: written by another version"));
                 }
                 self.time_ms = reader.varint()?;
                 self.next_epoch = reader.varint()?;
-                self.limits = ClusterLimits::decode(&mut reader)?;
+                if version == FIRST_MACHINE_VERSION {
+                    self.limits = ClusterLimits::decode_first(&mut reader)?;
+                } else {
+                    self.limits = ClusterLimits::decode(&mut reader)?;
+                    self.cluster = if reader.bool()? { Some(Cluster::decode(&mut reader)?) } else { None };
+                }
                 self.applied = read_entry_id(&mut reader)?;
                 self.membership.entry = read_entry_id(&mut reader)?;
                 self.membership.bytes = Bytes::copy_from_slice(reader.blob()?);
@@ -530,6 +590,7 @@ impl State {
                 self.dirty_topics.insert(epoch, shared);
                 Ok(())
             }
+            Key::Router(generation, part) => self.routers.restore(generation, part, value),
             Key::Topic(epoch, part) => {
                 // While a checkpoint is read, `dirty_topics` is the index by epoch.
                 let Some(shared) = self.dirty_topics.get(&epoch) else {
@@ -560,6 +621,7 @@ impl State {
             sum_up(&mut self.topics_digest, shared);
             self.due.update(shared, None, shared.read().next_due_ms());
         }
+        self.routers.restored();
         std::mem::take(&mut self.orphans)
     }
 
@@ -567,8 +629,10 @@ impl State {
     pub fn reset(&mut self) {
         self.catalog.clear();
         self.live.clear();
+        self.routers.reset();
         let (catalog, live) = (self.catalog.clone(), self.live.clone());
-        *self = State { catalog, live, ..State::default() };
+        let routers = std::mem::take(&mut self.routers);
+        *self = State { catalog, live, routers, ..State::default() };
     }
 }
 
