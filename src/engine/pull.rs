@@ -101,9 +101,10 @@ impl Engine {
     /// The instance that records of `shared` without an origin come from. Errors: `no_leader` before the cluster
     /// has written down who it is.
     pub fn instance_of(&self, shared: &SharedTopic) -> Result<Arc<Instance>, Error> {
-        let cluster = self.cluster().ok_or_else(|| self.no_leader())?;
+        let cluster = self.inner.node.applied().cluster().ok_or_else(|| self.no_leader())?;
         let topic = shared.read().name.clone();
-        Ok(Arc::new(Instance { cluster_id: cluster.id, cluster: cluster.name, topic, epoch: shared.epoch }))
+        let (cluster_id, cluster) = (cluster.id, cluster.name.into());
+        Ok(Arc::new(Instance { cluster_id, cluster, topic, epoch: shared.epoch }))
     }
 
     /// Waits until there is something to say, or for as long as the query wants to. Errors: `no_leader`;

@@ -4,6 +4,7 @@
 //! before what was removed from it, both before its blocks, and blocks in order; an origin before what was
 //! taken from it.
 
+use super::router::RouterKey;
 use super::topic::TopicKey;
 use crate::codec::{Malformed, Reader};
 
@@ -16,6 +17,8 @@ pub enum Key {
     Session(u64, u64),
     /// Part of the topic instance with this epoch.
     Topic(u64, TopicKey),
+    /// Part of the router of this generation. Behind all topics; its configuration comes first.
+    Router(u64, RouterKey),
 }
 
 impl Key {
@@ -37,6 +40,9 @@ impl Key {
             }
             Key::Topic(epoch, TopicKey::Foreign(chunk)) => (b'I', &[*epoch, *chunk]),
             Key::Topic(epoch, TopicKey::Gap(seq)) => (b'J', &[*epoch, *seq]),
+            Key::Router(generation, RouterKey::Config(number)) => (b'R', &[*generation, *number]),
+            Key::Router(generation, RouterKey::Head) => (b'S', &[*generation]),
+            Key::Router(generation, RouterKey::Position(ordinal)) => (b'T', &[*generation, *ordinal]),
         };
         let mut bytes = vec![kind];
         numbers.iter().for_each(|number| bytes.extend_from_slice(&number.to_be_bytes()));
@@ -60,6 +66,9 @@ impl Key {
             b'H' => Key::Topic(number()?, TopicKey::Reported(number_of_origin(number()?)?, number()?)),
             b'I' => Key::Topic(number()?, TopicKey::Foreign(number()?)),
             b'J' => Key::Topic(number()?, TopicKey::Gap(number()?)),
+            b'R' => Key::Router(number()?, RouterKey::Config(number()?)),
+            b'S' => Key::Router(number()?, RouterKey::Head),
+            b'T' => Key::Router(number()?, RouterKey::Position(number()?)),
             _ => return Err(Malformed("checkpoint key: of a kind that this version does not know")),
         };
         reader.finish()?;
@@ -91,6 +100,11 @@ mod tests {
             Key::Topic(1, TopicKey::Reported(3, 9)),
             Key::Topic(1, TopicKey::Foreign(9)),
             Key::Topic(1, TopicKey::Gap(1 << 40)),
+            Key::Router(9, RouterKey::Config(0)),
+            Key::Router(9, RouterKey::Config(1)),
+            Key::Router(8, RouterKey::Head),
+            Key::Router(9, RouterKey::Head),
+            Key::Router(8, RouterKey::Position(300)),
         ];
         let encoded: Vec<_> = keys.iter().map(|key| key.encode()).collect();
         assert!(encoded.is_sorted());

@@ -11,6 +11,7 @@ use super::copy_command::{Copy, RoutePart, decode_route, encode_route};
 use super::delete::Ranges;
 use super::quota::ClusterLimits;
 use super::removed::{put_ranges, read_ranges};
+use super::router_config::RouterConfig;
 use super::topic_config::TopicConfig;
 use crate::codec::{Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint};
 use crate::filter::TagMatch;
@@ -25,8 +26,14 @@ const KIND_EXPIRE: u8 = 5;
 const KIND_APPEND_MANY: u8 = 6;
 const KIND_SET_LIMITS: u8 = 7;
 const KIND_DELETE_RECORDS: u8 = 8;
+const KIND_PUT_ROUTER: u8 = 9;
+const KIND_DELETE_ROUTER: u8 = 10;
+const KIND_PAUSE_ROUTER: u8 = 11;
+const KIND_SET_CLUSTER: u8 = 12;
 const KIND_ROUTE: u8 = 13;
 const KIND_COPY: u8 = 14;
+/// Without the bound of routers it is [`KIND_SET_LIMITS`].
+const KIND_SET_ALL_LIMITS: u8 = 15;
 
 const ENVELOPE_BYTES: usize = 32;
 
@@ -145,6 +152,23 @@ pub struct LateMatch {
     pub tags: TagMatch,
 }
 
+/// A router to be made or changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PutRouter<'a> {
+    pub name: &'a str,
+    /// Its `start` is the default one if none was given.
+    pub config: RouterConfig,
+    /// Without it, a router that exists keeps the start that it has.
+    pub is_start_given: bool,
+}
+
+/// Who the cluster is, for other clusters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    pub id: u128,
+    pub name: String,
+}
+
 /// Everything that changes replicated state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command<'a> {
@@ -168,9 +192,32 @@ pub enum Command<'a> {
     Expire,
     /// What the whole cluster may hold from now on.
     SetLimits(ClusterLimits),
+    PutRouter(PutRouter<'a>),
+    DeleteRouter {
+        router: &'a str,
+    },
+    /// Pauses a router, or has it go on.
+    PauseRouter {
+        router: &'a str,
+        pause: bool,
+    },
+    /// Changes nothing if the cluster has an identity.
+    SetCluster(Cluster),
     /// Opens the session that the envelope names, in place of the member's earlier one. Changes nothing if it is
     /// open; refused if another one has taken its place.
     OpenSession,
+}
+
+impl Cluster {
+    pub(super) fn encode(&self, out: &mut BytesMut) {
+        out.put_slice(&self.id.to_le_bytes());
+        put_blob(out, self.name.as_bytes());
+    }
+
+    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let id = reader.bytes(16)?.try_into().map_err(|_| reader.malformed())?;
+        Ok(Cluster { id: u128::from_le_bytes(id), name: reader.text()?.to_owned() })
+    }
 }
 
 /// An encoded command that still lacks its envelope: what a handler hands to the engine.
@@ -211,7 +258,7 @@ impl Draft {
     }
 
     pub fn set_limits(limits: &ClusterLimits) -> Self {
-        let mut bytes = EntryBuilder::new(KIND_SET_LIMITS, 0, 64).finish();
+        let mut bytes = EntryBuilder::new(KIND_SET_ALL_LIMITS, 0, 64).finish();
         limits.encode(&mut bytes);
         Draft { bytes }
     }
@@ -273,6 +320,33 @@ impl Draft {
         Draft { bytes }
     }
 
+    pub fn put_router(put: &PutRouter<'_>) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_PUT_ROUTER, 0, 512).finish();
+        put_blob(&mut bytes, put.name.as_bytes());
+        put.config.encode(&mut bytes);
+        bytes.put_u8(put.is_start_given as u8);
+        Draft { bytes }
+    }
+
+    pub fn delete_router(router: &str) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_DELETE_ROUTER, 0, 128).finish();
+        put_blob(&mut bytes, router.as_bytes());
+        Draft { bytes }
+    }
+
+    pub fn pause_router(router: &str, pause: bool) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_PAUSE_ROUTER, 0, 128).finish();
+        put_blob(&mut bytes, router.as_bytes());
+        bytes.put_u8(pause as u8);
+        Draft { bytes }
+    }
+
+    pub fn set_cluster(cluster: &Cluster) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_SET_CLUSTER, 0, 128).finish();
+        cluster.encode(&mut bytes);
+        Draft { bytes }
+    }
+
     pub fn expire() -> Self {
         Draft { bytes: EntryBuilder::new(KIND_EXPIRE, 0, 64).finish() }
     }
@@ -329,7 +403,16 @@ impl Decoded {
             KIND_ROUTE => Command::Route(decode_route(&mut reader)?),
             KIND_COPY => Command::Copy(Copy::decode(&mut reader, self.records.count())?),
             KIND_EXPIRE => Command::Expire,
-            KIND_SET_LIMITS => Command::SetLimits(ClusterLimits::decode(&mut reader)?),
+            KIND_SET_LIMITS => Command::SetLimits(ClusterLimits::decode_first(&mut reader)?),
+            KIND_SET_ALL_LIMITS => Command::SetLimits(ClusterLimits::decode(&mut reader)?),
+            KIND_PUT_ROUTER => Command::PutRouter(PutRouter {
+                name: reader.text()?,
+                config: RouterConfig::decode(&mut reader)?,
+                is_start_given: reader.bool()?,
+            }),
+            KIND_DELETE_ROUTER => Command::DeleteRouter { router: reader.text()? },
+            KIND_PAUSE_ROUTER => Command::PauseRouter { router: reader.text()?, pause: reader.bool()? },
+            KIND_SET_CLUSTER => Command::SetCluster(Cluster::decode(&mut reader)?),
             KIND_OPEN_SESSION => Command::OpenSession,
             _ => return Err(Malformed("command: of a kind that this version does not know")),
         };

@@ -333,7 +333,7 @@ impl State {
         let (source_topic, dest_topic) = (source.read(), dest.read());
         let own = Arc::new(Instance {
             cluster_id: cluster.id,
-            cluster: cluster.name.clone(),
+            cluster: cluster.name.as_str().into(),
             topic: source_topic.name.clone(),
             epoch: source.epoch,
         });
