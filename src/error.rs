@@ -64,6 +64,8 @@ codes! {
     TopicFull = 21, 422, "topic_full";
     IdempotencyConflict = 22, 409, "idempotency_conflict";
     NotAcceptable = 23, 406, "not_acceptable";
+    RouterNotFound = 24, 404, "router_not_found";
+    RouterCycle = 25, 409, "router_cycle";
 }
 
 /// One refusal, as a client will see it.
@@ -95,6 +97,12 @@ impl Error {
     pub fn over_limit(limit: &str, max: u64) -> Self {
         Error::new(Code::Throttled, format!("{limit} is {max}, and that many there are"))
             .with_detail(serde_json::json!({ "limit": limit, "max": max }))
+    }
+
+    /// 404 `router_not_found` for `router`.
+    pub fn router_not_found(router: &str) -> Self {
+        Error::new(Code::RouterNotFound, format!("no router {router:?}"))
+            .with_detail(serde_json::json!({ "router": router }))
     }
 
     /// 404 `topic_not_found` for `topic`.

@@ -65,6 +65,17 @@ pub const MAX_FILTER_BYTES: usize = 64 << 10;
 /// Most bytes of all filters of one watch: they stay in memory as long as its session.
 pub const MAX_WATCH_FILTER_BYTES: usize = 256 << 10;
 
+/// Most characters of a router name.
+pub const MAX_ROUTER_NAME_CHARS: usize = 255;
+/// Most bytes of a router's filter in canonical form: every member keeps it in memory.
+pub const MAX_ROUTER_FILTER_BYTES: usize = 16 << 10;
+/// Most addresses of another cluster that a mirror knows.
+pub const MAX_REMOTE_URLS: usize = 16;
+/// Most bytes of one of them.
+pub const MAX_REMOTE_URL_BYTES: usize = 2048;
+/// Most bytes of a mirror's token.
+pub const MAX_REMOTE_TOKEN_BYTES: usize = 4096;
+
 /// Entries in a page of a list when the request names no size.
 pub const DEFAULT_LIST_PAGE: usize = 100;
 /// Most entries in a page of a list.

@@ -136,7 +136,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     let options = EngineOptions {
         request_timeout: Duration::from_millis(settings.request_timeout_ms),
         quorum_loss_after: Duration::from_millis(2 * settings.election_timeout_max_ms + 1000),
-        limits: ClusterLimits { max_topics: settings.max_topics, max_total_bytes: settings.max_total_bytes },
+        limits: ClusterLimits {
+            max_topics: settings.max_topics,
+            max_total_bytes: settings.max_total_bytes,
+            max_routers: settings.max_routers,
+        },
         max_watch_sessions: settings.max_watch_sessions,
         watch_session_ttl: Duration::from_millis(settings.watch_session_ttl_ms),
         max_streams: settings.max_sse_connections,

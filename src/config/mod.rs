@@ -76,6 +76,8 @@ pub struct Settings {
     /// 0: any number.
     pub max_topics: u64,
     /// 0: any number.
+    pub max_routers: u64,
+    /// 0: any number.
     pub max_total_bytes: u64,
     pub heartbeat_ms: u64,
     pub election_timeout_min_ms: u64,
@@ -148,6 +150,7 @@ impl Settings {
             max_sse_connections_per_key: given.number("max_sse_connections_per_key", 0, 1 << 32)? as usize,
             cors_allow_origins: given.origins()?,
             max_topics: given.number("max_topics", 0, u64::MAX)?,
+            max_routers: given.number("max_routers", 0, u64::MAX)?,
             max_total_bytes: given.bytes("max_total_bytes", 0, u64::MAX)?,
             heartbeat_ms,
             election_timeout_min_ms,

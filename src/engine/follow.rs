@@ -183,23 +183,27 @@ impl Following {
             if let Some(step) = self.finish_reading(engine, encode).await? {
                 return Ok(Some(step));
             }
-            let (standing, removed, removal_count) = {
+            let (mut start, removed, removal_count) = {
                 let topic = self.shared.read();
+                let start = match self.is_recreated {
+                    true => Start::recreated(&topic),
+                    false => Start::after(&topic, self.cursor),
+                };
                 // `removed` grows with every record that is removed, for whatever reason.
-                (Standing::of(&topic), topic.head_seq - topic.count, topic.removal_count)
+                (start, topic.head_seq - topic.count, topic.removal_count)
             };
             if std::mem::take(&mut self.is_recreated) {
                 self.is_first = false;
-                return Ok(self.tell_gap(standing.recreated()));
+                return Ok(self.tell_gap(start));
             }
+            let standing = start.standing;
             if self.cursor > standing.head_seq {
                 // This member lags behind the reader (C-EPOCH-06).
                 return Ok(None);
             }
             let is_first = std::mem::take(&mut self.is_first);
-            let mut start = standing.after(self.cursor);
             if let Some(tombstone) = &mut start.tombstone {
-                if is_first {
+                if is_first && tombstone.origin.is_none() {
                     // C-WATCH-14
                     tombstone.reason = "from_seq_too_old";
                 }

@@ -7,11 +7,13 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::copy_command::{Copy, RoutePart, decode_route, encode_route};
 use super::delete::Ranges;
 use super::quota::ClusterLimits;
 use super::removed::{put_ranges, read_ranges};
+use super::router_config::RouterConfig;
 use super::topic_config::TopicConfig;
-use crate::codec::{Malformed, Reader, put_blob, put_optional_text, put_varint};
+use crate::codec::{Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint};
 use crate::filter::TagMatch;
 use crate::limits::MAX_TOPICS_PER_APPEND;
 use crate::record::{EntryBuilder, EntryRecords, Record};
@@ -24,6 +26,14 @@ const KIND_EXPIRE: u8 = 5;
 const KIND_APPEND_MANY: u8 = 6;
 const KIND_SET_LIMITS: u8 = 7;
 const KIND_DELETE_RECORDS: u8 = 8;
+const KIND_PUT_ROUTER: u8 = 9;
+const KIND_DELETE_ROUTER: u8 = 10;
+const KIND_PAUSE_ROUTER: u8 = 11;
+const KIND_SET_CLUSTER: u8 = 12;
+const KIND_ROUTE: u8 = 13;
+const KIND_COPY: u8 = 14;
+/// Without the bound of routers it is [`KIND_SET_LIMITS`].
+const KIND_SET_ALL_LIMITS: u8 = 15;
 
 const ENVELOPE_BYTES: usize = 32;
 
@@ -101,7 +111,7 @@ impl<'a> Append<'a> {
                 2 => Create::With(TopicConfig::decode(reader)?),
                 _ => return Err(reader.malformed()),
             },
-            expect_head_seq: optional_number(reader)?,
+            expect_head_seq: reader.optional_number()?,
             idempotency_key: reader.optional_text()?,
         })
     }
@@ -142,6 +152,23 @@ pub struct LateMatch {
     pub tags: TagMatch,
 }
 
+/// A router to be made or changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PutRouter<'a> {
+    pub name: &'a str,
+    /// Its `start` is the default one if none was given.
+    pub config: RouterConfig,
+    /// Without it, a router that exists keeps the start that it has.
+    pub is_start_given: bool,
+}
+
+/// Who the cluster is, for other clusters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cluster {
+    pub id: u128,
+    pub name: String,
+}
+
 /// Everything that changes replicated state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command<'a> {
@@ -157,13 +184,40 @@ pub enum Command<'a> {
         if_empty: bool,
     },
     DeleteRecords(DeleteRecords<'a>),
+    /// Copies of local records, by reference.
+    Route(Vec<RoutePart>),
+    /// Copies of records of another cluster.
+    Copy(Copy<'a>),
     /// Takes what is expired in the topics that are due, the longest overdue first.
     Expire,
     /// What the whole cluster may hold from now on.
     SetLimits(ClusterLimits),
+    PutRouter(PutRouter<'a>),
+    DeleteRouter {
+        router: &'a str,
+    },
+    /// Pauses a router, or has it go on.
+    PauseRouter {
+        router: &'a str,
+        pause: bool,
+    },
+    /// Changes nothing if the cluster has an identity.
+    SetCluster(Cluster),
     /// Opens the session that the envelope names, in place of the member's earlier one. Changes nothing if it is
     /// open; refused if another one has taken its place.
     OpenSession,
+}
+
+impl Cluster {
+    pub(super) fn encode(&self, out: &mut BytesMut) {
+        out.put_slice(&self.id.to_le_bytes());
+        put_blob(out, self.name.as_bytes());
+    }
+
+    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let id = reader.bytes(16)?.try_into().map_err(|_| reader.malformed())?;
+        Ok(Cluster { id: u128::from_le_bytes(id), name: reader.text()?.to_owned() })
+    }
 }
 
 /// An encoded command that still lacks its envelope: what a handler hands to the engine.
@@ -204,7 +258,7 @@ impl Draft {
     }
 
     pub fn set_limits(limits: &ClusterLimits) -> Self {
-        let mut bytes = EntryBuilder::new(KIND_SET_LIMITS, 0, 64).finish();
+        let mut bytes = EntryBuilder::new(KIND_SET_ALL_LIMITS, 0, 64).finish();
         limits.encode(&mut bytes);
         Draft { bytes }
     }
@@ -244,6 +298,52 @@ impl Draft {
                 }
             }
         }
+        Draft { bytes }
+    }
+
+    pub fn route(parts: &[RoutePart]) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_ROUTE, 0, 64 + 24 * parts.len()).finish();
+        encode_route(parts, &mut bytes);
+        Draft { bytes }
+    }
+
+    /// `records` are those of all parts, in order.
+    pub fn copy<'a>(
+        copy: &Copy<'_>,
+        records: impl ExactSizeIterator<Item = Record<'a>>,
+        size_hint_bytes: usize,
+    ) -> Self {
+        let mut builder = EntryBuilder::new(KIND_COPY, records.len(), size_hint_bytes + 1024);
+        records.for_each(|record| builder.push(&record));
+        let mut bytes = builder.finish();
+        copy.encode(&mut bytes);
+        Draft { bytes }
+    }
+
+    pub fn put_router(put: &PutRouter<'_>) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_PUT_ROUTER, 0, 512).finish();
+        put_blob(&mut bytes, put.name.as_bytes());
+        put.config.encode(&mut bytes);
+        bytes.put_u8(put.is_start_given as u8);
+        Draft { bytes }
+    }
+
+    pub fn delete_router(router: &str) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_DELETE_ROUTER, 0, 128).finish();
+        put_blob(&mut bytes, router.as_bytes());
+        Draft { bytes }
+    }
+
+    pub fn pause_router(router: &str, pause: bool) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_PAUSE_ROUTER, 0, 128).finish();
+        put_blob(&mut bytes, router.as_bytes());
+        bytes.put_u8(pause as u8);
+        Draft { bytes }
+    }
+
+    pub fn set_cluster(cluster: &Cluster) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_SET_CLUSTER, 0, 128).finish();
+        cluster.encode(&mut bytes);
         Draft { bytes }
     }
 
@@ -297,11 +397,22 @@ impl Decoded {
             KIND_DELETE_TOPIC => Command::DeleteTopic { topic: reader.text()?, if_empty: reader.bool()? },
             KIND_DELETE_RECORDS => Command::DeleteRecords(DeleteRecords {
                 topic: reader.text()?,
-                before_seq: optional_number(&mut reader)?,
+                before_seq: reader.optional_number()?,
                 listed: if reader.bool()? { Some(listed(&mut reader)?) } else { None },
             }),
+            KIND_ROUTE => Command::Route(decode_route(&mut reader)?),
+            KIND_COPY => Command::Copy(Copy::decode(&mut reader, self.records.count())?),
             KIND_EXPIRE => Command::Expire,
-            KIND_SET_LIMITS => Command::SetLimits(ClusterLimits::decode(&mut reader)?),
+            KIND_SET_LIMITS => Command::SetLimits(ClusterLimits::decode_first(&mut reader)?),
+            KIND_SET_ALL_LIMITS => Command::SetLimits(ClusterLimits::decode(&mut reader)?),
+            KIND_PUT_ROUTER => Command::PutRouter(PutRouter {
+                name: reader.text()?,
+                config: RouterConfig::decode(&mut reader)?,
+                is_start_given: reader.bool()?,
+            }),
+            KIND_DELETE_ROUTER => Command::DeleteRouter { router: reader.text()? },
+            KIND_PAUSE_ROUTER => Command::PauseRouter { router: reader.text()?, pause: reader.bool()? },
+            KIND_SET_CLUSTER => Command::SetCluster(Cluster::decode(&mut reader)?),
             KIND_OPEN_SESSION => Command::OpenSession,
             _ => return Err(Malformed("command: of a kind that this version does not know")),
         };
@@ -337,18 +448,4 @@ fn listed(reader: &mut Reader<'_>) -> Result<Listed, Malformed> {
         _ => return Err(reader.malformed()),
     };
     Ok(Listed { epoch, ranges, late: Some(LateMatch { seen_seq: reader.varint()?, tags }) })
-}
-
-fn put_optional_number(out: &mut BytesMut, number: Option<u64>) {
-    match number {
-        None => out.put_u8(0),
-        Some(number) => {
-            out.put_u8(1);
-            put_varint(out, number);
-        }
-    }
-}
-
-fn optional_number(reader: &mut Reader<'_>) -> Result<Option<u64>, Malformed> {
-    Ok(if reader.bool()? { Some(reader.varint()?) } else { None })
 }

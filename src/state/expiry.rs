@@ -58,7 +58,7 @@ impl State {
             Command::PutTopic { config, .. } => {
                 target.and_then(|shared| missing(shared, (0, 0), Some(config)))
             }
-            Command::DeleteTopic { .. } | Command::DeleteRecords(_) => {
+            Command::DeleteTopic { .. } | Command::DeleteRecords(_) | Command::PutRouter(_) => {
                 target.and_then(|shared| missing(shared, (0, 0), None))
             }
             Command::Expire => {
@@ -72,7 +72,13 @@ impl State {
                 });
                 return parts.collect();
             }
-            Command::SetLimits(_) | Command::OpenSession => None,
+            // Copies have theirs planned.
+            Command::Route(_) | Command::Copy(_) => None,
+            Command::SetLimits(_)
+            | Command::OpenSession
+            | Command::DeleteRouter { .. }
+            | Command::PauseRouter { .. }
+            | Command::SetCluster(_) => None,
         };
         of_target.into_iter().collect()
     }

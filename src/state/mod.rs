@@ -15,14 +15,22 @@ mod blocks;
 mod catalog;
 mod checkpoint_form;
 mod command;
+mod copy_command;
 mod dedupe;
 mod delete;
 mod expiry;
+mod forward;
 mod garbage;
+mod origins;
 mod outcome;
+mod put_router;
 mod quota;
 mod removed;
 mod retention;
+mod router;
+mod router_book;
+mod router_config;
+mod routers;
 mod run;
 mod session;
 mod topic;
@@ -38,16 +46,22 @@ pub use blocks::TimePlace;
 pub use catalog::{Catalog, SharedTopic};
 pub use checkpoint_form::Key;
 pub use command::{
-    Append, AppendPart, Command, Create, Decoded, DeleteRecords, Draft, Envelope, LateMatch, Listed,
-    carries_records,
+    Append, AppendPart, Cluster, Command, Create, Decoded, DeleteRecords, Draft, Envelope, LateMatch, Listed,
+    PutRouter, carries_records,
 };
+pub use copy_command::{Copy, CopyItem, CopyPart, RoutePart, put_items, read_items};
 pub use delete::{Ranges, match_run};
+pub use forward::lost_seqs;
 pub use garbage::{EvictedBlock, Garbage};
-pub use outcome::{Appended, Outcome, RecordsDeleted, Refusal};
+pub use origins::{Gap, Instance, Origin, Origins};
+pub use outcome::{Appended, Forwarded, Outcome, RecordsDeleted, Refusal};
 pub use quota::{ClusterLimits, Limit, Totals};
 pub use removed::Removed;
 pub use retention::{Floors, Freed, Reason};
-pub use run::{Run, SealedBlock};
+pub use router::{Position, Reached, Router, RouterKey};
+pub use router_config::{Guarantee, Remote, RouterConfig, Start, TOKEN_PLACEHOLDER, Token};
+pub use routers::{RouterQuery, Routers, SharedRouter};
+pub use run::{Overlay, Run, RunOrigin, SealedBlock};
 pub use topic::{Located, Topic, TopicKey};
 pub use topic_config::{Compaction, Discard, Durability, TopicConfig, TopicType};
 
@@ -57,6 +71,7 @@ use crate::record::{EntryRecords, counted_bytes};
 use crate::storage::{Change, EntryId, LiveEntries};
 use delete::Supplied;
 use expiry::Due;
+use router_book::RouterBook;
 use session::{Admission, Session};
 
 /// The membership that the log has told last, in the bytes of the room that knows what they mean.
@@ -136,6 +151,9 @@ pub struct State {
     time_ms: u64,
     next_epoch: u64,
     limits: ClusterLimits,
+    /// Who the cluster is; `None` until a leader has told.
+    cluster: Option<Cluster>,
+    routers: RouterBook,
     sessions: BTreeMap<u64, Session>,
     /// Values that the last checkpoint holds per session.
     session_parts: BTreeMap<u64, u64>,
@@ -157,9 +175,15 @@ pub struct State {
     supplied: Supplied,
     /// What the delete removes that is applied next; `None` if it has to be looked for again.
     planned: Option<Ranges>,
+    /// What routers bring with the command that is applied next.
+    planned_copies: Vec<forward::Planned>,
+    /// Where the local router starts in its source that is made next.
+    planned_start: u64,
 }
 
-const MACHINE_VERSION: u8 = 2;
+const MACHINE_VERSION: u8 = 3;
+/// The form from before there were routers.
+const FIRST_MACHINE_VERSION: u8 = 2;
 
 impl Default for State {
     fn default() -> Self {
@@ -170,6 +194,8 @@ impl Default for State {
             time_ms: 0,
             next_epoch: 1,
             limits: ClusterLimits::default(),
+            cluster: None,
+            routers: RouterBook::default(),
             sessions: BTreeMap::new(),
             session_parts: BTreeMap::new(),
             dirty_sessions: BTreeSet::new(),
@@ -183,6 +209,8 @@ impl Default for State {
             sizes_bytes: Vec::new(),
             supplied: Supplied::default(),
             planned: None,
+            planned_copies: Vec::new(),
+            planned_start: 0,
         }
     }
 }
@@ -233,6 +261,15 @@ impl State {
         self.limits
     }
 
+    /// Who the cluster is; `None` until a leader has told.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
+    pub fn routers(&self) -> &Arc<Routers> {
+        &self.routers.shared
+    }
+
     /// When the first record of any topic expires, in cluster time; `None` if none will.
     pub fn next_due_ms(&self) -> Option<u64> {
         self.due.first_ms()
@@ -269,8 +306,17 @@ impl State {
             | Command::PutTopic { topic, .. }
             | Command::DeleteTopic { topic, .. } => self.catalog.get(topic),
             Command::DeleteRecords(DeleteRecords { topic, .. }) => self.catalog.get(topic),
-            // Those of an append to several topics are looked up where they are used.
-            Command::AppendMany(_) | Command::Expire | Command::SetLimits(_) | Command::OpenSession => None,
+            Command::PutRouter(put) => self.start_topic(put),
+            // Those of an append to several topics, and of copies, are looked up where they are used.
+            Command::AppendMany(_)
+            | Command::Route(_)
+            | Command::Copy(_)
+            | Command::Expire
+            | Command::SetLimits(_)
+            | Command::DeleteRouter { .. }
+            | Command::PauseRouter { .. }
+            | Command::SetCluster(_)
+            | Command::OpenSession => None,
         };
         let now_ms = self.time_ms.max(stamp_ms);
         let missing = self.missing(&command, target.as_ref(), now_ms)?;
@@ -337,9 +383,17 @@ impl State {
         target: Option<&Arc<SharedTopic>>,
         now_ms: u64,
     ) -> Result<Missing, Malformed> {
+        match command {
+            Command::Route(parts) => return self.missing_to_route(parts, now_ms),
+            Command::Copy(copy) => return Ok(self.missing_to_copy(copy, now_ms)),
+            _ => {}
+        }
         let blocks = self.missing_blocks(command, target, now_ms);
         if let (true, Command::DeleteRecords(delete), Some(shared)) = (blocks.is_empty(), command, target) {
             return self.missing_to_delete(delete, shared);
+        }
+        if let (true, Command::PutRouter(put), Some(shared)) = (blocks.is_empty(), command, target) {
+            return self.missing_to_start(put.config.start, shared);
         }
         Ok(Missing { blocks, ..Missing::default() })
     }
@@ -376,10 +430,16 @@ impl State {
             Command::DeleteTopic { topic, if_empty } => Ok(self.delete_topic(topic, *if_empty, target)),
             Command::DeleteRecords(delete) => self.delete_records(delete, target),
             Command::Expire => self.expire(),
+            Command::Route(_) => self.forward(entry, None),
+            Command::Copy(copy) => self.forward(entry, Some(copy.cluster_id)),
             Command::SetLimits(limits) => {
                 self.limits = *limits;
                 Ok(Applied::of(Outcome::LimitsSet))
             }
+            Command::PutRouter(put) => Ok(self.put_router(put, target)),
+            Command::DeleteRouter { router } => Ok(self.delete_router(router)),
+            Command::PauseRouter { router, pause } => Ok(self.pause_router(router, *pause)),
+            Command::SetCluster(cluster) => Ok(self.set_cluster(cluster)),
             Command::OpenSession => unreachable!("handled before the session is looked at"),
         }
     }
@@ -426,7 +486,7 @@ impl State {
 
     fn delete_topic(&mut self, name: &str, if_empty: bool, existing: Option<Arc<SharedTopic>>) -> Applied {
         let Some(shared) = existing else {
-            return Applied::of(Outcome::TopicDeleted { deleted: false });
+            return Applied::of(Outcome::TopicDeleted { deleted: false, routers_removed: Vec::new() });
         };
         let (count, due_ms) = {
             let topic = shared.read();
@@ -440,7 +500,8 @@ impl State {
         self.dirty_topics.remove(&shared.epoch);
         // Whatever it held: a topic of ten million records goes as quickly as an empty one.
         self.deleted.push(shared.clone());
-        Applied::touching(Outcome::TopicDeleted { deleted: true }, shared)
+        let routers_removed = self.remove_routers_of(name);
+        Applied::touching(Outcome::TopicDeleted { deleted: true, routers_removed }, shared)
     }
 
     /// Digest of the whole state: equal on all members that have applied the same entries. Looks only at the
@@ -450,11 +511,17 @@ impl State {
             sum_up(&mut self.topics_digest, topic);
         }
         let mut digest = Digest::default();
-        let ClusterLimits { max_topics, max_total_bytes } = self.limits;
+        let ClusterLimits { max_topics, max_total_bytes, max_routers } = self.limits;
         let applied_index = self.applied.map_or(0, |applied| applied.index);
-        for value in [self.time_ms, self.next_epoch, applied_index, max_topics, max_total_bytes] {
+        for value in [self.time_ms, self.next_epoch, applied_index, max_topics, max_total_bytes, max_routers]
+        {
             digest.add(value);
         }
+        if let Some(Cluster { id, name }) = &self.cluster {
+            digest.add_bytes(&id.to_le_bytes());
+            digest.add_bytes(name.as_bytes());
+        }
+        digest.add(self.routers.digest());
         for (node_id, session) in &self.sessions {
             digest.add(*node_id);
             session.digest(&mut digest);
@@ -488,6 +555,7 @@ impl State {
         }
         let mut freed = std::mem::take(&mut self.freed);
         changes.extend(freed.blocks.drain(..).map(|key| (key.encode(), None)));
+        self.routers.take_changes(&mut changes);
         changes.push((Key::Machine.encode(), Some(self.encode_machine())));
         Changes { values: changes, saved, deleted, freed }
     }
@@ -498,6 +566,10 @@ impl State {
         put_varint(&mut out, self.time_ms);
         put_varint(&mut out, self.next_epoch);
         self.limits.encode(&mut out);
+        out.put_u8(self.cluster.is_some() as u8);
+        if let Some(cluster) = &self.cluster {
+            cluster.encode(&mut out);
+        }
         put_entry_id(&mut out, self.applied);
         put_entry_id(&mut out, self.membership.entry);
         put_blob(&mut out, &self.membership.bytes);
@@ -509,12 +581,18 @@ impl State {
         match Key::decode(key)? {
             Key::Machine => {
                 let mut reader = Reader::new(value, "checkpoint head");
-                if reader.u8()? != MACHINE_VERSION {
+                let version = reader.u8()?;
+                if !(FIRST_MACHINE_VERSION..=MACHINE_VERSION).contains(&version) {
                     return Err(Malformed("checkpoint head: written by another version"));
                 }
                 self.time_ms = reader.varint()?;
                 self.next_epoch = reader.varint()?;
-                self.limits = ClusterLimits::decode(&mut reader)?;
+                if version == FIRST_MACHINE_VERSION {
+                    self.limits = ClusterLimits::decode_first(&mut reader)?;
+                } else {
+                    self.limits = ClusterLimits::decode(&mut reader)?;
+                    self.cluster = if reader.bool()? { Some(Cluster::decode(&mut reader)?) } else { None };
+                }
                 self.applied = read_entry_id(&mut reader)?;
                 self.membership.entry = read_entry_id(&mut reader)?;
                 self.membership.bytes = Bytes::copy_from_slice(reader.blob()?);
@@ -530,6 +608,7 @@ impl State {
                 self.dirty_topics.insert(epoch, shared);
                 Ok(())
             }
+            Key::Router(generation, part) => self.routers.restore(generation, part, value),
             Key::Topic(epoch, part) => {
                 // While a checkpoint is read, `dirty_topics` is the index by epoch.
                 let Some(shared) = self.dirty_topics.get(&epoch) else {
@@ -548,6 +627,11 @@ impl State {
                     }
                     TopicKey::Keys(first) => shared.write().restore_keys(first, value),
                     TopicKey::Head => Ok(()),
+                    TopicKey::Origin(_)
+                    | TopicKey::Taken(..)
+                    | TopicKey::Reported(..)
+                    | TopicKey::Foreign(_)
+                    | TopicKey::Gap(_) => shared.write().origins.restore(part, value),
                 }
             }
         }
@@ -560,6 +644,7 @@ impl State {
             sum_up(&mut self.topics_digest, shared);
             self.due.update(shared, None, shared.read().next_due_ms());
         }
+        self.routers.restored();
         std::mem::take(&mut self.orphans)
     }
 
@@ -567,8 +652,10 @@ impl State {
     pub fn reset(&mut self) {
         self.catalog.clear();
         self.live.clear();
+        self.routers.reset();
         let (catalog, live) = (self.catalog.clone(), self.live.clone());
-        *self = State { catalog, live, ..State::default() };
+        let routers = std::mem::take(&mut self.routers);
+        *self = State { catalog, live, routers, ..State::default() };
     }
 }
 

@@ -8,8 +8,9 @@ use serde_json::json;
 
 use super::dedupe::Remembered;
 use super::quota::Limit;
+use super::router_config::Start;
 use super::topic_config::{TopicConfig, TopicType};
-use crate::codec::{Malformed, Reader, put_varint};
+use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::error::{Code, Error};
 
 /// Where an append landed.
@@ -68,6 +69,23 @@ pub struct RecordsDeleted {
     pub bytes: u64,
 }
 
+/// What became of one part of what a router wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forwarded {
+    /// Copies that were stored.
+    pub taken: u64,
+    /// Seq of the source up to which everything was examined; 0 if nothing was.
+    pub seq: u64,
+    /// Why that is not all.
+    pub stopped: Option<Refusal>,
+}
+
+impl Forwarded {
+    pub(super) fn stopped(refusal: Refusal) -> Self {
+        Forwarded { taken: 0, seq: 0, stopped: Some(refusal) }
+    }
+}
+
 /// Why a command was not carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -101,6 +119,15 @@ pub enum Refusal {
     },
     /// Too much was written, or the topic was made anew, since the member that asks looked for what to delete.
     LookAgain,
+    /// The router or its position is not what the command was made for.
+    RouterMoved,
+    RouterNotFound,
+    /// What a router reads and writes, and where it started, never changes.
+    RepointForbidden,
+    /// The placeholder of a token for a router that has none stored.
+    NoStoredToken,
+    /// The leader has not told yet who the cluster is.
+    NoCluster,
 }
 
 /// The result of one command.
@@ -125,13 +152,34 @@ pub enum Outcome {
     },
     TopicDeleted {
         deleted: bool,
+        /// Names of the routers that went with it, in byte order.
+        routers_removed: Vec<String>,
     },
+    RouterPut {
+        created: bool,
+        /// What it has, also if the command gave none.
+        start: Start,
+        has_token: bool,
+    },
+    RouterDeleted {
+        deleted: bool,
+    },
+    RouterPaused {
+        is_paused: bool,
+    },
+    /// The router would close a cycle: its source, the topics on the way, and its source again.
+    RouterCycle {
+        cycle: Vec<String>,
+    },
+    ClusterSet,
     SessionOpened,
     /// How many topics had something expired.
     Expired {
         topic_count: u64,
     },
     RecordsDeleted(RecordsDeleted),
+    /// One per part, in order.
+    Forwarded(Vec<Forwarded>),
     Refused(Refusal),
     /// For entries without a command.
     Nothing,
@@ -166,10 +214,34 @@ impl Outcome {
                 out.put_u8(*created as u8);
                 config.encode(out);
             }
-            Outcome::TopicDeleted { deleted } => {
+            Outcome::TopicDeleted { deleted, routers_removed } if routers_removed.is_empty() => {
                 out.put_u8(3);
                 out.put_u8(*deleted as u8);
             }
+            Outcome::TopicDeleted { deleted, routers_removed } => {
+                out.put_u8(20);
+                out.put_u8(*deleted as u8);
+                put_names(out, routers_removed);
+            }
+            Outcome::RouterPut { created, start, has_token } => {
+                out.put_u8(21);
+                out.put_u8(*created as u8);
+                start.encode(out);
+                out.put_u8(*has_token as u8);
+            }
+            Outcome::RouterDeleted { deleted } => {
+                out.put_u8(22);
+                out.put_u8(*deleted as u8);
+            }
+            Outcome::RouterPaused { is_paused } => {
+                out.put_u8(23);
+                out.put_u8(*is_paused as u8);
+            }
+            Outcome::RouterCycle { cycle } => {
+                out.put_u8(24);
+                put_names(out, cycle);
+            }
+            Outcome::ClusterSet => out.put_u8(25),
             Outcome::SessionOpened => out.put_u8(4),
             Outcome::Refused(refusal) => {
                 out.put_u8(5);
@@ -185,6 +257,18 @@ impl Outcome {
                     put_varint(out, value);
                 }
             }
+            Outcome::Forwarded(parts) => {
+                out.put_u8(12);
+                put_varint(out, parts.len() as u64);
+                for Forwarded { taken, seq, stopped } in parts {
+                    put_varint(out, *taken);
+                    put_varint(out, *seq);
+                    out.put_u8(stopped.is_some() as u8);
+                    if let Some(refusal) = stopped {
+                        refusal.encode(out);
+                    }
+                }
+            }
         }
     }
 
@@ -193,7 +277,17 @@ impl Outcome {
             0 => Outcome::Nothing,
             1 => Outcome::Appended(Appended::decode(reader)?),
             2 => Outcome::TopicPut { created: reader.bool()?, config: TopicConfig::decode(reader)? },
-            3 => Outcome::TopicDeleted { deleted: reader.bool()? },
+            3 => Outcome::TopicDeleted { deleted: reader.bool()?, routers_removed: Vec::new() },
+            20 => Outcome::TopicDeleted { deleted: reader.bool()?, routers_removed: names(reader)? },
+            21 => Outcome::RouterPut {
+                created: reader.bool()?,
+                start: Start::decode(reader)?,
+                has_token: reader.bool()?,
+            },
+            22 => Outcome::RouterDeleted { deleted: reader.bool()? },
+            23 => Outcome::RouterPaused { is_paused: reader.bool()? },
+            24 => Outcome::RouterCycle { cycle: names(reader)? },
+            25 => Outcome::ClusterSet,
             4 => Outcome::SessionOpened,
             5 => Outcome::Refused(Refusal::decode(reader)?),
             6 => Outcome::Expired { topic_count: reader.varint()? },
@@ -216,9 +310,34 @@ impl Outcome {
                 count: reader.varint()?,
                 bytes: reader.varint()?,
             }),
+            12 => {
+                let count = reader.count(3)?;
+                let part = |_| -> Result<Forwarded, Malformed> {
+                    let (taken, seq) = (reader.varint()?, reader.varint()?);
+                    let stopped = if reader.bool()? { Some(Refusal::decode(reader)?) } else { None };
+                    Ok(Forwarded { taken, seq, stopped })
+                };
+                Outcome::Forwarded((0..count).map(part).collect::<Result<_, _>>()?)
+            }
             _ => return Err(reader.malformed()),
         })
     }
+}
+
+impl From<Refusal> for Outcome {
+    fn from(refusal: Refusal) -> Self {
+        Outcome::Refused(refusal)
+    }
+}
+
+fn put_names(out: &mut BytesMut, names: &[String]) {
+    put_varint(out, names.len() as u64);
+    names.iter().for_each(|name| put_blob(out, name.as_bytes()));
+}
+
+fn names(reader: &mut Reader<'_>) -> Result<Vec<String>, Malformed> {
+    let count = reader.count(1)?;
+    (0..count).map(|_| reader.text().map(str::to_owned)).collect()
 }
 
 fn topic_type(reader: &mut Reader<'_>) -> Result<TopicType, Malformed> {
@@ -269,6 +388,11 @@ impl Refusal {
                 put_varint(out, *cap_bytes);
             }
             Refusal::LookAgain => out.put_u8(9),
+            Refusal::RouterMoved => out.put_u8(10),
+            Refusal::RouterNotFound => out.put_u8(20),
+            Refusal::RepointForbidden => out.put_u8(21),
+            Refusal::NoStoredToken => out.put_u8(22),
+            Refusal::NoCluster => out.put_u8(23),
             Refusal::OverLimit { limit, max } => {
                 out.put_u8(8);
                 out.put_u8(*limit as u8);
@@ -292,6 +416,11 @@ impl Refusal {
             },
             6 => Refusal::AboveCaps { cap_records: reader.varint()?, cap_bytes: reader.varint()? },
             9 => Refusal::LookAgain,
+            10 => Refusal::RouterMoved,
+            20 => Refusal::RouterNotFound,
+            21 => Refusal::RepointForbidden,
+            22 => Refusal::NoStoredToken,
+            23 => Refusal::NoCluster,
             8 => Refusal::OverLimit {
                 limit: Limit::from_number(reader.u8()?).ok_or(reader.malformed())?,
                 max: reader.varint()?,
@@ -300,9 +429,21 @@ impl Refusal {
         })
     }
 
-    /// The error that a client sees, for a command on `topic`.
+    /// The error that a client sees, for a command on `topic`; for one on a router that is its name.
     pub fn into_error(self, topic: &str) -> Error {
         match self {
+            Refusal::RouterNotFound => Error::router_not_found(topic),
+            Refusal::RepointForbidden => Error::new(
+                Code::TopicExistsIncompatible,
+                format!("what router {topic:?} reads and writes, and where it started, cannot change"),
+            )
+            .with_detail(json!({ "router": topic, "reason": "router_repoint_forbidden" })),
+            Refusal::NoStoredToken => {
+                Error::invalid(format!("router {topic:?} has no stored token for \"***\" to stand for"))
+            }
+            Refusal::NoCluster => {
+                Error::new(Code::NoLeader, "the leader has not told yet who the cluster is; nothing was done")
+            }
             Refusal::TopicNotFound => Error::topic_not_found(topic),
             Refusal::TypeDiffers { existing, requested } => Error::new(
                 Code::TopicExistsIncompatible,
@@ -337,6 +478,7 @@ impl Refusal {
                 Code::NoLeader,
                 "so much was written meanwhile that what to delete could not be told; nothing was deleted",
             ),
+            Refusal::RouterMoved => Error::new(Code::NoLeader, "the router was changed meanwhile"),
             Refusal::SessionUnknown => Error::new(
                 Code::CommitUnknown,
                 "the cluster no longer remembers this member's session; the write may or may not have taken \
@@ -358,7 +500,18 @@ mod tests {
             Outcome::Nothing,
             Outcome::Appended(appended),
             Outcome::TopicPut { created: true, config: TopicConfig::default() },
-            Outcome::TopicDeleted { deleted: false },
+            Outcome::TopicDeleted { deleted: false, routers_removed: Vec::new() },
+            Outcome::TopicDeleted { deleted: true, routers_removed: vec!["a->b".into(), "c".into()] },
+            Outcome::RouterPut { created: true, start: Start::Seq(1 << 40), has_token: true },
+            Outcome::RouterDeleted { deleted: true },
+            Outcome::RouterPaused { is_paused: true },
+            Outcome::RouterCycle { cycle: vec!["a".into(), "b".into(), "a".into()] },
+            Outcome::ClusterSet,
+            Outcome::Refused(Refusal::RouterNotFound),
+            Outcome::Refused(Refusal::RepointForbidden),
+            Outcome::Refused(Refusal::NoStoredToken),
+            Outcome::Refused(Refusal::NoCluster),
+            Outcome::Refused(Refusal::OverLimit { limit: Limit::MaxRouters, max: 7 }),
             Outcome::SessionOpened,
             Outcome::Expired { topic_count: 300 },
             Outcome::Refused(Refusal::TopicFull {
@@ -379,6 +532,10 @@ mod tests {
             Outcome::KeysConflict { parts: vec![0, 63] },
             Outcome::LimitsSet,
             Outcome::Refused(Refusal::LookAgain),
+            Outcome::Forwarded(vec![
+                Forwarded { taken: 7, seq: 1 << 40, stopped: None },
+                Forwarded::stopped(Refusal::RouterMoved),
+            ]),
             Outcome::RecordsDeleted(RecordsDeleted {
                 deleted: 17,
                 earliest_seq: 8872,

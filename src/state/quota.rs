@@ -17,11 +17,12 @@ pub struct ClusterLimits {
     pub max_topics: u64,
     /// Live bytes of all topics.
     pub max_total_bytes: u64,
+    pub max_routers: u64,
 }
 
 impl Default for ClusterLimits {
     fn default() -> Self {
-        ClusterLimits { max_topics: 100_000, max_total_bytes: 0 }
+        ClusterLimits { max_topics: 100_000, max_total_bytes: 0, max_routers: 10_000 }
     }
 }
 
@@ -29,10 +30,18 @@ impl ClusterLimits {
     pub fn encode(&self, out: &mut BytesMut) {
         put_varint(out, self.max_topics);
         put_varint(out, self.max_total_bytes);
+        put_varint(out, self.max_routers);
     }
 
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        Ok(ClusterLimits { max_topics: reader.varint()?, max_total_bytes: reader.varint()? })
+        let first = Self::decode_first(reader)?;
+        Ok(ClusterLimits { max_routers: reader.varint()?, ..first })
+    }
+
+    /// The form from before there were routers.
+    pub fn decode_first(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let (max_topics, max_total_bytes) = (reader.varint()?, reader.varint()?);
+        Ok(ClusterLimits { max_topics, max_total_bytes, ..ClusterLimits::default() })
     }
 }
 
@@ -41,11 +50,13 @@ impl ClusterLimits {
 pub enum Limit {
     MaxTopics = 0,
     MaxTotalBytes = 1,
+    MaxRouters = 2,
 }
 
 impl Limit {
     pub fn from_number(number: u8) -> Option<Self> {
-        [Limit::MaxTopics, Limit::MaxTotalBytes].into_iter().find(|limit| *limit as u8 == number)
+        let all = [Limit::MaxTopics, Limit::MaxTotalBytes, Limit::MaxRouters];
+        all.into_iter().find(|limit| *limit as u8 == number)
     }
 
     /// The name on the wire: that of the setting.
@@ -53,6 +64,7 @@ impl Limit {
         match self {
             Limit::MaxTopics => "max_topics",
             Limit::MaxTotalBytes => "max_total_bytes",
+            Limit::MaxRouters => "max_routers",
         }
     }
 }
@@ -92,13 +104,22 @@ impl Totals {
 impl State {
     /// Whether so many topics and bytes may be added (C-LIMIT-01, C-LIMIT-04).
     pub(super) fn check_quota(&self, new_topics: u64, new_bytes: u64) -> Result<(), Refusal> {
-        let ClusterLimits { max_topics, max_total_bytes } = self.limits;
+        let ClusterLimits { max_topics, max_total_bytes, .. } = self.limits;
         let is_over = |now: u64, new: u64, max: u64| new > 0 && max > 0 && now.saturating_add(new) > max;
         if is_over(self.catalog.len() as u64, new_topics, max_topics) {
             return Err(Refusal::OverLimit { limit: Limit::MaxTopics, max: max_topics });
         }
         if is_over(self.catalog.totals().bytes(), new_bytes, max_total_bytes) {
             return Err(Refusal::OverLimit { limit: Limit::MaxTotalBytes, max: max_total_bytes });
+        }
+        Ok(())
+    }
+
+    /// Whether another router may be made (C-LIMIT-02).
+    pub(super) fn check_max_routers(&self) -> Result<(), Refusal> {
+        let max = self.limits.max_routers;
+        if max > 0 && self.routers.shared.len() as u64 >= max {
+            return Err(Refusal::OverLimit { limit: Limit::MaxRouters, max });
         }
         Ok(())
     }

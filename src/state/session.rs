@@ -140,6 +140,10 @@ impl Session {
 mod tests {
     use super::*;
 
+    fn deleted() -> Outcome {
+        Outcome::TopicDeleted { deleted: true, routers_removed: Vec::new() }
+    }
+
     fn envelope(session: u64, number: u64, done_below: u64) -> Envelope {
         Envelope { node_id: 1, session, number, done_below }
     }
@@ -148,11 +152,8 @@ mod tests {
     fn a_repeat_gets_the_first_outcome_and_what_is_unknown_is_refused() {
         let mut session = Session::new(5);
         assert_eq!(session.admit(&envelope(5, 1, 0)), Admission::New);
-        session.remember(1, Outcome::TopicDeleted { deleted: true });
-        assert_eq!(
-            session.admit(&envelope(5, 1, 0)),
-            Admission::Repeat(Outcome::TopicDeleted { deleted: true })
-        );
+        session.remember(1, deleted());
+        assert_eq!(session.admit(&envelope(5, 1, 0)), Admission::Repeat(deleted()));
         // Numbers may arrive out of order within the window.
         assert_eq!(session.admit(&envelope(5, 3, 1)), Admission::New);
         assert_eq!(session.admit(&envelope(5, 2, 1)), Admission::New);
@@ -166,9 +167,9 @@ mod tests {
     fn opening_again_changes_nothing_and_a_replaced_session_never_comes_back() {
         let mut session = Session::new(5);
         assert_eq!(session.admit(&envelope(5, 1, 1)), Admission::New);
-        session.remember(1, Outcome::TopicDeleted { deleted: true });
+        session.remember(1, deleted());
         assert!(session.reopen(5));
-        let first = Admission::Repeat(Outcome::TopicDeleted { deleted: true });
+        let first = Admission::Repeat(deleted());
         assert_eq!(session.admit(&envelope(5, 1, 1)), first);
         assert!(session.reopen(6));
         assert_eq!(session.admit(&envelope(5, 1, 1)), Admission::Unknown);

@@ -53,15 +53,15 @@ pub async fn delete(State(api): State<Api>, TopicCall { call, topic }: TopicCall
     let if_empty = call.query().flag("if_empty", false);
     api.engine.admit()?;
     let (outcome, _) = api.engine.propose(Draft::delete_topic(&topic, if_empty)).await?;
-    let deleted = match outcome {
-        Outcome::TopicDeleted { deleted } => deleted,
+    let (deleted, routers_removed) = match outcome {
+        Outcome::TopicDeleted { deleted, routers_removed } => (deleted, routers_removed),
         Outcome::Refused(refusal) => return Err(refusal.into_error(&topic)),
         other => return Err(internal(format_args!("a DELETE came out as {other:?}"))),
     };
     let mut reply = Reply::new(call.arrived, 256);
     reply.json.field("topic", topic.as_str());
     reply.json.field("deleted", deleted);
-    reply.json.array_field::<&str>("routers_removed", []);
+    reply.json.array_field("routers_removed", routers_removed.iter().map(String::as_str));
     reply.json.array_field::<&str>("groups_removed", []);
     Ok(reply.finish(StatusCode::OK))
 }

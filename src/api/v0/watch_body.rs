@@ -121,9 +121,8 @@ struct WatchBody<'a> {
     /// Only in a `subscribe`, and refused there.
     #[serde(default, rename = "channel")]
     _channel: Option<NoChannel>,
-    /// Only its type matters: there are no copies yet that have an origin to show.
-    #[serde(default, rename = "include_origin")]
-    _include_origin: Option<bool>,
+    #[serde(default)]
+    include_origin: Option<bool>,
     #[serde(default)]
     lenient: Option<bool>,
     #[serde(borrow, default)]
@@ -188,6 +187,7 @@ impl WatchRequest {
             tags: body.include_tags.unwrap_or(false),
             meta: body.include_meta.unwrap_or(true),
             data: body.include_data.unwrap_or(true),
+            origin: body.include_origin.unwrap_or(false),
         };
         let form = Form { shown, is_web_socket: way.is_web_socket }.number();
         let limit = body.limit.map_or(way.limit, |limit| clamped(limit.0, 1, MAX_PAGE_RECORDS));
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn nothing_means_the_defaults_of_the_tables() {
-        let shown = Shown { tags: false, meta: true, data: true };
+        let shown = Shown { tags: false, meta: true, data: true, origin: false };
         let request = post(r#"{"topics":{"t":{}}}"#).unwrap();
         let WatchedTopic { name, start, view } = &request.topics[0];
         assert_eq!((name.as_str(), start), ("t", &StartAt::default()));
