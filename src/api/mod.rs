@@ -94,11 +94,13 @@ fn v0_routes() -> Router<Api> {
             post(v0::append::append).put(v0::topic::put).get(v0::topic::get).delete(v0::topic::delete),
         )
         .route("/v0/append", post(v0::append_many::append_many))
+        .route("/v0/topics/{topic}/origins", get(v0::origins::get))
         .route("/v0/topics/{topic}/diff", post(v0::diff::diff))
         .route("/v0/watch", post(v0::watch::create))
         .route("/v0/watch/{wid}", get(v0::watch::open))
         .route("/v0/ws", get(v0::ws::open))
         .route("/v0/topics/{topic}/delete", post(v0::delete::delete))
+        .route("/v0/mirror/pull", post(v0::mirror::pull))
         .route("/v0/cluster", get(v0::cluster::get))
         .route("/v0/openapi.json", get(openapi::get))
         .route("/v0/metrics", get(v0::metrics::get))

@@ -10,15 +10,20 @@ mod figures;
 mod follow;
 mod forward;
 mod hub;
+mod identity;
 mod lane;
 mod limits;
+mod links;
+mod origins;
 mod page;
-mod pull;
 mod priority;
 mod propose;
+mod pull;
 mod read_index;
 mod readiness;
 mod recency;
+mod routers;
+mod routing;
 mod session_transfer;
 mod sessions;
 mod streams;
@@ -34,13 +39,16 @@ use tokio::time::Instant;
 pub use cluster_view::{ClusterView, MemberView};
 pub use figures::{Figures, TopicFigures};
 pub use follow::{EncodeFrame, StartAt, StartPlace, Step};
-pub use hub::{BellHandle, Hub};
+pub use hub::{Bell, BellHandle, Hub, Listener};
 pub use lane::{Frame, View};
+pub use links::{LinkError, LinkState, LinkStatus, Links};
+pub use origins::OriginView;
 pub use page::{LostAtSource, Page, PageQuery, PageRecord, RecordOrigin, Tombstone};
 pub use propose::Timings;
 pub use pull::{PullCursor, PullQuery, Pulled, PulledItem, PulledPage, PulledTopic, Sources};
 pub use read_index::Fence;
 pub use readiness::Readiness;
+pub use routers::RouterView;
 pub use sessions::{Binding, OpenStream, Session, SessionTopic, Subscription};
 pub use streams::StreamPlace;
 pub use watcher::{Next, Watcher};
@@ -97,6 +105,7 @@ struct Inner {
     read_index: read_index::ReadIndex,
     timer: timer::Timer,
     recency: recency::Recency,
+    links: Links,
     watch_sessions: sessions::Sessions,
     streams: streams::Streams,
     has_caught_up: AtomicBool,
@@ -119,6 +128,7 @@ impl Engine {
             timer: timer::Timer::default(),
             sessions: propose::SessionKeeper::default(),
             recency: recency::Recency::default(),
+            links: links::Links::default(),
             watch_sessions: sessions::Sessions::new(options.max_watch_sessions, options.watch_session_ttl),
             streams: streams::Streams::new(options.max_streams),
             started: Instant::now(),
@@ -134,6 +144,7 @@ impl Engine {
         let engine = Engine { inner };
         task::spawn(engine.clone().follow_recovery());
         engine.start_keeping_limits();
+        task::spawn(engine.clone().tell_cluster());
         task::spawn(engine.clone().count_elections());
         task::spawn(engine.clone().propose_what_is_due());
         task::spawn(engine.clone().sweep_sessions());

@@ -206,9 +206,8 @@ impl Engine {
             (None, _) => 0,
         };
         let dest = query.dest.as_deref().unwrap_or(&name);
-        let is_echo = |instance: &Instance| {
-            instance.cluster_id == query.puller_id && *instance.topic == *dest
-        };
+        let is_echo =
+            |instance: &Instance| instance.cluster_id == query.puller_id && *instance.topic == *dest;
         let mut page = PulledPage {
             to_seq: from_seq,
             to_entry: known.and_then(|cursor| cursor.entry),
@@ -241,9 +240,10 @@ impl Engine {
             records += read.records.len();
             page.to_entry = entry_at(&read).or(page.to_entry.filter(|_| read.next_from_seq == page.to_seq));
             page.to_seq = read.next_from_seq;
-            let wanted = read.records.into_iter().filter(|record| {
-                record.origin.as_ref().is_none_or(|origin| !is_echo(&origin.instance))
-            });
+            let wanted = read
+                .records
+                .into_iter()
+                .filter(|record| record.origin.as_ref().is_none_or(|origin| !is_echo(&origin.instance)));
             page.items.extend(wanted.map(PulledItem::Record));
             let is_full = records >= MAX_PULLED_RECORDS || bytes >= max_bytes;
             if is_full || page.to_seq >= head_seq || is_end {

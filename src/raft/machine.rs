@@ -28,8 +28,8 @@ use super::types::{
 use crate::limits::MAX_APPEND_BYTES;
 use crate::record::EntryRecords;
 use crate::state::{
-    Catalog, Changes, Cluster, ClusterLimits, EvictedBlock, Freed, Garbage, Missing, MissingBlock, NotApplied,
-    Outcome, Routers, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
+    Catalog, Changes, Cluster, ClusterLimits, EvictedBlock, Freed, Garbage, Missing, MissingBlock,
+    NotApplied, Outcome, Routers, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
 };
 use crate::storage::{Checkpoint, Disk, EntryId, Freezer, Frozen, Log, Pin, Room, write_export};
 use crate::task;

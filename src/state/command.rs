@@ -16,7 +16,7 @@ use super::topic_config::TopicConfig;
 use crate::codec::{Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint};
 use crate::filter::TagMatch;
 use crate::limits::MAX_TOPICS_PER_APPEND;
-use crate::record::{EntryBuilder, EntryRecords, Record};
+use crate::record::{EntryBuilder, EntryRecords, HeaderEdit, Record};
 
 const KIND_APPEND: u8 = 1;
 const KIND_PUT_TOPIC: u8 = 2;
@@ -307,17 +307,20 @@ impl Draft {
         Draft { bytes }
     }
 
-    /// `records` are those of all parts, in order.
+    /// `records` are the stored bytes of those of all parts, in order, and what is changed in them. An error: one
+    /// of them is none.
     pub fn copy<'a>(
         copy: &Copy<'_>,
-        records: impl ExactSizeIterator<Item = Record<'a>>,
-        size_hint_bytes: usize,
-    ) -> Self {
-        let mut builder = EntryBuilder::new(KIND_COPY, records.len(), size_hint_bytes + 1024);
-        records.for_each(|record| builder.push(&record));
+        records: impl ExactSizeIterator<Item = (&'a [u8], HeaderEdit<'a>)> + Clone,
+    ) -> Result<Self, Malformed> {
+        let size_bytes: usize = records.clone().map(|(stored, _)| stored.len() + 16).sum();
+        let mut builder = EntryBuilder::new(KIND_COPY, records.len(), size_bytes + 1024);
+        for (stored, edit) in records {
+            builder.push_stored(stored, edit)?;
+        }
         let mut bytes = builder.finish();
         copy.encode(&mut bytes);
-        Draft { bytes }
+        Ok(Draft { bytes })
     }
 
     pub fn put_router(put: &PutRouter<'_>) -> Self {

@@ -594,6 +594,14 @@ impl LocalRoute<'_> {
             _ => 0,
         };
         let blocks = &self.source.blocks;
+        let mut gaps = self.source.origins.gaps_in(self.part.from_seq + 1..=to_seq).peekable();
+        let mut tell_gaps = |planner: &mut Planner<'_>, before_seq: u64| {
+            while let Some((_, gap)) = gaps.next_if(|(seq, _)| *seq < before_seq) {
+                if let Some(instance) = self.source.origins.instance(gap.number) {
+                    planner.lost(instance, &[gap.from_seq..=gap.to_seq]);
+                }
+            }
+        };
         let mut picked = self.part.picked.as_deref().map(|ranges| ranges.iter().cloned().peekable());
         for first_seq in blocks.blocks_from(from_seq).take_while(|first_seq| *first_seq <= to_seq) {
             let Some(block) = blocks.in_memory(first_seq) else {
@@ -633,6 +641,7 @@ impl LocalRoute<'_> {
                         let count = at - wanted.start();
                         let part = run.part(*wanted.start(), count);
                         let sizes_bytes = sizes.list(wanted.start() - run.first_seq, count);
+                        tell_gaps(planner, part.first_seq);
                         if !self.offer(&part, &sizes_bytes, planner) {
                             return Ok(());
                         }
@@ -640,6 +649,7 @@ impl LocalRoute<'_> {
                 }
             }
         }
+        tell_gaps(planner, to_seq + 1);
         Ok(())
     }
 

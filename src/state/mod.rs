@@ -56,12 +56,12 @@ pub use garbage::{EvictedBlock, Garbage};
 pub use origins::{Gap, Instance, Origin, Origins};
 pub use outcome::{Appended, Forwarded, Outcome, RecordsDeleted, Refusal};
 pub use quota::{ClusterLimits, Limit, Totals};
-pub use removed::Removed;
+pub use removed::{Removed, put_ranges, read_ranges};
 pub use retention::{Floors, Freed, Reason};
-pub use run::{Overlay, Run, RunOrigin, SealedBlock};
 pub use router::{Position, Reached, Router, RouterKey};
 pub use router_config::{Guarantee, Remote, RouterConfig, Start, TOKEN_PLACEHOLDER, Token};
 pub use routers::{RouterQuery, Routers, SharedRouter};
+pub use run::{Overlay, Run, RunOrigin, SealedBlock};
 pub use topic::{Located, Topic, TopicKey};
 pub use topic_config::{Compaction, Discard, Durability, TopicConfig, TopicType};
 

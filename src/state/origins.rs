@@ -188,6 +188,11 @@ impl Origins {
         self.gaps.range(cursor.saturating_add(1)..).next().map(|(seq, gap)| (*seq, *gap))
     }
 
+    /// The gaps in `range`, in order.
+    pub fn gaps_in(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = (u64, Gap)> {
+        self.gaps.range(range).map(|(seq, gap)| (*seq, *gap))
+    }
+
     /// Forgets gaps below `seq`: every reader is told of a larger one there, or asked for their removal.
     pub fn forget_gaps_below(&mut self, seq: u64) {
         while let Some(first) = self.gaps.first_entry().filter(|first| *first.key() < seq) {
