@@ -7,6 +7,7 @@
 mod cluster_view;
 mod delete;
 mod figures;
+mod filling;
 mod follow;
 mod forward;
 mod hub;

@@ -10,20 +10,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::filling::{Filling, Place};
 use super::{Consistency, Engine};
 use crate::codec::Malformed;
 use crate::error::{Code, Error};
 use crate::filter::Filter;
-use crate::limits::{MAX_PAGE_EXAMINED, MAX_PAGE_EXAMINED_BYTES};
 use crate::record::{EntryRecords, Record};
 use crate::state::{Floors, Instance, Located, Overlay, Run, SealedBlock, SharedTopic, TimePlace, Topic};
 use crate::storage::EntryId;
 use crate::task;
-
-/// Work after which a page lets others have the thread, in bytes that are walked over: about a millisecond.
-const TURN_WORK_BYTES: usize = 256 << 10;
-/// Work of looking at a record at all.
-const RECORD_WORK_BYTES: usize = 128;
 
 /// What a page should hold.
 #[derive(Debug, Clone)]
@@ -478,126 +473,6 @@ fn ahead(shared: &SharedTopic, query: &PageQuery) -> Page {
         lag: 0,
         tombstone: None,
         records_scanned: 0,
-    }
-}
-
-/// A page that is being filled.
-struct Filling<'a> {
-    topic: &'a SharedTopic,
-    instance: Option<(u32, Arc<Instance>)>,
-    records: Vec<PageRecord>,
-    /// Last seq examined.
-    cursor: u64,
-    examined: usize,
-    examined_bytes: usize,
-    bytes: usize,
-    limit: usize,
-    max_bytes: usize,
-    drop_nodes: &'a [String],
-    filter: Option<&'a Filter>,
-    /// How often the filter may walk over a record.
-    walks: usize,
-    /// Work since others last had the thread.
-    turn_work_bytes: usize,
-    /// How often something had been removed when the runs were looked up.
-    removal_count: u64,
-    is_full: bool,
-}
-
-/// Where a page stands, and as of which removals.
-#[derive(Clone, Copy)]
-struct Place {
-    cursor: u64,
-    removal_count: u64,
-}
-
-impl Place {
-    fn has_moved(self, topic: &Topic) -> bool {
-        topic.earliest_seq > self.cursor + 1 || topic.removal_count != self.removal_count
-    }
-}
-
-impl Filling<'_> {
-    fn place(&self) -> Place {
-        Place { cursor: self.cursor, removal_count: self.removal_count }
-    }
-
-    /// Takes what `run` has of this page. A filter may have to look at much before it finds anything, so others
-    /// get the thread in between.
-    async fn take(&mut self, run: &Run, entry: &EntryRecords) -> Result<(), Error> {
-        while !self.take_turn(run, entry)? {
-            self.turn_work_bytes = 0;
-            tokio::task::yield_now().await;
-        }
-        Ok(())
-    }
-
-    /// `false` if there is more to do, after others had their turn.
-    fn take_turn(&mut self, run: &Run, entry: &EntryRecords) -> Result<bool, Error> {
-        // What was examined in an earlier turn.
-        let examined = (self.cursor + 1).saturating_sub(run.first_seq);
-        for offset in examined..run.count {
-            if self.is_full {
-                return Ok(true);
-            }
-            if self.turn_work_bytes >= TURN_WORK_BYTES {
-                return Ok(false);
-            }
-            let position = run.first_position + offset as u32;
-            let bytes = entry.record(position).ok_or_else(|| damaged(&"an entry lacks a record"))?;
-            let seq = run.first_seq + offset;
-            self.turn_work_bytes += RECORD_WORK_BYTES + self.walks * bytes.len();
-            if self.passes(run.overlay, bytes)? {
-                if !self.records.is_empty() && self.bytes + bytes.len() > self.max_bytes {
-                    self.is_full = true;
-                    return Ok(true);
-                }
-                self.bytes += bytes.len();
-                let origin = run.origin.and_then(|origin| {
-                    let instance = self.instance(origin.number)?;
-                    Some(RecordOrigin { instance, seq: origin.first_seq + offset, ts_ms: origin.ts_ms })
-                });
-                self.records.push(PageRecord {
-                    seq,
-                    ts_ms: run.ts_ms,
-                    entry: entry.clone(),
-                    position,
-                    entry_id: run.entry,
-                    overlay: run.overlay,
-                    origin,
-                });
-            }
-            self.examined += 1;
-            self.examined_bytes += bytes.len();
-            self.cursor = seq;
-            // Known with the last record that fits, not with the first that does not: a page that ends
-            // where a run ends would go on to fetch the next run, of which it wants nothing, for ever.
-            self.is_full = self.records.len() >= self.limit
-                || self.examined >= MAX_PAGE_EXAMINED
-                || self.examined_bytes >= MAX_PAGE_EXAMINED_BYTES;
-        }
-        Ok(true)
-    }
-
-    /// First `node`, then the filter (C-DIFF-08).
-    fn passes(&self, overlay: Overlay, record: &[u8]) -> Result<bool, Error> {
-        if !self.drop_nodes.is_empty() && !overlay.drops_node {
-            let node = Record::decode_node(record).map_err(|error| damaged(&error))?;
-            if node.is_some_and(|node| self.drop_nodes.iter().any(|dropped| dropped == node)) {
-                return Ok(false);
-            }
-        }
-        let Some(filter) = self.filter else { return Ok(true) };
-        let record = Record::decode(record).map_err(|error| damaged(&error))?;
-        Ok(filter.matches(&overlay.apply(record)))
-    }
-
-    /// The instance of this number, looked up once for all copies of it in a row.
-    fn instance(&mut self, number: u32) -> Option<Arc<Instance>> {
-        if self.instance.as_ref().is_none_or(|(known, _)| *known != number) {
-            self.instance = self.topic.read().origins.instance(number).map(|it| (number, it.clone()));
-        }
-        self.instance.as_ref().map(|(_, instance)| instance.clone())
     }
 }
 

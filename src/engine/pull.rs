@@ -54,7 +54,7 @@ pub struct PullQuery {
     pub cursors: BTreeMap<String, PullCursor>,
     /// Where to begin in topics without a cursor; `None`: with their first record.
     pub start: Option<RouterStart>,
-    pub filter: Option<Arc<Filter>>,
+    pub filter: Option<Filter>,
     /// The cluster that asks, and the topic there; `None`: of the same name. What comes from there is left out.
     pub puller_id: u128,
     pub dest: Option<String>,
@@ -299,7 +299,7 @@ fn records_bytes(page: &Page) -> usize {
 }
 
 fn page_query(query: &PullQuery, (limit, max_bytes): (usize, usize)) -> PageQuery {
-    PageQuery { limit, max_bytes, filter: query.filter.clone(), ..page_query_unfiltered() }
+    PageQuery { limit, max_bytes, filter: query.filter.clone().map(Arc::new), ..page_query_unfiltered() }
 }
 
 fn page_query_unfiltered() -> PageQuery {

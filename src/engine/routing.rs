@@ -54,7 +54,7 @@ impl Engine {
             limit: MAX_ROUTED_RECORDS_PER_ROUTER as usize,
             max_bytes: MAX_PAGE_BYTES,
             drop_nodes: Vec::new(),
-            filter: Some(filter.clone()),
+            filter: Some(Arc::new(filter.clone())),
             epoch: None,
             consistency: Consistency::Eventual,
             wait_ms: 0,
