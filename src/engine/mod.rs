@@ -10,14 +10,17 @@ mod figures;
 mod follow;
 mod forward;
 mod hub;
+mod identity;
 mod lane;
 mod limits;
+mod links;
 mod page;
 mod priority;
 mod propose;
 mod read_index;
 mod readiness;
 mod recency;
+mod routers;
 mod session_transfer;
 mod sessions;
 mod streams;
@@ -35,10 +38,12 @@ pub use figures::{Figures, TopicFigures};
 pub use follow::{EncodeFrame, StartAt, StartPlace, Step};
 pub use hub::{BellHandle, Hub};
 pub use lane::{Frame, View};
+pub use links::{LinkError, LinkState, LinkStatus, Links};
 pub use page::{Page, PageQuery, PageRecord, Tombstone};
 pub use propose::Timings;
 pub use read_index::Fence;
 pub use readiness::Readiness;
+pub use routers::RouterView;
 pub use sessions::{Binding, OpenStream, Session, SessionTopic, Subscription};
 pub use streams::StreamPlace;
 pub use watcher::{Next, Watcher};
@@ -95,6 +100,7 @@ struct Inner {
     read_index: read_index::ReadIndex,
     timer: timer::Timer,
     recency: recency::Recency,
+    links: Links,
     watch_sessions: sessions::Sessions,
     streams: streams::Streams,
     has_caught_up: AtomicBool,
@@ -117,6 +123,7 @@ impl Engine {
             timer: timer::Timer::default(),
             sessions: propose::SessionKeeper::default(),
             recency: recency::Recency::default(),
+            links: links::Links::default(),
             watch_sessions: sessions::Sessions::new(options.max_watch_sessions, options.watch_session_ttl),
             streams: streams::Streams::new(options.max_streams),
             started: Instant::now(),
@@ -132,6 +139,7 @@ impl Engine {
         let engine = Engine { inner };
         task::spawn(engine.clone().follow_recovery());
         engine.start_keeping_limits();
+        task::spawn(engine.clone().tell_cluster());
         task::spawn(engine.clone().count_elections());
         task::spawn(engine.clone().propose_what_is_due());
         task::spawn(engine.clone().sweep_sessions());

@@ -223,6 +223,10 @@ impl Inner {
 }
 
 impl PeerHandler for Inner {
+    fn links(&self, request: &[u8]) -> Result<BytesMut, String> {
+        self.answer_links(request)
+    }
+
     fn handle(&self, request: &[u8]) -> Result<BytesMut, String> {
         let ask = Ask::decode(request).map_err(|error| error.to_string())?;
         Ok(self.give_session(&ask))

@@ -28,8 +28,8 @@ use super::types::{
 use crate::limits::MAX_APPEND_BYTES;
 use crate::record::EntryRecords;
 use crate::state::{
-    Catalog, Changes, ClusterLimits, EvictedBlock, Freed, Garbage, Missing, MissingBlock, NotApplied,
-    Outcome, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
+    Catalog, Changes, Cluster, ClusterLimits, EvictedBlock, Freed, Garbage, Missing, MissingBlock,
+    NotApplied, Outcome, Routers, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
 };
 use crate::storage::{Checkpoint, Disk, EntryId, Freezer, Frozen, Log, Pin, Room, write_export};
 use crate::task;
@@ -44,9 +44,12 @@ pub trait ApplyObserver: Send + Sync + 'static {
 pub struct Applied {
     state: Mutex<State>,
     catalog: Arc<Catalog>,
+    routers: Arc<Routers>,
     checkpoint: Arc<Freezer>,
     log: Log,
     applied_index: watch::Sender<u64>,
+    /// Version of the routers' configuration.
+    routers_version: watch::Sender<u64>,
     /// When the first record of any topic expires, in cluster time; `u64::MAX` for never.
     next_due_ms: AtomicU64,
     saved: Mutex<SavedPoint>,
@@ -89,6 +92,8 @@ impl Applied {
         let next_due_ms = state.next_due_ms().unwrap_or(u64::MAX);
         Ok(Arc::new(Applied {
             catalog: state.catalog().clone(),
+            routers: state.routers().clone(),
+            routers_version: watch::Sender::new(state.routers().version()),
             state: Mutex::new(state),
             checkpoint: Freezer::new(checkpoint),
             log,
@@ -103,6 +108,20 @@ impl Applied {
 
     pub fn catalog(&self) -> &Arc<Catalog> {
         &self.catalog
+    }
+
+    pub fn routers(&self) -> &Arc<Routers> {
+        &self.routers
+    }
+
+    /// Follows the version of the routers' configuration ([`Routers::version`]), as of entries that are applied.
+    pub fn watch_routers(&self) -> watch::Receiver<u64> {
+        self.routers_version.subscribe()
+    }
+
+    /// Who the cluster is, as of the last applied command; `None` until a leader has told.
+    pub fn cluster(&self) -> Option<Cluster> {
+        self.state.lock().cluster().cloned()
     }
 
     /// Follows the index of the last applied entry.
@@ -362,6 +381,8 @@ impl Machine {
         if let Some(index) = last_index {
             self.applied.applied_index.send_replace(index);
         }
+        let version = self.applied.routers.version();
+        self.applied.routers_version.send_if_modified(|known| std::mem::replace(known, version) != version);
         if !touched.is_empty() {
             self.observer.topics_changed(&touched);
         }

@@ -365,6 +365,13 @@ impl Node {
         reply.map_err(|error| error.to_string())
     }
 
+    /// Asks the leader at `peer` how links do; its handler knows the form. Errors are sentences for people.
+    pub async fn ask_links(&self, peer: &Peer, request: &[u8], timeout: Duration) -> Result<Bytes, String> {
+        let body = Body::of(|out| out.extend_from_slice(request));
+        let reply = peer.call(Lane::Bulk, Kind::Links, body, timeout).await;
+        reply.map_err(|error| error.to_string())
+    }
+
     /// What this member holds ready for members that lack its state.
     pub(super) fn transfers(&self) -> &Transfers {
         &self.transfers

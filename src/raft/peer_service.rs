@@ -42,6 +42,9 @@ pub trait CallerCheck: Send + Sync + 'static {
 pub trait PeerHandler: Send + Sync + 'static {
     /// The answer to a request, at once; an error is a sentence for people.
     fn handle(&self, request: &[u8]) -> Result<BytesMut, String>;
+
+    /// The same of a request for how the links of routers do.
+    fn links(&self, request: &[u8]) -> Result<BytesMut, String>;
 }
 
 /// Accepts connections until the listener fails.
@@ -284,6 +287,11 @@ async fn respond(node: &Node, frame: Frame) -> Result<Body, String> {
         Kind::Handler => {
             let handler = node.handler().ok_or("this member is starting")?;
             let answer = handler.handle(body)?;
+            Ok(Body::of(|out| *out = answer))
+        }
+        Kind::Links => {
+            let handler = node.handler().ok_or("this member is starting")?;
+            let answer = handler.links(body)?;
             Ok(Body::of(|out| *out = answer))
         }
         kind => Err(format!("{kind:?} is not a request")),

@@ -51,6 +51,8 @@ pub enum Kind {
     Admit = 14,
     /// For whoever handles what this room does not know: see `PeerHandler`.
     Handler = 15,
+    /// For the same, of how the links of routers do.
+    Links = 16,
     /// Reply to the request with the same id.
     Reply = 128,
     /// Result of the next AppendEntries of the stream with this id.
@@ -77,6 +79,7 @@ impl Kind {
             13 => Kind::TransferEntries,
             14 => Kind::Admit,
             15 => Kind::Handler,
+            16 => Kind::Links,
             128 => Kind::Reply,
             129 => Kind::StreamReply,
             130 => Kind::Failure,
