@@ -506,3 +506,20 @@ fn keys_that_a_refused_write_forgot_stay_forgotten_after_a_restart() {
     ])
     .unwrap();
 }
+
+/// What `start` looks for may lie in a block that only the checkpoint has.
+#[test]
+fn a_router_starts_at_a_time_long_ago() {
+    let mut steps = Vec::new();
+    for _ in 0..4000 {
+        steps.push(Step::Append { topic: 0, count: 1, create: true, expect_right: None, key: None });
+        steps.push(Step::Wait { ms: 1 });
+    }
+    steps.push(Step::Restart);
+    for (dest, ago_ms) in [(1, 3000), (2, 1500), (3, 10)] {
+        let start = Some(RouterStart::Ts(ago_ms));
+        steps.push(Step::PutRouter { source: 0, dest, start, create_dest: true, allow_cycle: false });
+    }
+    steps.push(Step::Restart);
+    run(steps).unwrap();
+}
