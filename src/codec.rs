@@ -51,6 +51,17 @@ pub fn put_optional_text(out: &mut impl BufMut, text: Option<&str>) {
     }
 }
 
+/// Appends a number that may be absent.
+pub fn put_optional_number(out: &mut impl BufMut, number: Option<u64>) {
+    match number {
+        None => out.put_u8(0),
+        Some(number) => {
+            out.put_u8(1);
+            put_varint(out, number);
+        }
+    }
+}
+
 /// Maps signed to unsigned so that small magnitudes stay small as varints.
 pub fn zigzag(value: i64) -> u64 {
     ((value << 1) ^ (value >> 63)) as u64
@@ -115,6 +126,11 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
+    pub fn u128(&mut self) -> Result<u128, Malformed> {
+        let bytes = self.bytes(16)?;
+        bytes.try_into().map(u128::from_le_bytes).map_err(|_| self.malformed())
+    }
+
     pub fn bool(&mut self) -> Result<bool, Malformed> {
         match self.u8()? {
             0 => Ok(false),
@@ -137,6 +153,16 @@ impl<'a> Reader<'a> {
             }
         }
         Err(self.malformed())
+    }
+
+    /// What [`put_optional_number`] wrote.
+    pub fn optional_number(&mut self) -> Result<Option<u64>, Malformed> {
+        Ok(if self.bool()? { Some(self.varint()?) } else { None })
+    }
+
+    /// A varint that fits 32 bits.
+    pub fn varint_u32(&mut self) -> Result<u32, Malformed> {
+        u32::try_from(self.varint()?).map_err(|_| self.malformed())
     }
 
     /// A count of things of at least `min_item_bytes` each, refused if they cannot all be there: so a

@@ -17,6 +17,7 @@ pub mod filter;
 pub mod limits;
 pub mod raft;
 pub mod record;
+pub mod router;
 pub mod server;
 pub mod state;
 pub mod storage;

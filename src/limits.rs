@@ -151,3 +151,22 @@ pub const MIN_GZIP_BYTES: usize = 512;
 pub const MAX_TOPICS_PER_APPEND: usize = 64;
 /// Topics that have metrics of their own.
 pub const MAX_METRIC_TOPICS: usize = 1000;
+
+/// Records that one command copies along local routers, and routers that it serves.
+pub const MAX_ROUTED_RECORDS: u64 = 65_536;
+pub const MAX_ROUTE_PARTS: usize = 1024;
+/// Records that one router copies at once.
+pub const MAX_ROUTED_RECORDS_PER_ROUTER: u64 = 8192;
+/// Longest pause of a local router whose destination is full, in milliseconds.
+pub const MAX_ROUTE_PAUSE_MS: u64 = 1000;
+
+/// Bytes of records that a mirror gets with one answer; a single record may be more.
+pub const MAX_PULL_BYTES: usize = 8 << 20;
+/// Longest answer to a pull that is read.
+pub const MAX_PULL_ANSWER_BYTES: usize = 2 * MAX_PULL_BYTES;
+/// How long connecting to another cluster may take.
+pub const REMOTE_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a pull may wait for something to say, in milliseconds.
+pub const MAX_PULL_WAIT_MS: u64 = 30_000;
+/// Pauses of a mirror after failures, in milliseconds: the first one, and the longest (C-MIRROR-11).
+pub const MIRROR_PAUSE_MS: (u64, u64) = (100, 30_000);

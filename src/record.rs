@@ -188,6 +188,40 @@ fn end_of_string(bytes: &[u8], mut at: usize) -> usize {
     bytes.len()
 }
 
+/// What a copy of a stored record does not share with it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeaderEdit<'a> {
+    pub drops_node: bool,
+    pub drops_tag: bool,
+    /// The label of a record that has none.
+    pub default_node: Option<&'a str>,
+}
+
+/// Appends a stored record as `edit` wants it.
+pub fn put_edited(out: &mut BytesMut, stored: &[u8], edit: HeaderEdit<'_>) -> Result<(), Malformed> {
+    let mut reader = Reader::new(stored, "record");
+    let headers = reader.blob()?;
+    let mut kept = BytesMut::new();
+    let mut has_node = false;
+    let mut left = Reader::new(headers, "record header");
+    while !left.is_empty() {
+        let (tag, value) = (left.u8()?, left.blob()?);
+        has_node |= tag == HEADER_NODE;
+        let is_dropped = (tag == HEADER_NODE && edit.drops_node) || (tag == HEADER_TAG && edit.drops_tag);
+        if !is_dropped {
+            kept.put_u8(tag);
+            put_blob(&mut kept, value);
+        }
+    }
+    if let Some(node) = edit.default_node.filter(|_| !has_node) {
+        kept.put_u8(HEADER_NODE);
+        put_blob(&mut kept, node.as_bytes());
+    }
+    put_blob(out, &kept);
+    out.put_slice(reader.rest());
+    Ok(())
+}
+
 /// Builds the front of an entry: the head, the table and the records. What a command adds behind them
 /// (its body) is the command's business.
 pub struct EntryBuilder {
@@ -213,10 +247,23 @@ impl EntryBuilder {
     pub fn push(&mut self, record: &Record<'_>) {
         assert!(self.written < self.count, "more records than announced");
         record.encode(&mut self.bytes);
+        self.end_record();
+    }
+
+    fn end_record(&mut self) {
         let end = (self.bytes.len() - ENTRY_HEAD_BYTES - 4 * self.count) as u32;
         let slot = ENTRY_HEAD_BYTES + 4 * self.written;
         self.bytes[slot..slot + 4].copy_from_slice(&end.to_le_bytes());
         self.written += 1;
+    }
+
+    /// Appends a record from its stored bytes, but for what `edit` changes; also headers that this version does
+    /// not know stay.
+    pub fn push_stored(&mut self, stored: &[u8], edit: HeaderEdit<'_>) -> Result<(), Malformed> {
+        assert!(self.written < self.count, "more records than announced");
+        put_edited(&mut self.bytes, stored, edit)?;
+        self.end_record();
+        Ok(())
     }
 
     /// The entry so far, to which the command's body is appended.
@@ -320,6 +367,38 @@ mod tests {
         let record = Record { node: Some("edge"), meta: Some("{}"), data: "12345", ..Default::default() };
         let entry = entry_of(&[record]);
         assert_eq!(counted_bytes(entry.record(0).unwrap()), Ok(7 + RECORD_FRAMING_BYTES));
+    }
+
+    #[test]
+    fn an_edited_copy_differs_in_what_was_edited_only() {
+        let record = Record {
+            node: Some("edge"),
+            tag: Some("t"),
+            key: Some("k"),
+            meta: Some("{}"),
+            data: "[1]",
+            ..Default::default()
+        };
+        let stored = entry_of(&[record, Record { data: "2", ..Default::default() }]);
+        let edited = |position, edit| {
+            let mut builder = EntryBuilder::new(7, 1, 0);
+            builder.push_stored(stored.record(position).unwrap(), edit).unwrap();
+            EntryRecords::parse(builder.finish().freeze()).unwrap()
+        };
+        let of = |entry: &EntryRecords, expected: Record<'_>| {
+            assert_eq!(Record::decode(entry.record(0).unwrap()), Ok(expected));
+        };
+        of(&edited(0, HeaderEdit::default()), record);
+        let default_node = Some("east");
+        of(&edited(0, HeaderEdit { default_node, ..Default::default() }), record);
+        of(
+            &edited(0, HeaderEdit { drops_node: true, drops_tag: true, default_node: None }),
+            Record { node: None, tag: None, ..record },
+        );
+        of(
+            &edited(1, HeaderEdit { default_node, ..Default::default() }),
+            Record { node: Some("east"), data: "2", ..Default::default() },
+        );
     }
 
     #[test]

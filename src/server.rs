@@ -30,6 +30,7 @@ use crate::raft::{
     PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, export_state, found_alone,
     found_listed, free_space, keep_membership, purge_log, seek_admission,
 };
+use crate::router::{self, HttpRemote};
 use crate::state::ClusterLimits;
 use crate::storage::{Disk, RealDisk, Room};
 use opening::Storage;
@@ -145,7 +146,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         watch_session_ttl: Duration::from_millis(settings.watch_session_ttl_ms),
         max_streams: settings.max_sse_connections,
     };
-    let engine = Engine::new(node.clone(), storage.log.clone(), hub, random, options);
+    let engine = Engine::new(node.clone(), storage.log.clone(), hub, random.clone(), options);
+    let remote = HttpRemote::new().map_err(|why| anyhow!("cannot prepare to ask other clusters: {why}"))?;
+    let routing = router::Context { engine: engine.clone(), remote: Arc::new(remote), random };
+    services.spawn("routers", async {
+        router::run_routers(routing).await;
+        Ok(())
+    });
     let limits = ApiLimits {
         max_body_bytes: settings.max_body_bytes,
         probe_auth: settings.probe_auth,

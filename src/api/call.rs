@@ -104,6 +104,16 @@ impl<N> Call<N> {
         Err(Error::new(Code::UnsupportedMediaType, "a body needs `Content-Type: application/json`"))
     }
 
+    /// The body, if it is of this other type.
+    pub fn body_of_type(&self, content_type: &str) -> Result<&Bytes, Error> {
+        let given = self.parts.headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
+        if self.encoding != Encoding::Unknown && given == Some(content_type.as_bytes()) {
+            return Ok(&self.body);
+        }
+        let message = format!("a body needs `Content-Type: {content_type}`");
+        Err(Error::new(Code::UnsupportedMediaType, message))
+    }
+
     /// As [`Call::json`], for the endpoints where no body means `{}` (C-CONV-05).
     pub fn json_or_empty_object(&self) -> Result<&[u8], Error> {
         let body = self.json()?;

@@ -165,23 +165,27 @@ impl Following {
             if self.shared.is_deleted() {
                 return Ok(Some(Step::Deleted { head_seq: self.shared.read().head_seq }));
             }
-            let (standing, removed) = {
+            let (mut start, removed) = {
                 let topic = self.shared.read();
+                let start = match self.is_recreated {
+                    true => Start::recreated(&topic),
+                    false => Start::after(&topic, self.cursor),
+                };
                 // Grows with every record that is removed, for whatever reason.
-                (Standing::of(&topic), topic.head_seq - topic.count)
+                (start, topic.head_seq - topic.count)
             };
             if std::mem::take(&mut self.is_recreated) {
                 self.is_first = false;
-                return Ok(self.tell_gap(standing.recreated()));
+                return Ok(self.tell_gap(start));
             }
+            let standing = start.standing;
             if self.cursor > standing.head_seq {
                 // This member lags behind the reader (C-EPOCH-06).
                 return Ok(None);
             }
             let is_first = std::mem::take(&mut self.is_first);
-            let mut start = standing.after(self.cursor);
             if let Some(tombstone) = &mut start.tombstone {
-                if is_first {
+                if is_first && tombstone.origin.is_none() {
                     // C-WATCH-14
                     tombstone.reason = "from_seq_too_old";
                 }

@@ -11,11 +11,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Consistency, Engine};
+use crate::codec::Malformed;
 use crate::error::{Code, Error};
 use crate::filter::Filter;
 use crate::limits::{MAX_PAGE_EXAMINED, MAX_PAGE_EXAMINED_BYTES};
 use crate::record::{EntryRecords, Record};
-use crate::state::{Floors, Located, Run, SealedBlock, SharedTopic, TimePlace, Topic};
+use crate::state::{Floors, Instance, Located, Overlay, Run, SealedBlock, SharedTopic, TimePlace, Topic};
 use crate::storage::EntryId;
 use crate::task;
 
@@ -40,13 +41,38 @@ pub struct PageQuery {
     pub wait_ms: u64,
 }
 
-/// One record of a page: `entry.record(position)` has its bytes.
+/// One record of a page.
 #[derive(Debug, Clone)]
 pub struct PageRecord {
     pub seq: u64,
     pub ts_ms: u64,
     pub entry: EntryRecords,
     pub position: u32,
+    /// The log entry that `entry` is.
+    pub entry_id: EntryId,
+    pub overlay: Overlay,
+    /// Of copies: where it was first written.
+    pub origin: Option<RecordOrigin>,
+}
+
+/// Where a copy was first written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordOrigin {
+    pub instance: Arc<Instance>,
+    pub seq: u64,
+    pub ts_ms: u64,
+}
+
+impl PageRecord {
+    /// Its bytes as they are stored, which a copy need not show all of.
+    pub fn stored(&self) -> &[u8] {
+        self.entry.record(self.position).unwrap_or_default()
+    }
+
+    /// Its content. An error is damage.
+    pub fn content(&self) -> Result<Record<'_>, Malformed> {
+        Ok(self.overlay.apply(Record::decode(self.stored())?))
+    }
 }
 
 /// Records that the reader asked for and cannot have; the range is inclusive.
@@ -57,6 +83,16 @@ pub struct Tombstone {
     pub reason: &'static str,
     pub earliest_seq: u64,
     pub head_seq: u64,
+    /// Of what was lost at the source of a router: where, and which seqs there.
+    pub origin: Option<LostAtSource>,
+}
+
+/// Records that were evicted at the source of a router before they could be copied; the range is inclusive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostAtSource {
+    pub instance: Arc<Instance>,
+    pub gap_from: u64,
+    pub gap_to: u64,
 }
 
 /// A page and where it stands in its topic.
@@ -88,27 +124,55 @@ impl Standing {
     }
 
     fn tombstone(&self, gap_from: u64, gap_to: u64, reason: &'static str) -> Tombstone {
-        Tombstone { gap_from, gap_to, reason, earliest_seq: self.earliest_seq, head_seq: self.head_seq }
-    }
-
-    /// Right before the first live record, as seen from `cursor` below it (C-GAP-03 to C-GAP-06).
-    pub fn after(self, cursor: u64) -> Start {
-        let gap = self.floors.gap_after(cursor);
-        let tombstone = gap.map(|reason| self.tombstone(cursor + 1, self.earliest_seq - 1, reason.name()));
-        Start { standing: self, cursor: cursor.max(self.earliest_seq - 1), tombstone }
-    }
-
-    pub fn recreated(self) -> Start {
-        let tombstone = Some(self.tombstone(1, self.head_seq, "recreated"));
-        Start { standing: self, cursor: self.earliest_seq - 1, tombstone }
+        let Standing { earliest_seq, head_seq, .. } = *self;
+        Tombstone { gap_from, gap_to, reason, earliest_seq, head_seq, origin: None }
     }
 }
 
 /// Where reading starts.
 pub(super) struct Start {
-    standing: Standing,
+    pub standing: Standing,
     pub cursor: u64,
+    /// Nothing behind this seq belongs to the same page: it is the head, or the next seq is a gap.
+    limit_seq: u64,
     pub tombstone: Option<Tombstone>,
+}
+
+impl Start {
+    /// Right after `cursor`, whatever is there.
+    fn at(topic: &Topic, cursor: u64, tombstone: Option<Tombstone>) -> Self {
+        let standing = Standing::of(topic);
+        let gap = topic.origins.next_gap(cursor);
+        let limit_seq = gap.map_or(standing.head_seq, |(seq, _)| seq - 1);
+        Start { standing, cursor, limit_seq, tombstone }
+    }
+
+    /// Right before the first live record above `cursor` or the first gap (C-GAP-03 to C-GAP-06, C-GAP-08).
+    pub fn after(topic: &Topic, cursor: u64) -> Self {
+        let standing = Standing::of(topic);
+        let live_seq = standing.earliest_seq.max(cursor.saturating_add(1));
+        if let Some(reason) = standing.floors.gap_after(cursor) {
+            let tombstone = standing.tombstone(cursor + 1, standing.earliest_seq - 1, reason.name());
+            return Start::at(topic, live_seq - 1, Some(tombstone));
+        }
+        let gap =
+            topic.origins.next_gap(cursor).filter(|(seq, _)| *seq < topic.removed().next_live(live_seq));
+        let Some((seq, gap)) = gap else { return Start::at(topic, live_seq - 1, None) };
+        let origin = topic.origins.instance(gap.number).map(|instance| LostAtSource {
+            instance: instance.clone(),
+            gap_from: gap.from_seq,
+            gap_to: gap.to_seq,
+        });
+        let tombstone = Tombstone { origin, ..standing.tombstone(seq, seq, "source_trim") };
+        Start::at(topic, seq, Some(tombstone))
+    }
+
+    /// At the beginning of an instance that the reader does not know (C-GAP-10).
+    pub fn recreated(topic: &Topic) -> Self {
+        let standing = Standing::of(topic);
+        let tombstone = standing.tombstone(1, standing.head_seq, "recreated");
+        Start::at(topic, standing.earliest_seq - 1, Some(tombstone))
+    }
 }
 
 /// Why a page could not be read to its end.
@@ -172,18 +236,25 @@ impl Engine {
     /// Decides where reading starts, contract sections 4.3 and 10; `None` if the cursor is above what this
     /// member has applied, which may just lag.
     async fn place_cursor(&self, shared: &SharedTopic, query: &PageQuery) -> Result<Option<Start>, Error> {
-        let standing = Standing::of(&shared.read());
         let is_strong = query.consistency == Consistency::Strong;
-        Ok(match (query.epoch, query.from_ts_ms) {
-            (Some(epoch), _) if epoch < shared.epoch => Some(standing.recreated()),
-            (Some(epoch), _) if epoch > shared.epoch && is_strong => {
+        if let (None, Some(ts_ms)) = (query.epoch.filter(|epoch| *epoch != shared.epoch), query.from_ts_ms) {
+            return Ok(Some(self.place_time(shared, ts_ms).await?));
+        }
+        let topic = shared.read();
+        Ok(match query.epoch {
+            Some(epoch) if epoch < shared.epoch => Some(Start::recreated(&topic)),
+            Some(epoch) if epoch > shared.epoch && is_strong => {
                 return Err(Error::invalid(format!("epoch {epoch} is above the topic's, {}", shared.epoch)));
             }
-            (Some(epoch), _) if epoch > shared.epoch => None,
-            (_, Some(ts_ms)) => Some(self.place_time(shared, ts_ms).await?),
-            _ if query.from_seq > standing.head_seq => is_strong.then(|| standing.recreated()),
-            _ => Some(standing.after(query.from_seq)),
+            Some(epoch) if epoch > shared.epoch => None,
+            _ if query.from_seq > topic.head_seq => is_strong.then(|| Start::recreated(&topic)),
+            _ => Some(Start::after(&topic, query.from_seq)),
         })
+    }
+
+    /// The seq before the first live record that is not older than `ts_ms`; the head if there is none.
+    pub(super) async fn seq_before_time(&self, shared: &SharedTopic, ts_ms: u64) -> Result<u64, Error> {
+        Ok(self.place_time(shared, ts_ms).await?.cursor)
     }
 
     /// Right before the first live record that is not older than `ts_ms` (C-DIFF-15, C-DIFF-16).
@@ -207,12 +278,12 @@ impl Engine {
                     continue;
                 }
             };
+            let topic = shared.read();
             // Younger records went than the one that is asked for. From which seq on, nobody knows any more.
             if standing.floors.evicted_ts_ms >= ts_ms && standing.floors.gap_after(0).is_some() {
-                return Ok(standing.after(0));
+                return Ok(Start::after(&topic, 0));
             }
-            let cursor = cursor.max(standing.earliest_seq - 1);
-            return Ok(Start { standing, cursor, tombstone: None });
+            return Ok(Start::at(&topic, cursor.max(topic.earliest_seq - 1), None));
         }
     }
 
@@ -223,9 +294,11 @@ impl Engine {
         query: &PageQuery,
         start: Start,
     ) -> Result<Option<Page>, Error> {
-        let Start { standing, cursor, tombstone } = start;
+        let Start { standing, cursor, limit_seq, tombstone } = start;
         let drop_nodes: &[String] = if shared.read().config.dedupe_node { &query.drop_nodes } else { &[] };
         let mut filling = Filling {
+            topic: shared,
+            instance: None,
             records: Vec::new(),
             cursor,
             examined: 0,
@@ -238,7 +311,7 @@ impl Engine {
             removal_count: 0,
             is_full: false,
         };
-        match self.fill(shared, &mut filling, standing.head_seq).await {
+        match self.fill(shared, &mut filling, limit_seq).await {
             Err(Stopped::Evicted) if filling.examined == 0 => return Ok(None),
             // The next page begins with the gap.
             Ok(()) | Err(Stopped::Evicted) => {}
@@ -262,10 +335,10 @@ impl Engine {
         &self,
         shared: &Arc<SharedTopic>,
         filling: &mut Filling<'_>,
-        head_seq: u64,
+        limit_seq: u64,
     ) -> Result<(), Stopped> {
         let mut block: Option<SealedBlock> = None;
-        while !filling.is_full && filling.cursor < head_seq {
+        while !filling.is_full && filling.cursor < limit_seq {
             let located = {
                 let topic = shared.read();
                 filling.removal_count = topic.removal_count;
@@ -273,17 +346,17 @@ impl Engine {
             };
             match located.map_err(|error| damaged(&error))? {
                 // Whatever is left was removed.
-                Located::AtHead => filling.cursor = head_seq,
+                Located::AtHead => filling.cursor = limit_seq,
                 Located::BelowEarliest => return Err(Stopped::Evicted),
                 Located::Cold { block_first_seq } => {
                     let place = filling.place();
                     block = Some(self.fetch_block(shared, block_first_seq, place).await?);
                 }
                 Located::Runs(mut runs) => {
-                    // Records appended after the standing was taken belong to the next page.
-                    runs.retain(|run| run.first_seq <= head_seq);
+                    // Records behind a gap, or appended after the standing was taken, belong to the next page.
+                    runs.retain(|run| run.first_seq <= limit_seq);
                     if runs.is_empty() {
-                        filling.cursor = head_seq;
+                        filling.cursor = limit_seq;
                     }
                     self.fill_from(shared, filling, runs).await?;
                 }
@@ -403,6 +476,8 @@ fn ahead(shared: &SharedTopic, query: &PageQuery) -> Page {
 
 /// A page that is being filled.
 struct Filling<'a> {
+    topic: &'a SharedTopic,
+    instance: Option<(u32, Arc<Instance>)>,
     records: Vec<PageRecord>,
     /// Last seq examined.
     cursor: u64,
@@ -444,13 +519,25 @@ impl Filling<'_> {
             let position = run.first_position + offset as u32;
             let bytes = entry.record(position).ok_or_else(|| damaged(&"an entry lacks a record"))?;
             let seq = run.first_seq + offset;
-            if self.passes(bytes)? {
+            if self.passes(run.overlay, bytes)? {
                 if !self.records.is_empty() && self.bytes + bytes.len() > self.max_bytes {
                     self.is_full = true;
                     return Ok(());
                 }
                 self.bytes += bytes.len();
-                self.records.push(PageRecord { seq, ts_ms: run.ts_ms, entry: entry.clone(), position });
+                let origin = run.origin.and_then(|origin| {
+                    let instance = self.instance(origin.number)?;
+                    Some(RecordOrigin { instance, seq: origin.first_seq + offset, ts_ms: origin.ts_ms })
+                });
+                self.records.push(PageRecord {
+                    seq,
+                    ts_ms: run.ts_ms,
+                    entry: entry.clone(),
+                    position,
+                    entry_id: run.entry,
+                    overlay: run.overlay,
+                    origin,
+                });
             }
             self.examined += 1;
             self.examined_bytes += bytes.len();
@@ -465,15 +552,24 @@ impl Filling<'_> {
     }
 
     /// First `node`, then the filter (C-DIFF-08).
-    fn passes(&self, record: &[u8]) -> Result<bool, Error> {
-        if !self.drop_nodes.is_empty() {
+    fn passes(&self, overlay: Overlay, record: &[u8]) -> Result<bool, Error> {
+        if !self.drop_nodes.is_empty() && !overlay.drops_node {
             let node = Record::decode_node(record).map_err(|error| damaged(&error))?;
             if node.is_some_and(|node| self.drop_nodes.iter().any(|dropped| dropped == node)) {
                 return Ok(false);
             }
         }
         let Some(filter) = self.filter else { return Ok(true) };
-        Ok(filter.matches(&Record::decode(record).map_err(|error| damaged(&error))?))
+        let record = Record::decode(record).map_err(|error| damaged(&error))?;
+        Ok(filter.matches(&overlay.apply(record)))
+    }
+
+    /// The instance of this number, looked up once for all copies of it in a row.
+    fn instance(&mut self, number: u32) -> Option<Arc<Instance>> {
+        if self.instance.as_ref().is_none_or(|(known, _)| *known != number) {
+            self.instance = self.topic.read().origins.instance(number).map(|it| (number, it.clone()));
+        }
+        self.instance.as_ref().map(|(_, instance)| instance.clone())
     }
 }
 

@@ -13,6 +13,7 @@ use super::removed::Removed;
 use super::run::{FrontCursor, OpenBlock, Run, SealedBlock, runs};
 use super::topic::TopicKey;
 use crate::codec::Malformed;
+use crate::storage::EntryId;
 
 /// Most live parts of runs that one look gives.
 const MAX_LIVE_PARTS: usize = 4096;
@@ -87,12 +88,7 @@ impl Blocks {
     pub fn push(&mut self, run: &Run, sizes_bytes: &[u32], mut emptied: impl FnMut(u64)) -> u64 {
         let (mut done, mut run_count) = (0, 0);
         while done < sizes_bytes.len() {
-            let rest = Run {
-                first_seq: run.first_seq + done as u64,
-                count: run.count - done as u64,
-                first_position: run.first_position + done as u32,
-                ..*run
-            };
+            let rest = run.part(run.first_seq + done as u64, run.count - done as u64);
             let taken = self.open.push(&rest, &sizes_bytes[done..]);
             if taken == 0 {
                 self.seal(rest.first_seq, &mut emptied);
@@ -105,6 +101,17 @@ impl Blocks {
             (done, run_count) = (done + taken, run_count + 1);
         }
         run_count
+    }
+
+    /// Takes up the seq `seq` without a record. It is among the removed ones from the start, so nothing ever
+    /// looks for a record there.
+    pub fn push_nothing(&mut self, seq: u64, ts_ms: u64, entry: EntryId, mut emptied: impl FnMut(u64)) {
+        self.removed.insert(seq..=seq);
+        let run = Run::of_entry(entry, 0, seq, 1, ts_ms);
+        if self.open.push(&run, &[0]) == 0 {
+            self.seal(seq, &mut emptied);
+            self.open.push(&run, &[0]);
+        }
     }
 
     fn seal(&mut self, next_seq: u64, emptied: &mut impl FnMut(u64)) {
@@ -139,6 +146,12 @@ impl Blocks {
         Some(SealedBlock { first_seq, bytes })
     }
 
+    /// Lets go of sealed blocks but for the first, in which retention goes on.
+    pub fn forget_fetched(&mut self) {
+        let first = self.summaries.front().map(|summary| summary.first_seq);
+        self.fetched.retain(|first_seq, _| Some(*first_seq) == first);
+    }
+
     /// Ordinal of the block that holds `seq`, or of the one before it if that was dropped.
     pub fn place_of(&self, seq: u64) -> usize {
         self.summaries.partition_point(|summary| summary.first_seq <= seq).saturating_sub(1)
@@ -162,9 +175,7 @@ impl Blocks {
                 if live.len() >= MAX_LIVE_PARTS {
                     return Ok(live);
                 }
-                let first_position = run.first_position + (part.start() - run.first_seq) as u32;
-                let count = part.end() - part.start() + 1;
-                live.push(Run { first_seq: *part.start(), count, first_position, ..run });
+                live.push(run.part(*part.start(), part.end() - part.start() + 1));
             }
         }
         Ok(live)

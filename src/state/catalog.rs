@@ -100,6 +100,11 @@ impl SharedTopic {
         self.topic.write().saved_up_to(last_seq);
     }
 
+    /// Lets go of sealed blocks that only the entry applied last has asked for.
+    pub(super) fn forget_fetched_blocks(&self) {
+        self.topic.write().blocks.forget_fetched();
+    }
+
     /// Keeps in memory a sealed block that applying an entry has asked for.
     pub fn supply_block(&self, block: SealedBlock) {
         self.topic.write().supply_block(block);

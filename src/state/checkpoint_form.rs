@@ -1,7 +1,8 @@
 //! The keys under which a checkpoint holds the state.
 //!
 //! A key is a kind byte and big-endian numbers, so that a scan in key order delivers each topic's head
-//! before what was removed from it, both before its blocks, and blocks in order.
+//! before what was removed from it, both before its blocks, and blocks in order; an origin before what was
+//! taken from it.
 
 use super::router::RouterKey;
 use super::topic::TopicKey;
@@ -30,6 +31,15 @@ impl Key {
             Key::Topic(epoch, TopicKey::Removed(number)) => (b'C', &[*epoch, *number]),
             Key::Topic(epoch, TopicKey::Runs(first_seq)) => (b'D', &[*epoch, *first_seq]),
             Key::Topic(epoch, TopicKey::Keys(first)) => (b'E', &[*epoch, *first]),
+            Key::Topic(epoch, TopicKey::Origin(number)) => (b'F', &[*epoch, u64::from(*number)]),
+            Key::Topic(epoch, TopicKey::Taken(number, chunk)) => {
+                (b'G', &[*epoch, u64::from(*number), *chunk])
+            }
+            Key::Topic(epoch, TopicKey::Reported(number, chunk)) => {
+                (b'H', &[*epoch, u64::from(*number), *chunk])
+            }
+            Key::Topic(epoch, TopicKey::Foreign(chunk)) => (b'I', &[*epoch, *chunk]),
+            Key::Topic(epoch, TopicKey::Gap(seq)) => (b'J', &[*epoch, *seq]),
             Key::Router(generation, RouterKey::Config(number)) => (b'R', &[*generation, *number]),
             Key::Router(generation, RouterKey::Head) => (b'S', &[*generation]),
             Key::Router(generation, RouterKey::Position(ordinal)) => (b'T', &[*generation, *ordinal]),
@@ -51,6 +61,11 @@ impl Key {
             b'C' => Key::Topic(number()?, TopicKey::Head),
             b'D' => Key::Topic(number()?, TopicKey::Runs(number()?)),
             b'E' => Key::Topic(number()?, TopicKey::Keys(number()?)),
+            b'F' => Key::Topic(number()?, TopicKey::Origin(number_of_origin(number()?)?)),
+            b'G' => Key::Topic(number()?, TopicKey::Taken(number_of_origin(number()?)?, number()?)),
+            b'H' => Key::Topic(number()?, TopicKey::Reported(number_of_origin(number()?)?, number()?)),
+            b'I' => Key::Topic(number()?, TopicKey::Foreign(number()?)),
+            b'J' => Key::Topic(number()?, TopicKey::Gap(number()?)),
             b'R' => Key::Router(number()?, RouterKey::Config(number()?)),
             b'S' => Key::Router(number()?, RouterKey::Head),
             b'T' => Key::Router(number()?, RouterKey::Position(number()?)),
@@ -59,6 +74,10 @@ impl Key {
         reader.finish()?;
         Ok(key)
     }
+}
+
+fn number_of_origin(number: u64) -> Result<u32, Malformed> {
+    u32::try_from(number).map_err(|_| Malformed("checkpoint key"))
 }
 
 #[cfg(test)]
@@ -76,6 +95,11 @@ mod tests {
             Key::Topic(1, TopicKey::Runs(2)),
             Key::Topic(1, TopicKey::Runs(256)),
             Key::Topic(1, TopicKey::Keys(0)),
+            Key::Topic(1, TopicKey::Origin(3)),
+            Key::Topic(1, TopicKey::Taken(3, 9)),
+            Key::Topic(1, TopicKey::Reported(3, 9)),
+            Key::Topic(1, TopicKey::Foreign(9)),
+            Key::Topic(1, TopicKey::Gap(1 << 40)),
             Key::Router(9, RouterKey::Config(0)),
             Key::Router(9, RouterKey::Config(1)),
             Key::Router(8, RouterKey::Head),

@@ -7,15 +7,16 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::copy_command::{Copy, RoutePart, decode_route, encode_route};
 use super::delete::Ranges;
 use super::quota::ClusterLimits;
 use super::removed::{put_ranges, read_ranges};
 use super::router_config::RouterConfig;
 use super::topic_config::TopicConfig;
-use crate::codec::{Malformed, Reader, put_blob, put_optional_text, put_varint};
+use crate::codec::{Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint};
 use crate::filter::TagMatch;
 use crate::limits::MAX_TOPICS_PER_APPEND;
-use crate::record::{EntryBuilder, EntryRecords, Record};
+use crate::record::{EntryBuilder, EntryRecords, HeaderEdit, Record};
 
 const KIND_APPEND: u8 = 1;
 const KIND_PUT_TOPIC: u8 = 2;
@@ -29,6 +30,8 @@ const KIND_PUT_ROUTER: u8 = 9;
 const KIND_DELETE_ROUTER: u8 = 10;
 const KIND_PAUSE_ROUTER: u8 = 11;
 const KIND_SET_CLUSTER: u8 = 12;
+const KIND_ROUTE: u8 = 13;
+const KIND_COPY: u8 = 14;
 /// Without the bound of routers it is [`KIND_SET_LIMITS`].
 const KIND_SET_ALL_LIMITS: u8 = 15;
 
@@ -108,7 +111,7 @@ impl<'a> Append<'a> {
                 2 => Create::With(TopicConfig::decode(reader)?),
                 _ => return Err(reader.malformed()),
             },
-            expect_head_seq: optional_number(reader)?,
+            expect_head_seq: reader.optional_number()?,
             idempotency_key: reader.optional_text()?,
         })
     }
@@ -181,6 +184,10 @@ pub enum Command<'a> {
         if_empty: bool,
     },
     DeleteRecords(DeleteRecords<'a>),
+    /// Copies of local records, by reference.
+    Route(Vec<RoutePart>),
+    /// Copies of records of another cluster.
+    Copy(Copy<'a>),
     /// Takes what is expired in the topics that are due, the longest overdue first.
     Expire,
     /// What the whole cluster may hold from now on.
@@ -294,6 +301,28 @@ impl Draft {
         Draft { bytes }
     }
 
+    pub fn route(parts: &[RoutePart]) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_ROUTE, 0, 64 + 24 * parts.len()).finish();
+        encode_route(parts, &mut bytes);
+        Draft { bytes }
+    }
+
+    /// `records` are the stored bytes of those of all parts, in order, and what is changed in them. An error: one
+    /// of them is none.
+    pub fn copy<'a>(
+        copy: &Copy<'_>,
+        records: impl ExactSizeIterator<Item = (&'a [u8], HeaderEdit<'a>)> + Clone,
+    ) -> Result<Self, Malformed> {
+        let size_bytes: usize = records.clone().map(|(stored, _)| stored.len() + 16).sum();
+        let mut builder = EntryBuilder::new(KIND_COPY, records.len(), size_bytes + 1024);
+        for (stored, edit) in records {
+            builder.push_stored(stored, edit)?;
+        }
+        let mut bytes = builder.finish();
+        copy.encode(&mut bytes);
+        Ok(Draft { bytes })
+    }
+
     pub fn put_router(put: &PutRouter<'_>) -> Self {
         let mut bytes = EntryBuilder::new(KIND_PUT_ROUTER, 0, 512).finish();
         put_blob(&mut bytes, put.name.as_bytes());
@@ -371,9 +400,11 @@ impl Decoded {
             KIND_DELETE_TOPIC => Command::DeleteTopic { topic: reader.text()?, if_empty: reader.bool()? },
             KIND_DELETE_RECORDS => Command::DeleteRecords(DeleteRecords {
                 topic: reader.text()?,
-                before_seq: optional_number(&mut reader)?,
+                before_seq: reader.optional_number()?,
                 listed: if reader.bool()? { Some(listed(&mut reader)?) } else { None },
             }),
+            KIND_ROUTE => Command::Route(decode_route(&mut reader)?),
+            KIND_COPY => Command::Copy(Copy::decode(&mut reader, self.records.count())?),
             KIND_EXPIRE => Command::Expire,
             KIND_SET_LIMITS => Command::SetLimits(ClusterLimits::decode_first(&mut reader)?),
             KIND_SET_ALL_LIMITS => Command::SetLimits(ClusterLimits::decode(&mut reader)?),
@@ -420,18 +451,4 @@ fn listed(reader: &mut Reader<'_>) -> Result<Listed, Malformed> {
         _ => return Err(reader.malformed()),
     };
     Ok(Listed { epoch, ranges, late: Some(LateMatch { seen_seq: reader.varint()?, tags }) })
-}
-
-fn put_optional_number(out: &mut BytesMut, number: Option<u64>) {
-    match number {
-        None => out.put_u8(0),
-        Some(number) => {
-            out.put_u8(1);
-            put_varint(out, number);
-        }
-    }
-}
-
-fn optional_number(reader: &mut Reader<'_>) -> Result<Option<u64>, Malformed> {
-    Ok(if reader.bool()? { Some(reader.varint()?) } else { None })
 }

@@ -243,6 +243,7 @@ impl Topic {
             self.earliest_seq = self.blocks.removed.next_live(next_seq);
         }
         self.digest.add(before_seq);
+        self.origins.forget_gaps_below(before_seq);
         self.count -= all.count;
         self.bytes -= all.bytes;
         let rest = self.earliest_seq..=before_seq.saturating_sub(1);
@@ -259,8 +260,7 @@ impl Topic {
         self.digest.add(gone.count);
         self.removal_count += 1;
         // Blocks that only this needed.
-        let first = self.blocks.summaries.front().map(|summary| summary.first_seq);
-        self.blocks.fetched.retain(|first_seq, _| Some(*first_seq) == first);
+        self.blocks.forget_fetched();
         self.set_dirty();
     }
 
@@ -373,6 +373,9 @@ pub fn match_run(
     tags: &TagMatch,
     ranges: &mut Ranges,
 ) -> Result<(), Malformed> {
+    if run.overlay.drops_tag {
+        return Ok(());
+    }
     for offset in 0..run.count {
         let record = entry.record(run.first_position + offset as u32).ok_or(Malformed("entry"))?;
         if Record::decode_tag(record)?.is_some_and(|tag| tags.matches(tag)) {

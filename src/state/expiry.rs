@@ -72,6 +72,8 @@ impl State {
                 });
                 return parts.collect();
             }
+            // Copies have theirs planned.
+            Command::Route(_) | Command::Copy(_) => None,
             Command::SetLimits(_)
             | Command::OpenSession
             | Command::DeleteRouter { .. }

@@ -15,10 +15,13 @@ mod blocks;
 mod catalog;
 mod checkpoint_form;
 mod command;
+mod copy_command;
 mod dedupe;
 mod delete;
 mod expiry;
+mod forward;
 mod garbage;
+mod origins;
 mod outcome;
 mod put_router;
 mod quota;
@@ -46,16 +49,19 @@ pub use command::{
     Append, AppendPart, Cluster, Command, Create, Decoded, DeleteRecords, Draft, Envelope, LateMatch, Listed,
     PutRouter, carries_records,
 };
+pub use copy_command::{Copy, CopyItem, CopyPart, RoutePart, put_items, read_items};
 pub use delete::{Ranges, match_run};
+pub use forward::lost_seqs;
 pub use garbage::{EvictedBlock, Garbage};
-pub use outcome::{Appended, Outcome, RecordsDeleted, Refusal};
+pub use origins::{Gap, Instance, Origin, Origins};
+pub use outcome::{Appended, Forwarded, Outcome, RecordsDeleted, Refusal};
 pub use quota::{ClusterLimits, Limit, Totals};
-pub use removed::Removed;
+pub use removed::{Removed, put_ranges, read_ranges};
 pub use retention::{Floors, Freed, Reason};
 pub use router::{Position, Reached, Router, RouterKey};
 pub use router_config::{Guarantee, Remote, RouterConfig, Start, TOKEN_PLACEHOLDER, Token};
 pub use routers::{RouterQuery, Routers, SharedRouter};
-pub use run::{Run, SealedBlock};
+pub use run::{Overlay, Run, RunOrigin, SealedBlock};
 pub use topic::{Located, Topic, TopicKey};
 pub use topic_config::{Compaction, Discard, Durability, TopicConfig, TopicType};
 
@@ -169,6 +175,8 @@ pub struct State {
     supplied: Supplied,
     /// What the delete removes that is applied next; `None` if it has to be looked for again.
     planned: Option<Ranges>,
+    /// What routers bring with the command that is applied next.
+    planned_copies: Vec<forward::Planned>,
     /// Where the local router starts in its source that is made next.
     planned_start: u64,
 }
@@ -201,6 +209,7 @@ impl Default for State {
             sizes_bytes: Vec::new(),
             supplied: Supplied::default(),
             planned: None,
+            planned_copies: Vec::new(),
             planned_start: 0,
         }
     }
@@ -298,8 +307,10 @@ impl State {
             | Command::DeleteTopic { topic, .. } => self.catalog.get(topic),
             Command::DeleteRecords(DeleteRecords { topic, .. }) => self.catalog.get(topic),
             Command::PutRouter(put) => self.start_topic(put),
-            // Those of an append to several topics are looked up where they are used.
+            // Those of an append to several topics, and of copies, are looked up where they are used.
             Command::AppendMany(_)
+            | Command::Route(_)
+            | Command::Copy(_)
             | Command::Expire
             | Command::SetLimits(_)
             | Command::DeleteRouter { .. }
@@ -372,6 +383,11 @@ impl State {
         target: Option<&Arc<SharedTopic>>,
         now_ms: u64,
     ) -> Result<Missing, Malformed> {
+        match command {
+            Command::Route(parts) => return self.missing_to_route(parts, now_ms),
+            Command::Copy(copy) => return Ok(self.missing_to_copy(copy, now_ms)),
+            _ => {}
+        }
         let blocks = self.missing_blocks(command, target, now_ms);
         if let (true, Command::DeleteRecords(delete), Some(shared)) = (blocks.is_empty(), command, target) {
             return self.missing_to_delete(delete, shared);
@@ -414,6 +430,8 @@ impl State {
             Command::DeleteTopic { topic, if_empty } => Ok(self.delete_topic(topic, *if_empty, target)),
             Command::DeleteRecords(delete) => self.delete_records(delete, target),
             Command::Expire => self.expire(),
+            Command::Route(_) => self.forward(entry, None),
+            Command::Copy(copy) => self.forward(entry, Some(copy.cluster_id)),
             Command::SetLimits(limits) => {
                 self.limits = *limits;
                 Ok(Applied::of(Outcome::LimitsSet))
@@ -609,6 +627,11 @@ impl State {
                     }
                     TopicKey::Keys(first) => shared.write().restore_keys(first, value),
                     TopicKey::Head => Ok(()),
+                    TopicKey::Origin(_)
+                    | TopicKey::Taken(..)
+                    | TopicKey::Reported(..)
+                    | TopicKey::Foreign(_)
+                    | TopicKey::Gap(_) => shared.write().origins.restore(part, value),
                 }
             }
         }

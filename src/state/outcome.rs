@@ -69,6 +69,23 @@ pub struct RecordsDeleted {
     pub bytes: u64,
 }
 
+/// What became of one part of what a router wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forwarded {
+    /// Copies that were stored.
+    pub taken: u64,
+    /// Seq of the source up to which everything was examined; 0 if nothing was.
+    pub seq: u64,
+    /// Why that is not all.
+    pub stopped: Option<Refusal>,
+}
+
+impl Forwarded {
+    pub(super) fn stopped(refusal: Refusal) -> Self {
+        Forwarded { taken: 0, seq: 0, stopped: Some(refusal) }
+    }
+}
+
 /// Why a command was not carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
@@ -102,6 +119,8 @@ pub enum Refusal {
     },
     /// Too much was written, or the topic was made anew, since the member that asks looked for what to delete.
     LookAgain,
+    /// The router or its position is not what the command was made for.
+    RouterMoved,
     RouterNotFound,
     /// What a router reads and writes, and where it started, never changes.
     RepointForbidden,
@@ -159,6 +178,8 @@ pub enum Outcome {
         topic_count: u64,
     },
     RecordsDeleted(RecordsDeleted),
+    /// One per part, in order.
+    Forwarded(Vec<Forwarded>),
     Refused(Refusal),
     /// For entries without a command.
     Nothing,
@@ -236,6 +257,18 @@ impl Outcome {
                     put_varint(out, value);
                 }
             }
+            Outcome::Forwarded(parts) => {
+                out.put_u8(12);
+                put_varint(out, parts.len() as u64);
+                for Forwarded { taken, seq, stopped } in parts {
+                    put_varint(out, *taken);
+                    put_varint(out, *seq);
+                    out.put_u8(stopped.is_some() as u8);
+                    if let Some(refusal) = stopped {
+                        refusal.encode(out);
+                    }
+                }
+            }
         }
     }
 
@@ -277,6 +310,15 @@ impl Outcome {
                 count: reader.varint()?,
                 bytes: reader.varint()?,
             }),
+            12 => {
+                let count = reader.count(3)?;
+                let part = |_| -> Result<Forwarded, Malformed> {
+                    let (taken, seq) = (reader.varint()?, reader.varint()?);
+                    let stopped = if reader.bool()? { Some(Refusal::decode(reader)?) } else { None };
+                    Ok(Forwarded { taken, seq, stopped })
+                };
+                Outcome::Forwarded((0..count).map(part).collect::<Result<_, _>>()?)
+            }
             _ => return Err(reader.malformed()),
         })
     }
@@ -346,6 +388,7 @@ impl Refusal {
                 put_varint(out, *cap_bytes);
             }
             Refusal::LookAgain => out.put_u8(9),
+            Refusal::RouterMoved => out.put_u8(10),
             Refusal::RouterNotFound => out.put_u8(20),
             Refusal::RepointForbidden => out.put_u8(21),
             Refusal::NoStoredToken => out.put_u8(22),
@@ -373,6 +416,7 @@ impl Refusal {
             },
             6 => Refusal::AboveCaps { cap_records: reader.varint()?, cap_bytes: reader.varint()? },
             9 => Refusal::LookAgain,
+            10 => Refusal::RouterMoved,
             20 => Refusal::RouterNotFound,
             21 => Refusal::RepointForbidden,
             22 => Refusal::NoStoredToken,
@@ -434,6 +478,7 @@ impl Refusal {
                 Code::NoLeader,
                 "so much was written meanwhile that what to delete could not be told; nothing was deleted",
             ),
+            Refusal::RouterMoved => Error::new(Code::NoLeader, "the router was changed meanwhile"),
             Refusal::SessionUnknown => Error::new(
                 Code::CommitUnknown,
                 "the cluster no longer remembers this member's session; the write may or may not have taken \
@@ -487,6 +532,10 @@ mod tests {
             Outcome::KeysConflict { parts: vec![0, 63] },
             Outcome::LimitsSet,
             Outcome::Refused(Refusal::LookAgain),
+            Outcome::Forwarded(vec![
+                Forwarded { taken: 7, seq: 1 << 40, stopped: None },
+                Forwarded::stopped(Refusal::RouterMoved),
+            ]),
             Outcome::RecordsDeleted(RecordsDeleted {
                 deleted: 17,
                 earliest_seq: 8872,

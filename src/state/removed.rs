@@ -80,7 +80,7 @@ impl Removed {
     }
 
     /// The first seq from `seq` on that is in the set.
-    fn next_removed(&self, seq: u64) -> Option<u64> {
+    pub fn next_removed(&self, seq: u64) -> Option<u64> {
         let number = seq / CHUNK_SEQS;
         if let Some(chunk) = self.chunks.get(&number) {
             let mut rest = chunk.iter();
@@ -110,6 +110,17 @@ impl Removed {
     /// Whether anything of `range` is not in the set.
     pub fn has_live_in(&self, range: RangeInclusive<u64>) -> bool {
         !range.is_empty() && self.next_live(*range.start()) <= *range.end()
+    }
+
+    /// The stretches of seqs that are in the set, in order, none touching the next.
+    pub fn stretches(&self) -> impl Iterator<Item = RangeInclusive<u64>> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let first = self.next_removed(at)?;
+            let end = self.next_live(first) - 1;
+            at = end + 1;
+            Some(first..=end)
+        })
     }
 
     /// Takes in a range.
@@ -270,6 +281,7 @@ mod tests {
                 restored.restore(*number, bytes).unwrap();
             }
             for set in [&removed, &restored] {
+                prop_assert_eq!(set.stretches().flatten().collect::<BTreeSet<u64>>(), naive.clone());
                 for seq in &looked_at {
                     prop_assert_eq!(set.contains(*seq), naive.contains(seq));
                     prop_assert_eq!(set.next_live(*seq), (*seq..).find(|seq| !naive.contains(seq)).unwrap());

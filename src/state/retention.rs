@@ -307,6 +307,7 @@ impl Topic {
             let floor = if reason == Reason::Cap { &mut self.floors.cap } else { &mut self.floors.ttl };
             *floor = evicted.last_seq + 1;
             self.floors.evicted_ts_ms = evicted.last_ts_ms;
+            self.origins.forget_gaps_below(self.floors.evict());
             self.set_dirty();
         }
     }

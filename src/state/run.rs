@@ -8,17 +8,26 @@
 //!
 //! ```text
 //! run: flags u8 | count | ts - previous ts | term - previous term | index - previous index |
-//!      first position | sizes        (all varints; sizes: one for all, or a blob with one each)
+//!      first position | origin | sizes   (all varints; sizes: one for all, or a blob with one each)
+//! origin, of copies: number | its seq - the one expected | its ts - ts
 //! ```
+//!
+//! A copy of a record is a run like any other: it names the same log entry, so no byte of it is written
+//! again. What the copy must not show of the record, and where that was first written, stands in the run.
 
 use bytes::Bytes;
 
 use super::removed::Removed;
 use crate::codec::{Malformed, Reader, put_varint, unzigzag, zigzag};
 use crate::limits::RUN_BLOCK_BYTES;
+use crate::record::Record;
 use crate::storage::EntryId;
 
 const SAME_SIZE: u8 = 1;
+const HAS_ORIGIN: u8 = 2;
+const DROP_NODE: u8 = 4;
+const DROP_TAG: u8 = 8;
+const KNOWN_FLAGS: u8 = SAME_SIZE | HAS_ORIGIN | DROP_NODE | DROP_TAG;
 /// Most records of one coded run: a batch of unlike sizes is cut into several runs, so that every run
 /// fits a block.
 const MAX_UNLIKE_SIZES: usize = 256;
@@ -33,9 +42,59 @@ pub struct Run {
     pub entry: EntryId,
     /// Position of the first record in that entry.
     pub first_position: u32,
+    pub overlay: Overlay,
+    /// Of copies: where the records were first written.
+    pub origin: Option<RunOrigin>,
+}
+
+/// What a copy does not show of the record that it is a copy of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Overlay {
+    pub drops_node: bool,
+    pub drops_tag: bool,
+}
+
+impl Overlay {
+    /// The record as the copy shows it.
+    pub fn apply<'a>(self, record: Record<'a>) -> Record<'a> {
+        Record {
+            node: record.node.filter(|_| !self.drops_node),
+            tag: record.tag.filter(|_| !self.drops_tag),
+            ..record
+        }
+    }
+
+    /// For digests.
+    pub(super) fn bits(self) -> u8 {
+        u8::from(self.drops_node) | u8::from(self.drops_tag) << 1
+    }
+
+    /// What a copy of the copy does not show.
+    pub fn and(self, other: Overlay) -> Overlay {
+        Overlay {
+            drops_node: self.drops_node || other.drops_node,
+            drops_tag: self.drops_tag || other.drops_tag,
+        }
+    }
+}
+
+/// Where the records of a run were first written: consecutive seqs of one topic instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RunOrigin {
+    /// Number of the instance among the origins of the topic that holds the run.
+    pub number: u32,
+    /// Seq there of the first record.
+    pub first_seq: u64,
+    /// Time of the first write.
+    pub ts_ms: u64,
 }
 
 impl Run {
+    /// Local records of one entry, shown as they are.
+    pub fn of_entry(entry: EntryId, first_position: u32, first_seq: u64, count: u64, ts_ms: u64) -> Run {
+        Run { first_seq, count, ts_ms, entry, first_position, overlay: Overlay::default(), origin: None }
+    }
+
     pub fn last_seq(&self) -> u64 {
         self.first_seq + self.count - 1
     }
@@ -49,7 +108,17 @@ impl Run {
         self.first_seq += passed;
         self.first_position += passed as u32;
         self.count -= passed;
+        if let Some(origin) = &mut self.origin {
+            origin.first_seq = origin.first_seq.wrapping_add(passed);
+        }
         Some(self)
+    }
+
+    /// The part of the run with seqs from `first_seq` on, `count` of them; they are in it.
+    pub fn part(self, first_seq: u64, count: u64) -> Run {
+        debug_assert!(first_seq >= self.first_seq && first_seq + count <= self.first_seq + self.count);
+        let rest = self.after(first_seq - 1).unwrap_or(self);
+        Run { count, ..rest }
     }
 }
 
@@ -59,15 +128,24 @@ struct Base {
     next_seq: u64,
     ts_ms: u64,
     entry: EntryId,
+    /// The seq that follows in the origin of the last copy.
+    next_origin_seq: u64,
 }
 
 impl Base {
     fn start(first_seq: u64) -> Self {
-        Base { next_seq: first_seq, ts_ms: 0, entry: EntryId { term: 0, index: 0 } }
+        Base { next_seq: first_seq, ts_ms: 0, entry: EntryId { term: 0, index: 0 }, next_origin_seq: 0 }
     }
 
-    fn past(run: &Run) -> Self {
-        Base { next_seq: run.first_seq + run.count, ts_ms: run.ts_ms, entry: run.entry }
+    fn past(self, run: &Run) -> Self {
+        Base {
+            next_seq: run.first_seq + run.count,
+            ts_ms: run.ts_ms,
+            entry: run.entry,
+            next_origin_seq: run
+                .origin
+                .map_or(self.next_origin_seq, |origin| origin.first_seq.wrapping_add(run.count)),
+        }
     }
 }
 
@@ -89,7 +167,7 @@ impl OpenBlock {
     pub fn restore(first_seq: u64, bytes: &[u8]) -> Result<Self, Malformed> {
         let mut base = Base::start(first_seq);
         for run in runs(first_seq, bytes) {
-            base = Base::past(&run?);
+            base = base.past(&run?);
         }
         Ok(OpenBlock { first_seq, base, bytes: bytes.to_vec() })
     }
@@ -109,13 +187,24 @@ impl OpenBlock {
         debug_assert_eq!(run.count as usize, sizes_bytes.len());
         let same = sizes_bytes.iter().all(|size| *size == sizes_bytes[0]);
         let taken = if same { sizes_bytes.len() } else { sizes_bytes.len().min(MAX_UNLIKE_SIZES) };
-        let mut coded = Vec::with_capacity(24);
-        coded.push(if same { SAME_SIZE } else { 0 });
+        let mut coded = Vec::with_capacity(32);
+        let flag = |is_set: bool, flag: u8| if is_set { flag } else { 0 };
+        coded.push(
+            flag(same, SAME_SIZE)
+                | flag(run.origin.is_some(), HAS_ORIGIN)
+                | flag(run.overlay.drops_node, DROP_NODE)
+                | flag(run.overlay.drops_tag, DROP_TAG),
+        );
         put_varint(&mut coded, taken as u64);
         put_varint(&mut coded, zigzag(run.ts_ms.wrapping_sub(self.base.ts_ms) as i64));
         put_varint(&mut coded, zigzag(run.entry.term.wrapping_sub(self.base.entry.term) as i64));
         put_varint(&mut coded, zigzag(run.entry.index.wrapping_sub(self.base.entry.index) as i64));
         put_varint(&mut coded, run.first_position as u64);
+        if let Some(origin) = run.origin {
+            put_varint(&mut coded, u64::from(origin.number));
+            put_varint(&mut coded, zigzag(origin.first_seq.wrapping_sub(self.base.next_origin_seq) as i64));
+            put_varint(&mut coded, zigzag(origin.ts_ms.wrapping_sub(run.ts_ms) as i64));
+        }
         if same {
             put_varint(&mut coded, sizes_bytes[0] as u64);
         } else {
@@ -128,7 +217,7 @@ impl OpenBlock {
             return 0;
         }
         self.bytes.extend_from_slice(&coded);
-        self.base = Base::past(&Run { count: taken as u64, ..*run });
+        self.base = self.base.past(&Run { count: taken as u64, ..*run });
         taken
     }
 }
@@ -172,6 +261,17 @@ impl Sizes<'_> {
 }
 
 impl SizeTable {
+    /// What each of `count` records counts for, from the one at `offset` in the run on.
+    pub fn list(&self, offset: u64, count: u64) -> Vec<u32> {
+        match self {
+            SizeTable::Same(size) => vec![*size as u32; count as usize],
+            SizeTable::Each(sizes) => {
+                let sizes = sizes.iter().skip(offset as usize).take(count as usize);
+                sizes.map(|size| *size as u32).collect()
+            }
+        }
+    }
+
     /// What `count` records count for from the one at `offset` in the run on.
     pub fn sum(&self, offset: u64, count: u64) -> u64 {
         match self {
@@ -191,24 +291,34 @@ impl<'a> RunIter<'a> {
         let reader = &mut self.reader;
         let flags = reader.u8()?;
         let count = reader.varint()?;
-        if count == 0 || flags > SAME_SIZE {
+        if count == 0 || flags & !KNOWN_FLAGS != 0 {
             return Err(reader.malformed());
         }
-        let run = Run {
+        let ts_ms = self.base.ts_ms.wrapping_add(unzigzag(reader.varint()?) as u64);
+        let mut run = Run {
             first_seq: self.base.next_seq,
             count,
-            ts_ms: self.base.ts_ms.wrapping_add(unzigzag(reader.varint()?) as u64),
+            ts_ms,
             entry: EntryId {
                 term: self.base.entry.term.wrapping_add(unzigzag(reader.varint()?) as u64),
                 index: self.base.entry.index.wrapping_add(unzigzag(reader.varint()?) as u64),
             },
-            first_position: u32::try_from(reader.varint()?).map_err(|_| reader.malformed())?,
+            first_position: reader.varint_u32()?,
+            overlay: Overlay { drops_node: flags & DROP_NODE != 0, drops_tag: flags & DROP_TAG != 0 },
+            origin: None,
         };
+        if flags & HAS_ORIGIN != 0 {
+            run.origin = Some(RunOrigin {
+                number: reader.varint_u32()?,
+                first_seq: self.base.next_origin_seq.wrapping_add(unzigzag(reader.varint()?) as u64),
+                ts_ms: ts_ms.wrapping_add(unzigzag(reader.varint()?) as u64),
+            });
+        }
         let sizes = match flags & SAME_SIZE {
             0 => Sizes::Each(Reader::new(reader.blob()?, "block of runs")),
             _ => Sizes::Same(reader.varint()?),
         };
-        self.base = Base::past(&run);
+        self.base = self.base.past(&run);
         Ok((run, sizes))
     }
 }
@@ -357,13 +467,7 @@ mod tests {
         let mut count = 0;
         loop {
             let entry = EntryId { term: 3, index: 1_000_000 + count * 3 };
-            let run = Run {
-                first_seq: 1 + count,
-                count: 1,
-                ts_ms: 1_790_000_000_000 + count,
-                entry,
-                first_position: 0,
-            };
+            let run = Run::of_entry(entry, 0, 1 + count, 1, 1_790_000_000_000 + count);
             if block.push(&run, &[300]) == 0 {
                 break;
             }
@@ -373,16 +477,26 @@ mod tests {
         assert!(count >= 450, "only {count} runs fit a block");
     }
 
+    fn any_shown() -> impl Strategy<Value = (Overlay, Option<RunOrigin>)> {
+        let origin = (0u32..4, 1u64..1000, 0u64..1 << 41).prop_map(|(number, first_seq, ts_ms)| RunOrigin {
+            number,
+            first_seq,
+            ts_ms,
+        });
+        (any::<bool>(), any::<bool>(), proptest::option::of(origin))
+            .prop_map(|(drops_node, drops_tag, origin)| (Overlay { drops_node, drops_tag }, origin))
+    }
+
     proptest! {
         #[test]
         fn runs_come_back_from_their_block(
             batches in proptest::collection::vec(
-                (proptest::collection::vec(1u32..2000, 1..600), 0u64..50, 0u64..9, any::<bool>()), 1..20)
+                (proptest::collection::vec(1u32..2000, 1..600), 0u64..50, 0u64..9, any::<bool>(), any_shown()), 1..20)
         ) {
             let mut blocks = vec![OpenBlock::new(1)];
             let (mut next_seq, mut ts_ms, mut index) = (1, 1_000_000, 10);
             let mut expected = Vec::new();
-            for (mut sizes, later_ms, gap, same) in batches {
+            for (mut sizes, later_ms, gap, same, (overlay, origin)) in batches {
                 if same { let first = sizes[0]; sizes.iter_mut().for_each(|size| *size = first); }
                 ts_ms += later_ms;
                 index += 1 + gap;
@@ -390,7 +504,8 @@ mod tests {
                 while done < sizes.len() {
                     let run = Run {
                         first_seq: next_seq, count: (sizes.len() - done) as u64, ts_ms,
-                        entry: EntryId { term: 2, index }, first_position: done as u32,
+                        entry: EntryId { term: 2, index }, first_position: done as u32, overlay,
+                        origin: origin.map(|it| RunOrigin { first_seq: it.first_seq + done as u64, ..it }),
                     };
                     let taken = blocks.last_mut().unwrap().push(&run, &sizes[done..]);
                     if taken == 0 { blocks.push(OpenBlock::new(next_seq)); continue; }
@@ -415,10 +530,8 @@ mod tests {
             let mut block = OpenBlock::new(7);
             let mut sizes: Vec<(u64, u64)> = Vec::new();
             for (batch, index) in batches.iter().zip(10..) {
-                let run = Run {
-                    first_seq: 7 + sizes.len() as u64, count: batch.len() as u64, ts_ms: index * 3,
-                    entry: EntryId { term: 2, index }, first_position: 0,
-                };
+                let (first_seq, count) = (7 + sizes.len() as u64, batch.len() as u64);
+                let run = Run::of_entry(EntryId { term: 2, index }, 0, first_seq, count, index * 3);
                 prop_assert_eq!(block.push(&run, batch), batch.len());
                 sizes.extend(batch.iter().map(|size| (u64::from(*size), index)));
             }

@@ -7,10 +7,11 @@ use bytes::{BufMut, BytesMut};
 use super::blocks::{Blocks, TimePlace};
 use super::checkpoint_form::Key;
 use super::dedupe::{Dedupe, Remembered};
+use super::origins::{Gap, Instance, Origins};
 use super::outcome::Appended;
 use super::removed::Removed;
 use super::retention::{Floors, Freed};
-use super::run::{Run, SealedBlock};
+use super::run::{Run, RunOrigin, SealedBlock};
 use super::topic_config::TopicConfig;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
@@ -49,6 +50,8 @@ pub struct Topic {
     pub(super) digest: Digest,
     dedupe: Dedupe,
     pub(super) blocks: Blocks,
+    /// Where copies come from.
+    pub origins: Origins,
     /// How often something was removed one by one since the process began: who looked before is behind.
     pub removal_count: u64,
     is_dirty: bool,
@@ -69,6 +72,7 @@ impl Topic {
             digest: Digest::default(),
             dedupe: Dedupe::default(),
             blocks: Blocks::new(1),
+            origins: Origins::default(),
             removal_count: 0,
             is_dirty: true,
         };
@@ -117,28 +121,87 @@ impl Topic {
         freed: &mut Freed,
     ) -> (Appended, u64) {
         let (first_seq, count) = (self.head_seq + 1, sizes_bytes.len() as u64);
-        let bytes: u64 = sizes_bytes.iter().map(|size| *size as u64).sum();
-        let run = Run { first_seq, count, ts_ms, entry, first_position };
-        let epoch = self.epoch;
-        let run_count = self.blocks.push(&run, sizes_bytes, |emptied_first_seq| {
-            freed.blocks.push(Key::Topic(epoch, TopicKey::Runs(emptied_first_seq)));
-        });
-        self.head_seq += count;
-        self.count += count;
-        self.bytes += bytes;
-        self.last_write_ts_ms = Some(ts_ms);
-        for value in [first_seq, count, ts_ms, entry.term, entry.index, first_position as u64, bytes] {
-            self.digest.add(value);
-        }
+        let run = Run::of_entry(entry, first_position, first_seq, count, ts_ms);
+        let run_count = self.push_run(&run, sizes_bytes, freed);
         if let Some(key) = idempotency_key
             && self.config.idempotency_window_ms > 0
         {
             self.digest.add_bytes(key.as_bytes());
             self.dedupe.insert(key, Remembered { ts_ms, first_seq, count, head_seq: self.head_seq });
         }
-        self.is_dirty = true;
         let head_seq = self.head_seq;
         (Appended { first_seq, count, head_seq, created: false, deduped: false }, run_count)
+    }
+
+    /// Says in how many runs it was coded.
+    fn push_run(&mut self, run: &Run, sizes_bytes: &[u32], freed: &mut Freed) -> u64 {
+        let bytes: u64 = sizes_bytes.iter().map(|size| *size as u64).sum();
+        let epoch = self.epoch;
+        let run_count = self.blocks.push(run, sizes_bytes, |emptied_first_seq| {
+            freed.blocks.push(Key::Topic(epoch, TopicKey::Runs(emptied_first_seq)));
+        });
+        self.head_seq += run.count;
+        self.count += run.count;
+        self.bytes += bytes;
+        self.last_write_ts_ms = Some(run.ts_ms);
+        let Run { first_seq, count, ts_ms, entry, first_position, .. } = *run;
+        for value in [first_seq, count, ts_ms, entry.term, entry.index, u64::from(first_position), bytes] {
+            self.digest.add(value);
+        }
+        self.is_dirty = true;
+        run_count
+    }
+
+    /// Appends copies: the records of `run`, but for its seq and its origin, which are `origin_seq` of `instance`
+    /// and the following. Also says in how many runs they were coded.
+    pub(super) fn append_copies(
+        &mut self,
+        run: Run,
+        (instance, origin_seq, origin_ts_ms): (&Arc<Instance>, u64, u64),
+        sizes_bytes: &[u32],
+        freed: &mut Freed,
+    ) -> u64 {
+        let number = self.origin_number(instance);
+        let origin = RunOrigin { number, first_seq: origin_seq, ts_ms: origin_ts_ms };
+        let run = Run { first_seq: self.head_seq + 1, origin: Some(origin), ..run };
+        for value in [u64::from(number), origin_seq, origin_ts_ms, u64::from(run.overlay.bits())] {
+            self.digest.add(value);
+        }
+        self.origins.foreign.insert(run.first_seq..=run.last_seq());
+        self.push_run(&run, sizes_bytes, freed)
+    }
+
+    /// Takes up a seq with the news that something of `instance` was lost before it could be copied.
+    pub(super) fn append_gap(
+        &mut self,
+        (instance, from_seq, to_seq): (&Arc<Instance>, u64, u64),
+        ts_ms: u64,
+        entry: EntryId,
+        freed: &mut Freed,
+    ) {
+        let gap = Gap { number: self.origin_number(instance), from_seq, to_seq };
+        self.head_seq += 1;
+        let (seq, epoch) = (self.head_seq, self.epoch);
+        self.blocks.push_nothing(seq, ts_ms, entry, |emptied_first_seq| {
+            freed.blocks.push(Key::Topic(epoch, TopicKey::Runs(emptied_first_seq)));
+        });
+        self.origins.report(seq, gap);
+        self.origins.foreign.insert(seq..=seq);
+        [seq, u64::from(gap.number), from_seq, to_seq].into_iter().for_each(|value| self.digest.add(value));
+        self.earliest_seq = self.blocks.removed.next_live(self.earliest_seq);
+        self.blocks.removed.forget_below(self.earliest_seq);
+        self.is_dirty = true;
+    }
+
+    fn origin_number(&mut self, instance: &Arc<Instance>) -> u32 {
+        let known = self.origins.all().len();
+        let number = self.origins.number_or_new(instance);
+        if number as usize == known {
+            self.digest.add_bytes(&instance.cluster_id.to_le_bytes());
+            self.digest.add_bytes(instance.topic.as_bytes());
+            self.digest.add(instance.epoch);
+        }
+        number
     }
 
     /// Finds runs above `cursor`, at most one block of them. `fetched` is a sealed block that the caller
@@ -201,6 +264,7 @@ impl Topic {
         self.is_dirty = false;
         store(TopicKey::Head, Some(self.encode_head()));
         self.blocks.take_changes(store);
+        self.origins.take_changes(store);
         self.dedupe.take_changes(|first, bytes| store(TopicKey::Keys(first), bytes));
     }
 
@@ -215,6 +279,7 @@ impl Topic {
             .chain(self.blocks.removed.numbers().map(TopicKey::Removed))
             .chain(self.blocks.summaries.iter().map(|block| TopicKey::Runs(block.first_seq)))
             .chain(self.dedupe.stored_blocks().map(TopicKey::Keys))
+            .chain(self.origins.stored_keys())
     }
 
     /// What was removed one by one above the floor.
@@ -307,4 +372,13 @@ pub enum TopicKey {
     Runs(u64),
     /// The block of idempotency keys that starts at this ordinal.
     Keys(u64),
+    /// The origin of this number.
+    Origin(u32),
+    /// The chunk of this number of what was taken from an origin, and of what was reported as lost there.
+    Taken(u32, u64),
+    Reported(u32, u64),
+    /// The chunk of this number of seqs that hold copies and gaps.
+    Foreign(u64),
+    /// The gap that takes up this seq.
+    Gap(u64),
 }

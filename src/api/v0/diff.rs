@@ -10,7 +10,7 @@ use crate::api::json::{JsonWriter, Raw, ToJson};
 use crate::api::problem::internal;
 use crate::api::reply::{Answer, Reply};
 use crate::codec::Malformed;
-use crate::engine::{Page, PageRecord, Tombstone};
+use crate::engine::{LostAtSource, Page, PageRecord, RecordOrigin, Tombstone};
 use crate::error::Error;
 use crate::record::Record;
 
@@ -31,17 +31,13 @@ pub async fn diff(State(api): State<Api>, TopicCall { call, topic }: TopicCall<R
     Ok(reply.finish_with(StatusCode::OK, |json| json.field("records_scanned", records_scanned)))
 }
 
-fn stored(record: &PageRecord) -> &[u8] {
-    record.entry.record(record.position).unwrap_or_default()
-}
-
 pub fn records_bytes(page: &Page) -> usize {
-    page.records.iter().map(|record| RECORD_ROOM_BYTES + stored(record).len()).sum()
+    page.records.iter().map(|record| RECORD_ROOM_BYTES + record.stored().len()).sum()
 }
 
 /// A record's content; `damage` tells if it has not the form that was written.
 pub fn decoded<'a>(record: &'a PageRecord, damage: &mut Option<(u64, Malformed)>) -> Record<'a> {
-    Record::decode(stored(record)).unwrap_or_else(|malformed| {
+    record.content().unwrap_or_else(|malformed| {
         *damage = Some((record.seq, malformed));
         Record { data: "null", ..Record::default() }
     })
@@ -86,6 +82,29 @@ impl ToJson for Shape<'_> {
             json.field_if_some("$channel", self.content.channel);
             json.field_if_some("data", self.shown.data.then_some(Raw(self.content.data)));
             json.field_if_some("meta", self.content.meta.filter(|_| self.shown.meta).map(Raw));
+            json.field_if_some("$origin", self.record.origin.as_ref().filter(|_| self.shown.origin));
+        });
+    }
+}
+
+impl ToJson for &RecordOrigin {
+    fn write(&self, json: &mut JsonWriter) {
+        json.object(|json| {
+            json.field("cluster", &*self.instance.cluster);
+            json.field("topic", &*self.instance.topic);
+            json.field("seq", self.seq);
+            json.field("ts", self.ts_ms);
+        });
+    }
+}
+
+impl ToJson for &LostAtSource {
+    fn write(&self, json: &mut JsonWriter) {
+        json.object(|json| {
+            json.field("cluster", &*self.instance.cluster);
+            json.field("topic", &*self.instance.topic);
+            json.field("gap_from", self.gap_from);
+            json.field("gap_to", self.gap_to);
         });
     }
 }
@@ -98,7 +117,7 @@ impl ToJson for Tombstone {
 
 /// The fields of a tombstone.
 pub fn put_tombstone(json: &mut JsonWriter, tombstone: &Tombstone) {
-    let Tombstone { gap_from, gap_to, reason, earliest_seq, head_seq } = *tombstone;
+    let Tombstone { gap_from, gap_to, reason, earliest_seq, head_seq, .. } = *tombstone;
     json.field("gap_from", gap_from);
     json.field("gap_to", gap_to);
     json.field("reason", reason);
@@ -106,6 +125,7 @@ pub fn put_tombstone(json: &mut JsonWriter, tombstone: &Tombstone) {
     json.field("missed_estimate", (gap_to + 1).saturating_sub(gap_from));
     json.field("earliest_seq", earliest_seq);
     json.field("head_seq", head_seq);
+    json.field_if_some("origin", tombstone.origin.as_ref());
 }
 
 #[cfg(test)]
@@ -114,6 +134,8 @@ mod tests {
 
     use super::*;
     use crate::record::{EntryBuilder, EntryRecords};
+    use crate::state::Overlay;
+    use crate::storage::EntryId;
 
     fn page_of(records: &[Record<'_>]) -> Page {
         let mut builder = EntryBuilder::new(1, records.len(), 0);
@@ -124,6 +146,9 @@ mod tests {
             ts_ms: 1_790_000_001_200,
             entry: entry.clone(),
             position,
+            entry_id: EntryId { term: 1, index: 1 },
+            overlay: Overlay::default(),
+            origin: None,
         });
         Page {
             epoch: 41,
@@ -141,7 +166,7 @@ mod tests {
     fn written(page: &Page, tags: bool, meta: bool) -> Result<String, Error> {
         let mut json = JsonWriter::with_capacity(0);
         json.open_object();
-        put_page(&mut json, "meter:raw", page, Shown { tags, meta, data: true })?;
+        put_page(&mut json, "meter:raw", page, Shown { tags, meta, data: true, origin: false })?;
         json.close_object();
         Ok(String::from_utf8(json.finish().to_vec()).unwrap())
     }
@@ -193,8 +218,14 @@ mod tests {
         // C-GAP-05, C-GAP-07, C-GAP-10
         let mut page = page_of(&[]);
         for (gap_from, gap_to, missed) in [(8001, 8870, 870), (1, 0, 0)] {
-            page.tombstone =
-                Some(Tombstone { gap_from, gap_to, reason: "cap", earliest_seq: 8871, head_seq: 9122 });
+            page.tombstone = Some(Tombstone {
+                gap_from,
+                gap_to,
+                reason: "cap",
+                earliest_seq: 8871,
+                head_seq: 9122,
+                origin: None,
+            });
             let written: Value = serde_json::from_str(&written(&page, false, true).unwrap()).unwrap();
             let expected = json!({
                 "gap_from": gap_from, "gap_to": gap_to, "reason": "cap", "missed_estimate": missed,

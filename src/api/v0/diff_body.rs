@@ -39,6 +39,8 @@ struct DiffBody<'a> {
     filter: Option<&'a RawValue>,
     #[serde(borrow, default)]
     consistency: Option<Text<'a>>,
+    #[serde(default)]
+    include_origin: Option<bool>,
 }
 
 /// Which optional parts of a record a reader wants to see.
@@ -47,6 +49,8 @@ pub struct Shown {
     pub tags: bool,
     pub meta: bool,
     pub data: bool,
+    /// Where copies were first written.
+    pub origin: bool,
 }
 
 /// What to read, and what to show of it.
@@ -71,6 +75,7 @@ pub fn parse_diff(json: &[u8]) -> Result<(PageQuery, Shown), Error> {
         tags: body.include_tags.unwrap_or(false),
         meta: body.include_meta.unwrap_or(true),
         data: true,
+        origin: body.include_origin.unwrap_or(false),
     };
     Ok((query, shown))
 }
@@ -137,7 +142,7 @@ mod tests {
         assert_eq!((query.from_seq, query.limit, query.max_bytes, query.wait_ms), (0, 256, 1 << 20, 0));
         assert_eq!((query.epoch, query.consistency), (None, Consistency::Strong));
         assert!(query.drop_nodes.is_empty());
-        assert_eq!(shown, Shown { tags: false, meta: true, data: true });
+        assert_eq!(shown, Shown { tags: false, meta: true, data: true, origin: false });
     }
 
     #[test]

@@ -17,6 +17,7 @@ const TAGS: u32 = 1;
 const META: u32 = 2;
 const DATA: u32 = 4;
 const WEB_SOCKET: u32 = 8;
+const ORIGIN: u32 = 16;
 
 const FRAME_ROOM_BYTES: usize = 192;
 
@@ -30,8 +31,8 @@ pub struct Form {
 impl Form {
     /// The number that stands for it in a `View`.
     pub fn number(self) -> u32 {
-        let Shown { tags, meta, data } = self.shown;
-        [(tags, TAGS), (meta, META), (data, DATA), (self.is_web_socket, WEB_SOCKET)]
+        let Shown { tags, meta, data, origin } = self.shown;
+        [(tags, TAGS), (meta, META), (data, DATA), (origin, ORIGIN), (self.is_web_socket, WEB_SOCKET)]
             .into_iter()
             .map(|(is_set, bit)| if is_set { bit } else { 0 })
             .sum()
@@ -40,7 +41,7 @@ impl Form {
     fn of(number: u32) -> Self {
         let has = |bit| number & bit != 0;
         Form {
-            shown: Shown { tags: has(TAGS), meta: has(META), data: has(DATA) },
+            shown: Shown { tags: has(TAGS), meta: has(META), data: has(DATA), origin: has(ORIGIN) },
             is_web_socket: has(WEB_SOCKET),
         }
     }
@@ -197,7 +198,8 @@ mod tests {
     #[test]
     fn notices_look_as_in_the_contract() {
         // Section 17.3, section 18
-        let tombstone = Tombstone { gap_from: 1, gap_to: 9, reason: "cap", earliest_seq: 10, head_seq: 12 };
+        let tombstone =
+            Tombstone { gap_from: 1, gap_to: 9, reason: "cap", earliest_seq: 10, head_seq: 12, origin: None };
         let gap = concat!(
             r#""topic":"t","gap_from":1,"gap_to":9,"reason":"cap","missed_estimate":9,"#,
             r#""earliest_seq":10,"head_seq":12}"#

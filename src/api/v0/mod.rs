@@ -10,6 +10,8 @@ pub mod diff;
 pub mod diff_body;
 pub mod frame;
 pub mod metrics;
+pub mod mirror;
+pub mod origins;
 pub mod probe;
 pub mod router;
 pub mod router_config;

@@ -208,7 +208,12 @@ fn labels(node: Option<NodeLabels>) -> Vec<String> {
 }
 
 fn shown(tags: &Option<bool>, meta: &Option<bool>, data: &Option<bool>) -> Shown {
-    Shown { tags: tags.unwrap_or(false), meta: meta.unwrap_or(true), data: data.unwrap_or(true) }
+    Shown {
+        tags: tags.unwrap_or(false),
+        meta: meta.unwrap_or(true),
+        data: data.unwrap_or(true),
+        origin: false,
+    }
 }
 
 fn clamped(value: u64, least: usize, most: usize) -> usize {
@@ -248,7 +253,7 @@ mod tests {
 
     #[test]
     fn nothing_means_the_defaults_of_the_tables() {
-        let shown = Shown { tags: false, meta: true, data: true };
+        let shown = Shown { tags: false, meta: true, data: true, origin: false };
         let request = post(r#"{"topics":{"t":{}}}"#).unwrap();
         assert_eq!(request.topics, [("t".to_owned(), StartAt::default())]);
         assert_eq!((request.view.limit, request.view.max_bytes), (256, 256 << 10));

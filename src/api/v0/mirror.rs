@@ -1,0 +1,32 @@
+//! `POST /v0/mirror/pull`: what mirrors of other clusters ask (contract section 16). Its form is between clusters
+//! of antiphon, and no part of the contract (C-MIRROR-17).
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderValue};
+use axum::response::{IntoResponse, Response};
+
+use crate::api::Api;
+use crate::api::call::{Call, Read};
+use crate::api::name::check_topic_name;
+use crate::auth::Scope;
+use crate::engine::Sources;
+use crate::error::Error;
+use crate::router::{PULL_CONTENT_TYPE, PullRequest, answer_pull};
+
+pub async fn pull(State(api): State<Api>, call: Call<Read>) -> Result<Response, Error> {
+    let body = call.body_of_type(PULL_CONTENT_TYPE)?;
+    let request = PullRequest::decode(body).map_err(Error::invalid)?;
+    // The beginning of all names that are asked for must be one that the key may read.
+    match &request.query.sources {
+        Sources::One(topic) => {
+            call.caller.check(Scope::Read, Some(topic))?;
+            check_topic_name(topic)?;
+        }
+        Sources::Prefix(prefix) => call.caller.check(Scope::Read, Some(prefix))?,
+    }
+    api.engine.admit()?;
+    let answer = answer_pull(&api.engine, &request).await?;
+    let content_type = (CONTENT_TYPE, HeaderValue::from_static(PULL_CONTENT_TYPE));
+    Ok((StatusCode::OK, [content_type], answer).into_response())
+}

@@ -1,0 +1,673 @@
+//! Copies: what routers bring into a topic, local ones by reference and mirrors with the bytes.
+//!
+//! The leader looks at the source and says which seqs of it are due; what becomes of them is decided here, so
+//! that a late or repeated command does no harm: it names the router's generation and the position that it
+//! goes on from, and where those are not what they are here, nothing happens. Copies and the position that is
+//! reached are one change (C-ROUTE-05).
+//!
+//! Each part is *planned* first and nothing is changed meanwhile: that tells which blocks of runs are needed,
+//! and which caps are reached. The plan is a function of the state alone, so it is the same at every member.
+//! A record is taken unless its origin is the destination itself, or it was taken before, by whatever way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Range, RangeInclusive};
+use std::sync::Arc;
+
+use super::copy_command::{Copy, CopyItem, CopyPart, RoutePart};
+use super::delete::Ranges;
+use super::origins::Instance;
+use super::outcome::{Forwarded, Outcome, Refusal};
+use super::quota::Limit;
+use super::removed::Removed;
+use super::retention::Goal;
+use super::router::Reached;
+use super::routers::SharedRouter;
+use super::run::{Overlay, Run, runs};
+use super::topic::Topic;
+use super::topic_config::{Discard, TopicConfig, TopicType};
+use super::{Applied, Missing, MissingBlock, SharedTopic, State};
+use crate::codec::Malformed;
+use crate::storage::EntryId;
+
+/// One part of a command, planned.
+pub(super) enum Planned {
+    /// It has nothing to do with what is the case now.
+    Stale,
+    /// It cannot be carried out, not even in part.
+    Refused(Refusal),
+    Copies(Box<Copies>),
+}
+
+/// What a part brings into its destination, in order.
+pub(super) struct Copies {
+    router: Arc<SharedRouter>,
+    source: Arc<str>,
+    source_epoch: u64,
+    dest: Dest,
+    items: Vec<Item>,
+    /// What the records of all items count for, one after the other.
+    sizes_bytes: Vec<u32>,
+    bytes: u64,
+    /// Position after it.
+    seq: u64,
+    entry: Option<EntryId>,
+    /// Why it ends before everything was examined.
+    stopped: Option<Refusal>,
+}
+
+enum Dest {
+    Existing(Arc<SharedTopic>),
+    New { name: Arc<str>, topic_type: TopicType },
+}
+
+enum Item {
+    Copies {
+        /// But for its seq and origin.
+        run: Run,
+        sizes: Range<usize>,
+        instance: Arc<Instance>,
+        origin_seq: u64,
+        origin_ts_ms: u64,
+    },
+    Gap {
+        instance: Arc<Instance>,
+        range: RangeInclusive<u64>,
+    },
+}
+
+/// Records that are offered to a destination: consecutive in their source, their entry and their origin.
+struct Offer<'a> {
+    entry: EntryId,
+    first_position: u32,
+    overlay: Overlay,
+    source_seq: u64,
+    instance: &'a Arc<Instance>,
+    origin_seq: u64,
+    origin_ts_ms: u64,
+    sizes_bytes: &'a [u32],
+}
+
+/// Decides what a destination takes.
+struct Planner<'a> {
+    own_cluster_id: u128,
+    dest: Option<&'a Topic>,
+    dest_name: &'a str,
+    items: Vec<Item>,
+    sizes_bytes: Vec<u32>,
+    bytes: u64,
+    /// What still fits, and what is said when it does not.
+    records_left: u64,
+    bytes_left: u64,
+    full: Refusal,
+    /// The quota of the whole cluster.
+    quota_left: u64,
+    over_quota: Refusal,
+    /// The seq of the source up to which everything was examined, and why no further.
+    stopped: Option<(u64, Refusal)>,
+}
+
+impl Planner<'_> {
+    /// Whether what was first written there comes home (C-ROUTE-07).
+    fn is_echo(&self, instance: &Instance) -> bool {
+        instance.cluster_id == self.own_cluster_id
+            && *instance.topic == *self.dest_name
+            && self.dest.is_none_or(|dest| instance.epoch <= dest.epoch)
+    }
+
+    /// `false` if not all of it was examined.
+    fn offer(&mut self, offer: &Offer<'_>) -> bool {
+        let Offer { instance, origin_seq, .. } = *offer;
+        if self.is_echo(instance) {
+            return true;
+        }
+        let last = origin_seq + offer.sizes_bytes.len() as u64 - 1;
+        let untaken = match self.dest {
+            None => vec![origin_seq..=last],
+            Some(dest) => dest.origins.untaken_in(dest.origins.number(instance), origin_seq..=last),
+        };
+        for stretch in untaken {
+            let at = (stretch.start() - origin_seq) as usize;
+            let count = (stretch.end() - stretch.start() + 1) as usize;
+            let (fitting, refusal) = self.take_room(&offer.sizes_bytes[at..at + count]);
+            if fitting > 0 {
+                let start = self.sizes_bytes.len();
+                self.sizes_bytes.extend_from_slice(&offer.sizes_bytes[at..at + fitting]);
+                let position = offer.first_position + at as u32;
+                let run = Run::of_entry(offer.entry, position, 0, fitting as u64, 0);
+                self.items.push(Item::Copies {
+                    run: Run { overlay: offer.overlay, ..run },
+                    sizes: start..start + fitting,
+                    instance: instance.clone(),
+                    origin_seq: *stretch.start(),
+                    origin_ts_ms: offer.origin_ts_ms,
+                });
+            }
+            if let Some(refusal) = refusal {
+                self.stopped = Some((offer.source_seq + (at + fitting) as u64 - 1, refusal));
+                return false;
+            }
+        }
+        true
+    }
+
+    /// How many of these fit, one after the other, and what is said of the first that does not.
+    fn take_room(&mut self, sizes_bytes: &[u32]) -> (usize, Option<Refusal>) {
+        for (at, size) in sizes_bytes.iter().enumerate() {
+            let size = u64::from(*size);
+            if self.records_left == 0 || self.bytes_left < size {
+                return (at, Some(self.full));
+            }
+            if self.quota_left < size {
+                return (at, Some(self.over_quota));
+            }
+            self.records_left -= 1;
+            self.bytes_left -= size;
+            self.quota_left -= size;
+            self.bytes += size;
+        }
+        (sizes_bytes.len(), None)
+    }
+
+    /// These seqs of `instance` were lost before they could be copied.
+    fn lost(&mut self, instance: &Arc<Instance>, ranges: &[RangeInclusive<u64>]) {
+        if self.is_echo(instance) {
+            return;
+        }
+        let unreported = |range: &RangeInclusive<u64>| match self.dest {
+            None => Some(range.clone()),
+            Some(dest) => dest.origins.unreported_in(dest.origins.number(instance), range.clone()),
+        };
+        let mut ranges = ranges.iter().filter_map(unreported);
+        let Some(first) = ranges.next() else { return };
+        let last = ranges.last().unwrap_or(first.clone());
+        let range = *first.start()..=*last.end();
+        self.items.push(Item::Gap { instance: instance.clone(), range });
+    }
+}
+
+/// Which of the seqs in `evicted` a destination may have lost: those first written in `source`, and those copied
+/// there from elsewhere, unless that can only be the destination itself.
+pub fn lost_seqs(
+    source: &Topic,
+    evicted: RangeInclusive<u64>,
+    is_echo: impl Fn(&Instance) -> bool,
+) -> Ranges {
+    let has_foreign = source.origins.all().iter().any(|origin| !is_echo(&origin.instance));
+    if has_foreign || source.origins.all().is_empty() {
+        return vec![evicted];
+    }
+    let mut own: Ranges = source.origins.foreign.live_in(evicted).collect();
+    if own.len() > MAX_LOST_RANGES
+        && let (Some(first), Some(last)) = (own.first(), own.last())
+    {
+        own = vec![*first.start()..=*last.end()];
+    }
+    own
+}
+
+const MAX_LOST_RANGES: usize = 64;
+
+impl State {
+    /// Plans the parts of a command, and says what it needs for that.
+    pub(super) fn missing_to_route(
+        &mut self,
+        parts: &[RoutePart],
+        now_ms: u64,
+    ) -> Result<Missing, Malformed> {
+        let mut quota_left = self.quota_left();
+        let (mut planned, mut missing, mut dests) = (Vec::new(), Missing::default(), BTreeSet::new());
+        for part in parts {
+            let plan = self.plan_route(part, now_ms, quota_left, &mut dests, &mut missing)?;
+            self.note_plan(&plan, now_ms, &mut quota_left, &mut missing);
+            planned.push(plan);
+        }
+        self.planned_copies = planned;
+        Ok(missing)
+    }
+
+    pub(super) fn missing_to_copy(&mut self, copy: &Copy<'_>, now_ms: u64) -> Missing {
+        let mut quota_left = self.quota_left();
+        let mut topics_left = self.topics_left();
+        let (mut planned, mut missing, mut dests) = (Vec::new(), Missing::default(), BTreeSet::new());
+        let instances: Vec<Arc<Instance>> = copy.instances.iter().cloned().map(Arc::new).collect();
+        let mut position = 0;
+        for part in &copy.parts {
+            let first_position = position;
+            position += part.record_count() as usize;
+            let place = (first_position, quota_left, &mut topics_left);
+            let plan = self.plan_copy(copy, part, &instances, place, &mut dests);
+            self.note_plan(&plan, now_ms, &mut quota_left, &mut missing);
+            planned.push(plan);
+        }
+        self.planned_copies = planned;
+        missing
+    }
+
+    fn note_plan(&self, plan: &Planned, now_ms: u64, quota_left: &mut u64, missing: &mut Missing) {
+        let Planned::Copies(copies) = plan else { return };
+        *quota_left -= copies.bytes;
+        let Dest::Existing(shared) = &copies.dest else { return };
+        let new_records = (copies.sizes_bytes.len() as u64, copies.bytes);
+        if let Some(first_seq) = shared.read().missing_block(now_ms, new_records, None) {
+            missing.blocks.push(MissingBlock { topic: shared.clone(), first_seq });
+        }
+    }
+
+    fn quota_left(&self) -> u64 {
+        match self.limits.max_total_bytes {
+            0 => u64::MAX,
+            max => max.saturating_sub(self.catalog.totals().bytes()),
+        }
+    }
+
+    fn topics_left(&self) -> u64 {
+        match self.limits.max_topics {
+            0 => u64::MAX,
+            max => max.saturating_sub(self.catalog.len() as u64),
+        }
+    }
+
+    fn planner<'a>(
+        &self,
+        own_cluster_id: u128,
+        dest: Option<&'a Topic>,
+        dest_name: &'a str,
+        quota_left: u64,
+    ) -> Planner<'a> {
+        let config = dest.map_or(TopicConfig::default(), |dest| dest.config.clone());
+        let (count, bytes) = dest.map_or((0, 0), |dest| (dest.count, dest.bytes));
+        let left = |cap: u64, held: u64| match (config.discard, cap) {
+            (Discard::Old, _) | (_, 0) => u64::MAX,
+            (Discard::Reject, cap) => cap.saturating_sub(held),
+        };
+        Planner {
+            own_cluster_id,
+            dest_name,
+            items: Vec::new(),
+            sizes_bytes: Vec::new(),
+            bytes: 0,
+            records_left: left(config.cap_records, count),
+            bytes_left: left(config.cap_bytes, bytes),
+            full: Refusal::TopicFull {
+                cap_records: config.cap_records,
+                cap_bytes: config.cap_bytes,
+                head_seq: dest.map_or(0, |dest| dest.head_seq),
+                earliest_seq: dest.map_or(1, |dest| dest.earliest_seq),
+            },
+            dest,
+            quota_left,
+            over_quota: Refusal::OverLimit { limit: Limit::MaxTotalBytes, max: self.limits.max_total_bytes },
+            stopped: None,
+        }
+    }
+
+    /// Plans a part of a local route. What is missing for that is added to `missing`.
+    fn plan_route(
+        &self,
+        part: &RoutePart,
+        now_ms: u64,
+        quota_left: u64,
+        dests: &mut BTreeSet<Arc<str>>,
+        missing: &mut Missing,
+    ) -> Result<Planned, Malformed> {
+        let Some(router) = self.routers.shared.of_generation(part.generation) else {
+            return Ok(Planned::Stale);
+        };
+        let topics = (self.catalog.get(&router.source), self.catalog.get(&router.dest), self.cluster());
+        let (Some(source), Some(dest), Some(cluster)) = topics else { return Ok(Planned::Stale) };
+        let overlay = {
+            let router = router.read();
+            let is_there = router.positions.get(&*router.config.source).is_some_and(|position| {
+                (position.seq, position.source_epoch, position.dest_epoch)
+                    == (part.from_seq, source.epoch, dest.epoch)
+            });
+            if router.is_paused || router.config.remote.is_some() || !is_there {
+                return Ok(Planned::Stale);
+            }
+            Overlay { drops_node: !router.config.preserve_node, drops_tag: !router.config.preserve_tag }
+        };
+        // What two parts bring into one topic may be the same.
+        if !dests.insert(router.dest.clone()) {
+            return Ok(Planned::Stale);
+        }
+        let (source_topic, dest_topic) = (source.read(), dest.read());
+        let own = Arc::new(Instance {
+            cluster_id: cluster.id,
+            cluster: cluster.name.as_str().into(),
+            topic: source_topic.name.clone(),
+            epoch: source.epoch,
+        });
+        let mut planner = self.planner(cluster.id, Some(&dest_topic), &router.dest, quota_left);
+        let mut looked = Looked { expired_to_seq: 0, missing: None };
+        let route = LocalRoute { source: &source_topic, own: &own, overlay, part, now_ms };
+        let to_seq = part.to_seq.min(source_topic.head_seq);
+        route.walk(to_seq, &mut planner, &mut looked)?;
+        if let Some(first_seq) = looked.missing {
+            missing.blocks.push(MissingBlock { topic: source.clone(), first_seq });
+            return Ok(Planned::Stale);
+        }
+        let evicted_to_seq = (source_topic.floors.evict() - 1).max(looked.expired_to_seq);
+        if evicted_to_seq > part.from_seq {
+            let evicted = part.from_seq + 1..=evicted_to_seq;
+            let lost = lost_seqs(&source_topic, evicted, |instance| planner.is_echo(instance));
+            let copies = std::mem::take(&mut planner.items);
+            planner.lost(&own, &lost);
+            planner.items.extend(copies);
+        }
+        let (seq, stopped) = match planner.stopped {
+            Some((seq, refusal)) => (seq.max(part.from_seq).max(evicted_to_seq), Some(refusal)),
+            None => (to_seq.max(evicted_to_seq), None),
+        };
+        let Planner { items, sizes_bytes, bytes, .. } = planner;
+        drop(dest_topic);
+        Ok(Planned::Copies(Box::new(Copies {
+            source: router.source.clone(),
+            source_epoch: source.epoch,
+            router,
+            dest: Dest::Existing(dest),
+            items,
+            sizes_bytes,
+            bytes,
+            seq,
+            entry: None,
+            stopped,
+        })))
+    }
+
+    /// Plans a part of a mirror's copy; its records begin at the given position of the entry.
+    fn plan_copy(
+        &self,
+        copy: &Copy<'_>,
+        part: &CopyPart<'_>,
+        instances: &[Arc<Instance>],
+        (first_position, quota_left, topics_left): (usize, u64, &mut u64),
+        dests: &mut BTreeSet<Arc<str>>,
+    ) -> Planned {
+        let router = self.routers.shared.of_generation(copy.generation);
+        let (Some(router), Some(cluster)) = (router, self.cluster()) else { return Planned::Stale };
+        let dest = self.catalog.get(part.dest);
+        {
+            let router = router.read();
+            let is_other = router.remote_cluster.is_some_and(|id| id != copy.cluster_id);
+            if router.is_paused || router.config.remote.is_none() || is_other {
+                return Planned::Stale;
+            }
+            let dest_epoch = dest.as_ref().map(|dest| dest.epoch);
+            let position = router.positions.get(part.source);
+            let is_older = position.is_some_and(|position| position.source_epoch > part.source_epoch);
+            let known = position.filter(|position| {
+                position.source_epoch == part.source_epoch && Some(position.dest_epoch) == dest_epoch
+            });
+            let from_seq = known.map(|position| position.seq);
+            if is_older || dest_epoch != part.dest_epoch || from_seq != part.from_seq {
+                return Planned::Stale;
+            }
+            if dest.is_none() && !router.config.create_dest {
+                return Planned::Refused(Refusal::TopicNotFound);
+            }
+        }
+        if !dests.insert(part.dest.into()) {
+            return Planned::Stale;
+        }
+        if dest.is_none() && *topics_left == 0 {
+            let (limit, max) = (Limit::MaxTopics, self.limits.max_topics);
+            return Planned::Refused(Refusal::OverLimit { limit, max });
+        }
+        *topics_left -= u64::from(dest.is_none());
+        let topic = dest.as_ref().map(|dest| dest.read());
+        let mut planner = self.planner(cluster.id, topic.as_deref(), part.dest, quota_left);
+        let mut offered: BTreeMap<u32, Removed> = BTreeMap::new();
+        let mut position = first_position;
+        if let Some(instance) = instances.get(part.source_instance as usize) {
+            planner.lost(instance, &part.lost);
+        }
+        for item in &part.items {
+            let is_examined = match item {
+                CopyItem::Gap { instance, from_seq, to_seq } => {
+                    if let Some(instance) = instances.get(*instance as usize) {
+                        planner.lost(instance, &[*from_seq..=*to_seq]);
+                    }
+                    true
+                }
+                CopyItem::Records { instance, origin_seq, origin_ts_ms, source_seq, count } => {
+                    let positions = position..position + *count as usize;
+                    position = positions.end;
+                    // Another cluster is not trusted to name every record once.
+                    let seqs = *origin_seq..=origin_seq.saturating_add(u64::from(*count) - 1);
+                    let offered = offered.entry(*instance).or_default();
+                    let is_new = offered.next_removed(*origin_seq).is_none_or(|seq| seq > *seqs.end());
+                    match instances.get(*instance as usize).filter(|_| is_new) {
+                        None => true,
+                        Some(instance) => {
+                            offered.insert(seqs);
+                            planner.offer(&Offer {
+                                // Named when the command is carried out.
+                                entry: EntryId { term: 0, index: 0 },
+                                first_position: positions.start as u32,
+                                overlay: Overlay::default(),
+                                source_seq: *source_seq,
+                                instance,
+                                origin_seq: *origin_seq,
+                                origin_ts_ms: *origin_ts_ms,
+                                sizes_bytes: &self.sizes_bytes[positions],
+                            })
+                        }
+                    }
+                }
+            };
+            if !is_examined {
+                break;
+            }
+        }
+        let (seq, entry, stopped) = match planner.stopped {
+            Some((seq, refusal)) => (seq.max(part.from_seq.unwrap_or(0)), None, Some(refusal)),
+            None => (part.to_seq, part.to_entry, None),
+        };
+        let Planner { items, sizes_bytes, bytes, .. } = planner;
+        drop(topic);
+        Planned::Copies(Box::new(Copies {
+            source: part.source.into(),
+            source_epoch: part.source_epoch,
+            router,
+            dest: match dest {
+                Some(dest) => Dest::Existing(dest),
+                None => Dest::New { name: part.dest.into(), topic_type: part.source_type },
+            },
+            items,
+            sizes_bytes,
+            bytes,
+            seq,
+            entry,
+            stopped,
+        }))
+    }
+
+    /// Carries out what was planned. `entry` holds the records of a mirror's copy.
+    pub(super) fn forward(
+        &mut self,
+        entry: EntryId,
+        remote_cluster_id: Option<u128>,
+    ) -> Result<Applied, Malformed> {
+        let (mut forwarded, mut touched, mut sources) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for plan in std::mem::take(&mut self.planned_copies) {
+            let copies = match plan {
+                Planned::Stale => {
+                    forwarded.push(Forwarded::stopped(Refusal::RouterMoved));
+                    continue;
+                }
+                Planned::Refused(refusal) => {
+                    forwarded.push(Forwarded::stopped(refusal));
+                    continue;
+                }
+                Planned::Copies(copies) => copies,
+            };
+            let (shared, is_new) = match &copies.dest {
+                Dest::Existing(shared) => (shared.clone(), false),
+                Dest::New { name, topic_type } => {
+                    let config = TopicConfig { topic_type: *topic_type, ..TopicConfig::default() };
+                    (self.create(name, config), true)
+                }
+            };
+            self.expire_topic(&shared)?;
+            self.append_items(&shared, entry, &copies)?;
+            let taken = copies.sizes_bytes.len() as u64;
+            {
+                let mut router = copies.router.write();
+                let (source_epoch, dest_epoch) = (copies.source_epoch, shared.epoch);
+                let (seq, entry) = (copies.seq, copies.entry);
+                router.set_position(&copies.source, Reached { source_epoch, dest_epoch, seq, entry });
+                router.count_forwarded(taken, self.time_ms);
+                router.remote_cluster = router.remote_cluster.or(remote_cluster_id);
+            }
+            self.routers.changed(&copies.router);
+            if remote_cluster_id.is_none() {
+                sources.insert(copies.source.clone());
+            }
+            forwarded.push(Forwarded { taken, seq: copies.seq, stopped: copies.stopped });
+            if is_new || !copies.items.is_empty() {
+                touched.push(shared);
+            }
+        }
+        // Not earlier: another part may have them evicted from.
+        let sources = sources.iter().filter_map(|source| self.catalog.get(source));
+        sources.for_each(|source| source.forget_fetched_blocks());
+        let last = touched.pop();
+        Ok(Applied { outcome: Outcome::Forwarded(forwarded), touched: last, also_touched: touched })
+    }
+
+    fn append_items(
+        &mut self,
+        shared: &Arc<SharedTopic>,
+        entry: EntryId,
+        copies: &Copies,
+    ) -> Result<(), Malformed> {
+        if copies.items.is_empty() {
+            return Ok(());
+        }
+        let mut topic = shared.write();
+        let due_before = topic.next_due_ms();
+        for item in &copies.items {
+            match item {
+                Item::Gap { instance, range } => {
+                    let gap = (instance, *range.start(), *range.end());
+                    topic.append_gap(gap, self.time_ms, entry, &mut self.freed);
+                }
+                Item::Copies { run, sizes, instance, origin_seq, origin_ts_ms } => {
+                    let is_here = run.entry.index == 0;
+                    let entry = if is_here { entry } else { run.entry };
+                    let run = Run { entry, ts_ms: self.time_ms, ..*run };
+                    let origin = (instance, *origin_seq, *origin_ts_ms);
+                    let sizes_bytes = &copies.sizes_bytes[sizes.clone()];
+                    let run_count = topic.append_copies(run, origin, sizes_bytes, &mut self.freed);
+                    self.live.add(entry.index, run_count);
+                }
+            }
+        }
+        topic.keep_within_caps(&mut self.freed)?;
+        self.due.update(shared, due_before, topic.next_due_ms());
+        self.dirty_topics.insert(shared.epoch, shared.clone());
+        Ok(())
+    }
+}
+
+/// The source of a local route, as it is looked at for one part.
+struct LocalRoute<'a> {
+    source: &'a Topic,
+    own: &'a Arc<Instance>,
+    overlay: Overlay,
+    part: &'a RoutePart,
+    now_ms: u64,
+}
+
+struct Looked {
+    /// The last seq of what is expired, though nothing has taken it away yet; 0 if nothing is.
+    expired_to_seq: u64,
+    /// The block that is needed to go on.
+    missing: Option<u64>,
+}
+
+impl LocalRoute<'_> {
+    fn walk(&self, to_seq: u64, planner: &mut Planner<'_>, looked: &mut Looked) -> Result<(), Malformed> {
+        let from_seq = (self.part.from_seq + 1).max(self.source.earliest_seq);
+        let expired_before_ms = match Goal::of_ttl(&self.source.config, self.now_ms) {
+            Some(Goal::Before { ts_ms }) => ts_ms,
+            _ => 0,
+        };
+        let blocks = &self.source.blocks;
+        let mut gaps = self.source.origins.gaps_in(self.part.from_seq + 1..=to_seq).peekable();
+        let mut tell_gaps = |planner: &mut Planner<'_>, before_seq: u64| {
+            while let Some((_, gap)) = gaps.next_if(|(seq, _)| *seq < before_seq) {
+                if let Some(instance) = self.source.origins.instance(gap.number) {
+                    planner.lost(instance, &[gap.from_seq..=gap.to_seq]);
+                }
+            }
+        };
+        let mut picked = self.part.picked.as_deref().map(|ranges| ranges.iter().cloned().peekable());
+        for first_seq in blocks.blocks_from(from_seq).take_while(|first_seq| *first_seq <= to_seq) {
+            let Some(block) = blocks.in_memory(first_seq) else {
+                looked.missing = Some(first_seq);
+                return Ok(());
+            };
+            let mut iter = runs(first_seq, block);
+            while let Some((run, sizes)) = iter.next_sized()? {
+                let Some(rest) = run.after(from_seq - 1).filter(|rest| rest.first_seq <= to_seq) else {
+                    continue;
+                };
+                let last_seq = rest.last_seq().min(to_seq);
+                if run.ts_ms < expired_before_ms {
+                    let expired = blocks.removed.previous_live(last_seq);
+                    if expired >= rest.first_seq {
+                        looked.expired_to_seq = expired;
+                    }
+                    continue;
+                }
+                let sizes = sizes.table(run.count)?;
+                for live in blocks.removed.live_in(rest.first_seq..=last_seq) {
+                    let mut at = *live.start();
+                    while at <= *live.end() {
+                        let wanted = match &mut picked {
+                            None => at..=*live.end(),
+                            Some(ranges) => {
+                                while ranges.peek().is_some_and(|range| *range.end() < at) {
+                                    ranges.next();
+                                }
+                                let Some(range) = ranges.peek().filter(|it| it.start() <= live.end()) else {
+                                    break;
+                                };
+                                at.max(*range.start())..=(*range.end()).min(*live.end())
+                            }
+                        };
+                        at = *wanted.end() + 1;
+                        let count = at - wanted.start();
+                        let part = run.part(*wanted.start(), count);
+                        let sizes_bytes = sizes.list(wanted.start() - run.first_seq, count);
+                        tell_gaps(planner, part.first_seq);
+                        if !self.offer(&part, &sizes_bytes, planner) {
+                            return Ok(());
+                        }
+                    }
+                }
+            }
+        }
+        tell_gaps(planner, to_seq + 1);
+        Ok(())
+    }
+
+    fn offer(&self, run: &Run, sizes_bytes: &[u32], planner: &mut Planner<'_>) -> bool {
+        let copied = run.origin.and_then(|origin| {
+            let instance = self.source.origins.instance(origin.number)?;
+            Some((instance, origin.first_seq, origin.ts_ms))
+        });
+        let (instance, origin_seq, origin_ts_ms) = copied.unwrap_or((self.own, run.first_seq, run.ts_ms));
+        planner.offer(&Offer {
+            entry: run.entry,
+            first_position: run.first_position,
+            overlay: self.overlay.and(run.overlay),
+            source_seq: run.first_seq,
+            instance,
+            origin_seq,
+            origin_ts_ms,
+            sizes_bytes,
+        })
+    }
+}

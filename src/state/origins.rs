@@ -1,0 +1,276 @@
+//! Where the copies in a topic come from, and which records it has taken already.
+//!
+//! Routes may form any graph, so the same record may reach a topic by many of them, also after its copy was
+//! evicted or deleted there. So a topic remembers for every *instance* (one life of a topic in some cluster)
+//! which of its seqs it has taken: a bit per record at most, next to nothing where all were taken. A mark
+//! "everything up to here" would not do, because filters and other routes leave holes that are still to come.
+//!
+//! What was lost before it could be copied is a *gap*: it takes up a seq, so that each reader is told in its
+//! place, and is remembered too, so that it is told once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+use bytes::{BufMut, BytesMut};
+
+use super::removed::Removed;
+use super::topic::TopicKey;
+use crate::codec::{Malformed, Reader, put_blob, put_varint};
+
+/// One life of a topic name in one cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    pub cluster_id: u128,
+    /// Name of the cluster, for readers.
+    pub cluster: Arc<str>,
+    pub topic: Arc<str>,
+    pub epoch: u64,
+}
+
+impl Instance {
+    pub fn put(&self, out: &mut BytesMut) {
+        out.put_u128_le(self.cluster_id);
+        put_blob(out, self.cluster.as_bytes());
+        put_blob(out, self.topic.as_bytes());
+        put_varint(out, self.epoch);
+    }
+
+    pub fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Instance {
+            cluster_id: reader.u128()?,
+            cluster: reader.text()?.into(),
+            topic: reader.text()?.into(),
+            epoch: reader.varint()?,
+        })
+    }
+
+    /// Names of clusters may change and coincide; what tells instances apart does not.
+    fn key(&self) -> (u128, Arc<str>, u64) {
+        (self.cluster_id, self.topic.clone(), self.epoch)
+    }
+}
+
+/// What was taken from one instance.
+#[derive(Debug)]
+pub struct Origin {
+    pub instance: Arc<Instance>,
+    pub taken: Removed,
+    /// Seqs that were lost before they could be taken, and were reported as gaps.
+    pub reported: Removed,
+    pub taken_count: u64,
+    /// The highest seq taken.
+    pub last_seq: u64,
+    is_dirty: bool,
+}
+
+impl Origin {
+    fn new(instance: Arc<Instance>) -> Self {
+        Origin {
+            instance,
+            taken: Removed::default(),
+            reported: Removed::default(),
+            taken_count: 0,
+            last_seq: 0,
+            is_dirty: true,
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        self.instance.put(&mut out);
+        put_varint(&mut out, self.taken_count);
+        put_varint(&mut out, self.last_seq);
+        out.to_vec()
+    }
+}
+
+/// Seqs of an instance that were lost before they could be copied; the range is inclusive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// Number of the instance among the topic's origins.
+    pub number: u32,
+    pub from_seq: u64,
+    pub to_seq: u64,
+}
+
+/// The origins of one topic.
+#[derive(Debug, Default)]
+pub struct Origins {
+    /// By number; none is ever forgotten.
+    all: Vec<Origin>,
+    numbers: BTreeMap<(u128, Arc<str>, u64), u32>,
+    /// Seqs of the topic itself at which nothing was first written: copies and gaps.
+    pub foreign: Removed,
+    /// By the seq that it takes up.
+    gaps: BTreeMap<u64, Gap>,
+    dirty_gaps: BTreeSet<u64>,
+}
+
+impl Origins {
+    pub fn all(&self) -> &[Origin] {
+        &self.all
+    }
+
+    pub fn number(&self, instance: &Instance) -> Option<u32> {
+        // Without copies, which is what nearly all topics are, nothing is looked up.
+        if self.all.is_empty() { None } else { self.numbers.get(&instance.key()).copied() }
+    }
+
+    pub fn instance(&self, number: u32) -> Option<&Arc<Instance>> {
+        self.all.get(number as usize).map(|origin| &origin.instance)
+    }
+
+    /// The number of `instance`, which is a new one if nothing came from there before.
+    pub fn number_or_new(&mut self, instance: &Arc<Instance>) -> u32 {
+        if let Some(number) = self.number(instance) {
+            return number;
+        }
+        let number = self.all.len() as u32;
+        self.all.push(Origin::new(instance.clone()));
+        self.numbers.insert(instance.key(), number);
+        number
+    }
+
+    /// Whether nothing from `seq` on was taken from the instance of this number.
+    pub fn is_new_from(&self, number: Option<u32>, seq: u64) -> bool {
+        number.and_then(|number| self.all.get(number as usize)).is_none_or(|origin| origin.last_seq < seq)
+    }
+
+    /// The stretches of `range` that were not taken yet.
+    pub fn untaken_in(&self, number: Option<u32>, range: RangeInclusive<u64>) -> Vec<RangeInclusive<u64>> {
+        match number.and_then(|number| self.all.get(number as usize)) {
+            Some(origin) if origin.last_seq >= *range.start() => origin.taken.live_in(range).collect(),
+            _ => vec![range],
+        }
+    }
+
+    /// The smallest range that holds all of `range` that was neither taken nor reported.
+    pub fn unreported_in(
+        &self,
+        number: Option<u32>,
+        range: RangeInclusive<u64>,
+    ) -> Option<RangeInclusive<u64>> {
+        let Some(origin) = number.and_then(|number| self.all.get(number as usize)) else {
+            return Some(range);
+        };
+        let untaken = origin.taken.live_in(range);
+        let mut open = untaken.flat_map(|stretch| origin.reported.live_in(stretch));
+        let first = open.next()?;
+        let last = open.last().unwrap_or(first.clone());
+        Some(*first.start()..=*last.end())
+    }
+
+    /// Notes that `range` was taken, none of which had been.
+    pub fn take(&mut self, number: u32, range: RangeInclusive<u64>) {
+        let Some(origin) = self.all.get_mut(number as usize) else { return };
+        origin.taken_count += range.end() - range.start() + 1;
+        origin.last_seq = origin.last_seq.max(*range.end());
+        origin.taken.insert(range);
+        origin.is_dirty = true;
+    }
+
+    /// Notes that `gap` is reported at `seq`.
+    pub fn report(&mut self, seq: u64, gap: Gap) {
+        if let Some(origin) = self.all.get_mut(gap.number as usize) {
+            origin.reported.insert(gap.from_seq..=gap.to_seq);
+            origin.is_dirty = true;
+        }
+        self.gaps.insert(seq, gap);
+        self.dirty_gaps.insert(seq);
+    }
+
+    /// The first gap above `cursor`.
+    pub fn next_gap(&self, cursor: u64) -> Option<(u64, Gap)> {
+        if self.gaps.is_empty() {
+            return None;
+        }
+        self.gaps.range(cursor.saturating_add(1)..).next().map(|(seq, gap)| (*seq, *gap))
+    }
+
+    /// The gaps in `range`, in order.
+    pub fn gaps_in(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = (u64, Gap)> {
+        self.gaps.range(range).map(|(seq, gap)| (*seq, *gap))
+    }
+
+    /// Forgets gaps below `seq`: every reader is told of a larger one there, or asked for their removal.
+    pub fn forget_gaps_below(&mut self, seq: u64) {
+        while let Some(first) = self.gaps.first_entry().filter(|first| *first.key() < seq) {
+            self.dirty_gaps.insert(*first.key());
+            first.remove();
+        }
+    }
+
+    /// Every key under which a checkpoint may hold something of this.
+    pub fn stored_keys(&self) -> impl Iterator<Item = TopicKey> {
+        let of_origin = |(number, origin): (usize, &Origin)| {
+            let number = number as u32;
+            let taken: Vec<u64> = origin.taken.numbers().collect();
+            let reported: Vec<u64> = origin.reported.numbers().collect();
+            std::iter::once(TopicKey::Origin(number))
+                .chain(taken.into_iter().map(move |chunk| TopicKey::Taken(number, chunk)))
+                .chain(reported.into_iter().map(move |chunk| TopicKey::Reported(number, chunk)))
+        };
+        let gaps = self.gaps.keys().chain(&self.dirty_gaps).map(|seq| TopicKey::Gap(*seq));
+        let origins = self.all.iter().enumerate().flat_map(of_origin);
+        origins.chain(self.foreign.numbers().map(TopicKey::Foreign)).chain(gaps)
+    }
+
+    /// Hands everything that changed since the last call to `store`.
+    pub fn take_changes(&mut self, store: &mut impl FnMut(TopicKey, Option<Vec<u8>>)) {
+        for (number, origin) in self.all.iter_mut().enumerate() {
+            if !std::mem::take(&mut origin.is_dirty) {
+                continue;
+            }
+            let number = number as u32;
+            store(TopicKey::Origin(number), Some(origin.encode()));
+            origin.taken.take_changes(|chunk, bytes| store(TopicKey::Taken(number, chunk), bytes));
+            origin.reported.take_changes(|chunk, bytes| store(TopicKey::Reported(number, chunk), bytes));
+        }
+        self.foreign.take_changes(|chunk, bytes| store(TopicKey::Foreign(chunk), bytes));
+        for seq in std::mem::take(&mut self.dirty_gaps) {
+            let value = self.gaps.get(&seq).map(|gap| {
+                let mut out = Vec::new();
+                [u64::from(gap.number), gap.from_seq, gap.to_seq]
+                    .into_iter()
+                    .for_each(|value| put_varint(&mut out, value));
+                out
+            });
+            store(TopicKey::Gap(seq), value);
+        }
+    }
+
+    /// Takes in a stored part; the one that names an instance comes before what was taken from it.
+    pub fn restore(&mut self, key: TopicKey, bytes: &[u8]) -> Result<(), Malformed> {
+        let mut reader = Reader::new(bytes, "origin");
+        let unknown = Malformed("origin: of an unknown number");
+        match key {
+            TopicKey::Origin(number) => {
+                let instance = Arc::new(Instance::read(&mut reader)?);
+                let (taken_count, last_seq) = (reader.varint()?, reader.varint()?);
+                reader.finish()?;
+                if self.number_or_new(&instance) != number {
+                    return Err(Malformed("origin: stands twice or is missing"));
+                }
+                let origin = self.all.last_mut().ok_or(unknown)?;
+                *origin = Origin { taken_count, last_seq, is_dirty: false, ..Origin::new(instance) };
+            }
+            TopicKey::Taken(number, chunk) => {
+                self.all.get_mut(number as usize).ok_or(unknown)?.taken.restore(chunk, bytes)?;
+            }
+            TopicKey::Reported(number, chunk) => {
+                self.all.get_mut(number as usize).ok_or(unknown)?.reported.restore(chunk, bytes)?;
+            }
+            TopicKey::Foreign(chunk) => self.foreign.restore(chunk, bytes)?,
+            TopicKey::Gap(seq) => {
+                let (number, from_seq, to_seq) = (reader.varint_u32()?, reader.varint()?, reader.varint()?);
+                reader.finish()?;
+                self.gaps.insert(seq, Gap { number, from_seq, to_seq });
+            }
+            TopicKey::Head | TopicKey::Removed(_) | TopicKey::Runs(_) | TopicKey::Keys(_) => {
+                return Err(Malformed("origin: a value of another kind"));
+            }
+        }
+        Ok(())
+    }
+}
