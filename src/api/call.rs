@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::ApiLimits;
 use super::gzip::{Encoding, UnpackError, unpack};
-use super::name::check_topic_name;
+use super::name::{check_router_name, check_topic_name};
 use super::query::Query;
 use crate::auth::{Caller, Keys, Place, Scope};
 use crate::error::{Code, Error};
@@ -128,6 +128,13 @@ pub struct TopicCall<N> {
     pub topic: String,
 }
 
+/// The same about one router.
+pub struct RouterCall<N> {
+    pub call: Call<N>,
+    /// A valid name; whether there is such a router is another question.
+    pub router: String,
+}
+
 impl<S, N> FromRequest<S> for Call<N>
 where
     S: Send + Sync,
@@ -155,20 +162,43 @@ where
     type Rejection = Error;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
-        let gate = Gate::from_ref(state);
-        let mut arrival = Arrival::new(request);
-        let name = arrival.path_name().await;
-        // A name that is not even text is under no prefix and fails the check of names after that.
-        let admitted = arrival.admit(&gate, N::SCOPE, Some(name.as_deref().unwrap_or_default()));
-        let checked = admitted.and_then(|caller| {
-            let topic = name?;
-            check_topic_name(&topic)?;
-            Ok((caller, topic))
-        });
-        match checked {
-            Ok((caller, topic)) => Ok(TopicCall { call: arrival.receive(&gate, caller).await?, topic }),
-            Err(error) => Err(arrival.refuse(&gate, error).await),
-        }
+        let (call, topic) = receive_named(request, &Gate::from_ref(state), check_topic_name).await?;
+        Ok(TopicCall { call, topic })
+    }
+}
+
+impl<S, N> FromRequest<S> for RouterCall<N>
+where
+    S: Send + Sync,
+    N: Needs,
+    Gate: FromRef<S>,
+{
+    type Rejection = Error;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
+        let (call, router) = receive_named(request, &Gate::from_ref(state), check_router_name).await?;
+        Ok(RouterCall { call, router })
+    }
+}
+
+/// A request about the one thing that its path names, and that name.
+async fn receive_named<N: Needs>(
+    request: Request,
+    gate: &Gate,
+    check_name: fn(&str) -> Result<(), Error>,
+) -> Result<(Call<N>, String), Error> {
+    let mut arrival = Arrival::new(request);
+    let name = arrival.path_name().await;
+    // A name that is not even text is under no prefix and fails the check of names after that.
+    let admitted = arrival.admit(gate, N::SCOPE, Some(name.as_deref().unwrap_or_default()));
+    let checked = admitted.and_then(|caller| {
+        let name = name?;
+        check_name(&name)?;
+        Ok((caller, name))
+    });
+    match checked {
+        Ok((caller, name)) => Ok((arrival.receive(gate, caller).await?, name)),
+        Err(error) => Err(arrival.refuse(gate, error).await),
     }
 }
 

@@ -93,6 +93,10 @@ fn v0_routes() -> Router<Api> {
             "/v0/topics/{topic}",
             post(v0::append::append).put(v0::topic::put).get(v0::topic::get).delete(v0::topic::delete),
         )
+        .route("/v0/routers", get(v0::router_list::list))
+        .route("/v0/routers/{router}", get(v0::router::get).put(v0::router::put).delete(v0::router::delete))
+        .route("/v0/routers/{router}/pause", post(v0::router::pause))
+        .route("/v0/routers/{router}/resume", post(v0::router::resume))
         .route("/v0/append", post(v0::append_many::append_many))
         .route("/v0/topics/{topic}/origins", get(v0::origins::get))
         .route("/v0/topics/{topic}/diff", post(v0::diff::diff))

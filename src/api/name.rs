@@ -1,7 +1,7 @@
 //! Names, as contract section 1.2 has them: checked by hand, byte by byte, and never normalised.
 
 use crate::error::Error;
-use crate::limits::MAX_TOPIC_NAME_CHARS;
+use crate::limits::{MAX_ROUTER_NAME_CHARS, MAX_TOPIC_NAME_CHARS};
 
 /// `^[A-Za-z0-9][A-Za-z0-9._:-]{0,254}$`. All allowed characters are one byte long.
 pub fn is_topic_name(name: &str) -> bool {
@@ -10,6 +10,26 @@ pub fn is_topic_name(name: &str) -> bool {
     bytes.len() <= MAX_TOPIC_NAME_CHARS
         && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
         && bytes.iter().all(allowed)
+}
+
+/// As a topic, and `>` is allowed too after the first character.
+pub fn is_router_name(name: &str) -> bool {
+    let allowed =
+        |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'-' | b'>');
+    let bytes = name.as_bytes();
+    bytes.len() <= MAX_ROUTER_NAME_CHARS
+        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.iter().all(allowed)
+}
+
+/// 400 `invalid_request` unless `name` can be the name of a router.
+pub fn check_router_name(name: &str) -> Result<(), Error> {
+    if is_router_name(name) {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "a router name has 1 to 255 characters of A-Z a-z 0-9 . _ : - > and starts with a letter or digit",
+    ))
 }
 
 /// 400 `invalid_request` unless `name` can be the name of a topic.
@@ -31,7 +51,7 @@ mod tests {
         // C-NAME-01, C-NAME-02
         let longest = "a".repeat(255);
         for good in ["a", "0", "meter:raw", "A.b_c-d:", "9..", longest.as_str()] {
-            assert!(is_topic_name(good), "{good}");
+            assert!(is_topic_name(good) && is_router_name(good), "{good}");
         }
         let too_long = "a".repeat(256);
         for bad in [
@@ -39,6 +59,8 @@ mod tests {
             &too_long,
         ] {
             assert!(!is_topic_name(bad), "{bad:?}");
+            assert_eq!(is_router_name(bad), bad == "a>b", "{bad:?}");
         }
+        assert!(is_router_name("meter:raw->meter:audit") && !is_router_name(">a"));
     }
 }

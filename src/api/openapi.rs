@@ -69,6 +69,19 @@ const ENDPOINTS: &[Endpoint] = &[
         successes: &[200, 201], refusals: &[404, 409, 422] },
     Endpoint { method: "post", path: "/v0/topics/{topic}/diff", summary: "Read records", scope: Some("read"),
         query: &[], body: Some(("Diff", false)), answer: Some("Page"), successes: &[200], refusals: &[404] },
+    Endpoint { method: "get", path: "/v0/routers", summary: "List routers", scope: Some("read"),
+        query: &[Param::Text("prefix"), Param::Text("source"), Param::Text("dest"), Param::PageSize, Param::Text("cursor"), CONSISTENCY],
+        body: None, answer: Some("RouterList"), successes: &[200], refusals: &[] },
+    Endpoint { method: "put", path: "/v0/routers/{router}", summary: "Create or reconfigure a router", scope: Some("admin"),
+        query: &[], body: Some(("RouterConfig", true)), answer: Some("RouterPut"), successes: &[200, 201], refusals: &[404, 409] },
+    Endpoint { method: "get", path: "/v0/routers/{router}", summary: "State of a router", scope: Some("read"),
+        query: &[CONSISTENCY], body: None, answer: Some("RouterState"), successes: &[200], refusals: &[404] },
+    Endpoint { method: "delete", path: "/v0/routers/{router}", summary: "Delete a router", scope: Some("delete"),
+        query: &[], body: None, answer: Some("RouterDeleted"), successes: &[200], refusals: &[] },
+    Endpoint { method: "post", path: "/v0/routers/{router}/pause", summary: "Pause a router", scope: Some("admin"),
+        query: &[], body: None, answer: Some("RouterPaused"), successes: &[200], refusals: &[404] },
+    Endpoint { method: "post", path: "/v0/routers/{router}/resume", summary: "Have a router go on", scope: Some("admin"),
+        query: &[], body: None, answer: Some("RouterPaused"), successes: &[200], refusals: &[404] },
     Endpoint { method: "post", path: "/v0/watch", summary: "Make a watch session", scope: Some("read"),
         query: &[Param::Flag("lenient", false)], body: Some(("Watch", true)), answer: Some("WatchMade"),
         successes: &[200], refusals: &[404] },
@@ -113,6 +126,11 @@ impl Endpoint {
                 "name": "topic", "in": "path", "required": true, "schema": schema_ref("TopicName")
             }));
         }
+        if self.path.contains("{router}") {
+            parameters.push(json!({
+                "name": "router", "in": "path", "required": true, "schema": schema_ref("RouterName")
+            }));
+        }
         if self.path.contains("{wid}") {
             parameters.push(json!({
                 "name": "wid", "in": "path", "required": true, "schema": { "type": "string" }
@@ -139,7 +157,11 @@ impl Endpoint {
             }),
         };
         for status in self.successes {
-            let description = if *status == 201 { "Done, and the topic was made" } else { "Done" };
+            let description = match status {
+                201 if self.path.contains("{router}") => "Done, and the router was made",
+                201 => "Done, and the topic was made",
+                _ => "Done",
+            };
             let response = json!({ "description": description, "content": content });
             responses.insert(status.to_string(), response);
         }

@@ -41,6 +41,11 @@ fn object(fields: &[(&str, Value)]) -> Value {
     json!({ "type": "object", "required": required, "properties": properties })
 }
 
+/// An object of one field.
+fn one_field(name: &str, schema: Value) -> Value {
+    json!({ "type": "object", "required": [name], "properties": { name: schema }, "additionalProperties": false })
+}
+
 /// An answer: these fields, and the `performance` block.
 fn answer(fields: &[(&str, Value)]) -> Value {
     let mut all = fields.to_vec();
@@ -188,11 +193,47 @@ fn requests() -> Map<String, Value> {
         },
     });
     let config = json!({ "type": "object", "properties": config, "additionalProperties": false });
+    let router_config = json!({
+        "type": "object",
+        "required": ["source", "dest"],
+        "additionalProperties": false,
+        "properties": {
+            "source": { "type": "string" },
+            "dest": { "type": "string" },
+            "preserve_node": nullable(boolean()),
+            "preserve_tag": nullable(boolean()),
+            "create_dest": nullable(boolean()),
+            "filter": { "anyOf": [schema_ref("Filter"), { "type": "null" }] },
+            "allow_cycle": nullable(boolean()),
+            "guarantee": { "enum": ["at_least_once", "exactly_once", null] },
+            "start": { "anyOf": [
+                { "enum": ["latest", "earliest", null] },
+                one_field("seq", unsigned()),
+                one_field("ts", unsigned()),
+            ] },
+            "remote": { "anyOf": [
+                {
+                    "type": "object", "required": ["urls"], "additionalProperties": false,
+                    "properties": {
+                        "urls": {
+                            "type": "array", "minItems": 1, "maxItems": crate::limits::MAX_REMOTE_URLS,
+                            "items": { "type": "string", "maxLength": crate::limits::MAX_REMOTE_URL_BYTES }
+                        },
+                        "token": nullable(label(crate::limits::MAX_REMOTE_TOKEN_BYTES)),
+                    }
+                },
+                { "type": "null" }
+            ] },
+        },
+    });
+    let router_name = json!({ "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._:>-]{0,254}$" });
     let name = json!({ "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._:-]{0,254}$" });
     let named = [
         ("TopicName", name),
         ("Consistency", choice(&["strong", "eventual"])),
         ("Config", config),
+        ("RouterName", router_name),
+        ("RouterConfig", router_config),
         ("Record", record),
         ("Write", write),
         ("AppendMany", many),
@@ -261,6 +302,31 @@ fn answers() -> Map<String, Value> {
         ("commit", unsigned()),
         ("members", list_of(any_object())),
     ]);
+    let router_config = [
+        ("source", text()),
+        ("dest", text()),
+        ("preserve_node", boolean()),
+        ("preserve_tag", boolean()),
+        ("create_dest", boolean()),
+        ("filter", json!({ "type": ["array", "null"] })),
+        ("allow_cycle", boolean()),
+        ("guarantee", text()),
+        ("start", json!({ "type": ["string", "object"] })),
+        ("remote", nullable(any_object())),
+    ];
+    let router = [("router", text())];
+    let router_figures = [("forwarded_total", unsigned()), ("state", text()), ("lag", unsigned())];
+    let router_entry = [
+        &router[..],
+        &[("source", text()), ("dest", text()), ("guarantee", text()), ("remote", boolean())],
+        &router_figures,
+    ];
+    let router_state = [
+        &router[..],
+        &router_config,
+        &router_figures,
+        &[("last_error", nullable(any_object())), ("last_forwarded_ts", nullable(unsigned()))],
+    ];
     let error = object(&[("code", text()), ("message", text())]);
     let named = [
         ("Any", json!(true)),
@@ -278,6 +344,11 @@ fn answers() -> Map<String, Value> {
                 ("groups_removed", list_of(text())),
             ]),
         ),
+        ("RouterList", answer(&[("routers", list_of(object(&router_entry.concat())))])),
+        ("RouterPut", answer(&[&router[..], &[("created", boolean())], &router_config].concat())),
+        ("RouterState", answer(&router_state.concat())),
+        ("RouterDeleted", answer(&[("router", text()), ("deleted", boolean())])),
+        ("RouterPaused", answer(&[("router", text()), ("state", text())])),
         (
             "RecordsDeleted",
             answer(&[

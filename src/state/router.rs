@@ -265,3 +265,110 @@ impl Position {
         digest.value()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filter::Filter;
+    use crate::state::{Key, Remote, Token};
+
+    type Stored = BTreeMap<Vec<u8>, Vec<u8>>;
+
+    fn save(router: &mut Router, stored: &mut Stored) {
+        let generation = router.generation;
+        router.take_changes(&mut |key, value| {
+            let key = Key::Router(generation, key).encode();
+            match value {
+                // What the store of checkpoints holds inline.
+                Some(value) => {
+                    assert!(value.len() < 7 << 10);
+                    drop(stored.insert(key, value));
+                }
+                None => assert!(stored.remove(&key).is_some()),
+            }
+        });
+    }
+
+    fn restored(generation: u64, stored: &Stored) -> Router {
+        let (mut config, mut router) = (Vec::new(), None);
+        for (key, value) in stored {
+            match Key::decode(key) {
+                Ok(Key::Router(_, RouterKey::Config(_))) => config.extend_from_slice(value),
+                Ok(Key::Router(_, RouterKey::Head)) => {
+                    router = Some(Router::restore(generation, &config, value).unwrap());
+                }
+                Ok(Key::Router(_, RouterKey::Position(ordinal))) => {
+                    router.as_mut().unwrap().restore_position(ordinal, value).unwrap();
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        router.unwrap()
+    }
+
+    /// As large as it may be.
+    fn large_config() -> RouterConfig {
+        let leaves = vec![format!(r#"["tag","Eq","{}"]"#, "x".repeat(230)); 60].join(",");
+        RouterConfig {
+            filter: Some(Filter::parse(&format!(r#"["Or",[{leaves}]]"#)).unwrap()),
+            remote: Some(Remote {
+                urls: vec![format!("http://{}", "h".repeat(2000)); 16],
+                token: Some(Token::new("t".repeat(4096))),
+            }),
+            ..RouterConfig::local("s".repeat(255), "d".repeat(255))
+        }
+    }
+
+    fn reached(seq: u64) -> Reached {
+        Reached { source_epoch: 7, dest_epoch: 9, seq, entry: Some(EntryId { term: 2, index: seq * 3 }) }
+    }
+
+    #[test]
+    fn a_router_comes_back_as_it_was_stored() {
+        let mut router = Router::new("r>1".into(), 41, large_config());
+        let mut stored = Stored::new();
+        let mut check = |router: &mut Router| {
+            save(router, &mut stored);
+            let restored = restored(41, &stored);
+            assert_eq!((&restored.config, &restored.positions), (&router.config, &router.positions));
+            assert_eq!(restored.digest(), router.digest());
+            assert_eq!(router.stored_keys().count(), stored.len());
+        };
+        check(&mut router);
+        for seq in 1..50 {
+            router.set_position(&format!("topic{}", seq % 7), reached(seq));
+        }
+        router.is_paused = true;
+        router.count_forwarded(5, 1000);
+        router.count_forwarded(0, 2000);
+        router.remote_cluster = Some(u128::MAX - 1);
+        check(&mut router);
+        assert_eq!((router.forwarded_total, router.last_forwarded_ts_ms), (5, Some(1000)));
+        // Less of everything; an ordinal is never used again.
+        router.remove_position("topic6");
+        router.set_position("topic6", reached(60));
+        router.remove_position("topic0");
+        router.remove_position("topic0");
+        assert!(router.reconfigure(RouterConfig::local("a", "b")));
+        check(&mut router);
+        assert_eq!(router.positions["topic6"].ordinal, 7);
+        check(&mut router);
+    }
+
+    #[test]
+    fn everything_counts_in_the_digest_and_the_way_there_does_not() {
+        let router = || Router::new("r".into(), 41, RouterConfig::local("a", "b"));
+        let (mut one, mut other) = (router(), router());
+        assert_eq!(one.digest(), other.digest());
+        one.set_position("x", reached(1));
+        other.set_position("x", reached(8));
+        assert_ne!(one.digest(), other.digest());
+        one.set_position("x", reached(8));
+        assert_eq!(one.digest(), other.digest());
+        other.is_paused = true;
+        assert_ne!(one.digest(), other.digest());
+        other = Router::new("r".into(), 42, RouterConfig::local("a", "b"));
+        other.set_position("x", reached(8));
+        assert_ne!(one.digest(), other.digest());
+    }
+}

@@ -39,6 +39,8 @@ pub struct Session {
     outcomes: BTreeMap<u64, Outcome>,
     /// Sessions of this member that others took the place of, the last one last.
     replaced: Vec<u64>,
+    /// The beginning of an outcome that goes on in the next chunk, while a session is read.
+    unread: Vec<u8>,
 }
 
 impl Session {
@@ -108,8 +110,9 @@ impl Session {
         for (number, outcome) in &self.outcomes {
             put_varint(&mut chunk, *number);
             outcome.encode(&mut chunk);
-            if chunk.len() > RUN_BLOCK_BYTES {
-                chunks.push(std::mem::take(&mut chunk).to_vec());
+            // An outcome may be larger than a value should be: then it goes on in the next one.
+            while chunk.len() > RUN_BLOCK_BYTES {
+                chunks.push(chunk.split_to(RUN_BLOCK_BYTES).to_vec());
             }
         }
         if !chunk.is_empty() {
@@ -128,9 +131,17 @@ impl Session {
             self.replaced = (0..count).map(|_| reader.varint()).collect::<Result<_, _>>()?;
             return reader.finish();
         }
+        let unread = [std::mem::take(&mut self.unread).as_slice(), bytes].concat();
+        let mut reader = Reader::new(&unread, "session");
         while !reader.is_empty() {
-            let number = reader.varint()?;
-            self.outcomes.insert(number, Outcome::decode(&mut reader)?);
+            let begun = reader.rest();
+            let read = reader.varint().and_then(|number| Ok((number, Outcome::decode(&mut reader)?)));
+            // What cannot be read ends in the next chunk.
+            let Ok((number, outcome)) = read else {
+                self.unread = begun.to_vec();
+                break;
+            };
+            self.outcomes.insert(number, outcome);
         }
         Ok(())
     }
@@ -191,6 +202,8 @@ mod tests {
         for number in 0..3000 {
             session.remember(number, Outcome::TopicPut { created: true, config: Default::default() });
         }
+        let routers_removed = vec!["r".repeat(255); 100];
+        session.remember(1500, Outcome::TopicDeleted { deleted: true, routers_removed });
         let mut restored = Session::default();
         for (ordinal, chunk) in session.encode().iter().enumerate() {
             assert!(chunk.len() < 7 << 10);

@@ -27,6 +27,7 @@ mod openapi;
 mod ops;
 mod records;
 mod retention;
+mod routers;
 mod shared;
 mod topics;
 mod watch;

@@ -276,7 +276,7 @@ impl Client {
         let number = self.world.oracle.begin_delete(topic);
         let told = propose(&self.world, member, Draft::delete_topic(topic, if_empty)).await;
         let (is_known, is_refused) = match &told {
-            Told::Outcome(Outcome::TopicDeleted { deleted }) => (true, !deleted),
+            Told::Outcome(Outcome::TopicDeleted { deleted, .. }) => (true, !deleted),
             Told::Outcome(Outcome::Refused(Refusal::NotEmpty { .. })) if if_empty => (true, true),
             Told::Outcome(Outcome::Refused(Refusal::TopicNotFound)) => (true, true),
             Told::Outcome(outcome) => {

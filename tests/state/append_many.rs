@@ -178,7 +178,8 @@ fn over(limit: Limit, max: u64) -> Refusal {
 fn the_bounds_of_the_cluster_are_exact_and_spare_what_exists() {
     // C-LIMIT-01, C-LIMIT-04, C-LIMIT-10, C-LIMIT-11, C-LIMIT-12
     let mut member = Member::new();
-    let limits = ClusterLimits { max_topics: 2, max_total_bytes: 5 * RECORD_BYTES };
+    let limits =
+        ClusterLimits { max_topics: 2, max_total_bytes: 5 * RECORD_BYTES, ..ClusterLimits::default() };
     assert_eq!(member.apply(Draft::set_limits(&limits)), Outcome::LimitsSet);
     let heads = BTreeMap::new();
     let config = TopicConfig::default();
@@ -208,7 +209,7 @@ fn the_bounds_of_the_cluster_are_exact_and_spare_what_exists() {
     assert_eq!(member.totals(), (4, 4 * RECORD_BYTES), "deleting gives bytes and places back");
     assert!(matches!(member.apply(draft(&[plain(3, 1)], &heads)), Outcome::AppendedMany(_)));
 
-    let unlimited = ClusterLimits { max_topics: 0, max_total_bytes: 0 };
+    let unlimited = ClusterLimits { max_topics: 0, max_total_bytes: 0, max_routers: 0 };
     member.apply(Draft::set_limits(&unlimited));
     assert!(matches!(member.apply(draft(&[plain(1, 4), plain(2, 4)], &heads)), Outcome::AppendedMany(_)));
 

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use antiphon::filter::TagMatch;
 use antiphon::limits::RECORD_FRAMING_BYTES;
-use antiphon::state::{Appended, Discard, Outcome, Reason, RecordsDeleted, Refusal, TopicConfig, TopicType};
+use antiphon::state::{
+    Appended, Discard, Outcome, Reason, RecordsDeleted, Refusal, RouterConfig, Start, TopicConfig, TopicType,
+};
 
 /// 0 is no limit.
 #[derive(Debug, Clone, Copy, Default)]
@@ -96,10 +98,21 @@ impl ModelTopic {
     }
 }
 
+/// A local router that nothing runs: it stays where it was made.
+pub struct ModelRouter {
+    pub source: String,
+    pub dest: String,
+    pub allow_cycle: bool,
+    pub start: Start,
+    pub position: u64,
+    pub is_paused: bool,
+}
+
 /// What the contract says, without any thought for speed.
 #[derive(Default)]
 pub struct Model {
     pub topics: BTreeMap<String, ModelTopic>,
+    pub routers: BTreeMap<String, ModelRouter>,
     pub now_ms: u64,
 }
 
@@ -243,13 +256,98 @@ impl Model {
             known.expire(self.now_ms);
         }
         match self.topics.get(topic) {
-            None => Outcome::TopicDeleted { deleted: false },
+            None => Outcome::TopicDeleted { deleted: false, routers_removed: Vec::new() },
             Some(known) if if_empty && !known.live.is_empty() => {
                 Outcome::Refused(Refusal::NotEmpty { count: known.live.len() as u64 })
             }
             Some(_) => {
                 self.topics.remove(topic);
-                Outcome::TopicDeleted { deleted: true }
+                let goes = |router: &ModelRouter| router.source == topic || router.dest == topic;
+                let named = self.routers.iter().filter(|(_, router)| goes(router));
+                let routers_removed: Vec<String> = named.map(|(name, _)| name.clone()).collect();
+                self.routers.retain(|_, router| !goes(router));
+                Outcome::TopicDeleted { deleted: true, routers_removed }
+            }
+        }
+    }
+
+    /// Routers are named after what they connect, so they are never pointed elsewhere but by their start.
+    pub fn put_router(&mut self, name: &str, config: &RouterConfig, is_start_given: bool) -> Outcome {
+        let (source, dest) = (config.source.clone(), config.dest.clone());
+        if let Some(known) = self.routers.get(name) {
+            if is_start_given && known.start != config.start {
+                return Outcome::Refused(Refusal::RepointForbidden);
+            }
+            let (start, way_back) = (known.start, self.way(&dest, &source));
+            if let (true, Some(way_back)) = (known.allow_cycle && !config.allow_cycle, way_back) {
+                return Outcome::RouterCycle { cycle: [vec![source], way_back].concat() };
+            }
+            if let Some(known) = self.routers.get_mut(name) {
+                known.allow_cycle = config.allow_cycle;
+            }
+            return Outcome::RouterPut { created: false, start, has_token: false };
+        }
+        if let Some(known) = self.topics.get_mut(&source) {
+            known.expire(self.now_ms);
+        }
+        if !config.create_dest && !self.topics.contains_key(&dest) {
+            return Outcome::Refused(Refusal::TopicNotFound);
+        }
+        if let Some(way_back) = self.way(&dest, &source).filter(|_| !config.allow_cycle) {
+            return Outcome::RouterCycle { cycle: [vec![source], way_back].concat() };
+        }
+        for topic in [&source, &dest] {
+            self.topics.entry(topic.clone()).or_insert_with(|| ModelTopic {
+                window_ms: TopicConfig::default().idempotency_window_ms,
+                ..ModelTopic::default()
+            });
+        }
+        let topic = &self.topics[&source];
+        let position = match config.start {
+            Start::Latest => topic.head,
+            Start::Earliest => topic.earliest_seq() - 1,
+            Start::Seq(seq) => seq.min(topic.head),
+            Start::Ts(ts_ms) => topic.place_of_time(ts_ms).0.max(topic.earliest_seq() - 1),
+        };
+        let start = config.start;
+        let allow_cycle = config.allow_cycle;
+        let router = ModelRouter { source, dest, allow_cycle, start, position, is_paused: false };
+        self.routers.insert(name.to_owned(), router);
+        Outcome::RouterPut { created: true, start, has_token: false }
+    }
+
+    /// The first way in the order of breadth.
+    fn way(&self, from: &str, to: &str) -> Option<Vec<String>> {
+        let mut ways = vec![vec![from.to_owned()]];
+        let mut seen = vec![from.to_owned()];
+        while !ways.is_empty() {
+            if let Some(way) = ways.iter().find(|way| way.last().is_some_and(|last| last == to)) {
+                return Some(way.clone());
+            }
+            let mut longer = Vec::new();
+            for way in &ways {
+                for router in self.routers.values().filter(|router| way.last() == Some(&router.source)) {
+                    if !seen.contains(&router.dest) {
+                        seen.push(router.dest.clone());
+                        longer.push([way.clone(), vec![router.dest.clone()]].concat());
+                    }
+                }
+            }
+            ways = longer;
+        }
+        None
+    }
+
+    pub fn delete_router(&mut self, name: &str) -> Outcome {
+        Outcome::RouterDeleted { deleted: self.routers.remove(name).is_some() }
+    }
+
+    pub fn pause_router(&mut self, name: &str, pause: bool) -> Outcome {
+        match self.routers.get_mut(name) {
+            None => Outcome::Refused(Refusal::RouterNotFound),
+            Some(router) => {
+                router.is_paused = pause;
+                Outcome::RouterPaused { is_paused: pause }
             }
         }
     }

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use antiphon::record::{EntryRecords, Record};
 use antiphon::state::{
-    Append, Changes, Create, DeleteRecords, Discard, Draft, Envelope, Key, LateMatch, Listed, Located,
-    NotApplied, Outcome, Run, SealedBlock, SharedTopic, State, TimePlace, TopicConfig, TopicKey, TopicType,
-    match_run,
+    Append, Changes, Cluster, Create, DeleteRecords, Discard, Draft, Envelope, Key, LateMatch, Listed,
+    Located, NotApplied, Outcome, PutRouter, RouterConfig, Run, SealedBlock, SharedTopic, Start, State,
+    TimePlace, TopicConfig, TopicKey, TopicType, match_run,
 };
 use antiphon::storage::EntryId;
 use bytes::Bytes;
@@ -46,6 +46,23 @@ enum Step {
         tags: Option<u8>,
         seen: f64,
     },
+    /// A router between two topics; `start` is a part of the head, or nothing given.
+    PutRouter {
+        source: usize,
+        dest: usize,
+        start: Option<RouterStart>,
+        create_dest: bool,
+        allow_cycle: bool,
+    },
+    DeleteRouter {
+        source: usize,
+        dest: usize,
+    },
+    PauseRouter {
+        source: usize,
+        dest: usize,
+        pause: bool,
+    },
     /// The last command again, as after a lost leader.
     Repeat,
     /// A checkpoint, from which a second member restarts.
@@ -53,6 +70,32 @@ enum Step {
     Wait {
         ms: u64,
     },
+}
+
+#[derive(Debug, Clone, Copy)]
+enum RouterStart {
+    Earliest,
+    Seq(f64),
+    /// So long ago.
+    Ts(u64),
+}
+
+/// Two topics that differ.
+fn pair() -> impl Strategy<Value = (usize, usize)> {
+    (0usize..4, 1usize..4).prop_map(|(source, further)| (source, (source + further) % 4))
+}
+
+fn put_router() -> impl Strategy<Value = Step> {
+    let start = prop_oneof![
+        1 => Just(RouterStart::Earliest),
+        1 => (0.0..1.2f64).prop_map(RouterStart::Seq),
+        2 => (0u64..400).prop_map(RouterStart::Ts),
+    ];
+    let start = proptest::option::weighted(0.7, start);
+    let (create_dest, allow_cycle) = (proptest::bool::weighted(0.7), proptest::bool::weighted(0.3));
+    (pair(), start, create_dest, allow_cycle).prop_map(|((source, dest), start, create_dest, allow_cycle)| {
+        Step::PutRouter { source, dest, start, create_dest, allow_cycle }
+    })
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
@@ -85,6 +128,9 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (
             0usize..4, proptest::option::weighted(0.5, 0.0..1.1f64), proptest::option::weighted(0.7, 0u8..8), 0.0..1.2f64
         ).prop_map(|(topic, before, tags, seen)| Step::DeleteRecords { topic, before, tags, seen }),
+        2 => put_router(),
+        1 => pair().prop_map(|(source, dest)| Step::DeleteRouter { source, dest }),
+        1 => (pair(), any::<bool>()).prop_map(|((source, dest), pause)| Step::PauseRouter { source, dest, pause }),
         2 => Just(Step::Repeat),
         1 => Just(Step::Restart),
         2 => (0u64..200).prop_map(|ms| Step::Wait { ms }),
@@ -220,6 +266,17 @@ impl Member {
             let evict_floor = topic.gone.iter().map(|(record, _)| record.seq + 1).max().unwrap_or(1);
             prop_assert_eq!(held.floors.evict(), evict_floor, "{}", name);
         }
+        let routers = self.state.routers();
+        prop_assert_eq!(routers.len(), model.routers.len());
+        for (shared, (name, router)) in routers.all().iter().zip(&model.routers) {
+            let held = shared.read();
+            let position = held.positions.get(router.source.as_str()).expect("a local router has its place");
+            let (held, expected) = (
+                (&*held.name, position.seq, held.is_paused),
+                (name.as_str(), router.position, router.is_paused),
+            );
+            prop_assert_eq!(held, expected);
+        }
         let due = model.topics.values().filter(|topic| topic.limits.ttl_ms > 0);
         let due = due.filter_map(|topic| Some(topic.live.first()?.ts_ms + topic.limits.ttl_ms + 1));
         prop_assert_eq!(self.state.next_due_ms(), due.min());
@@ -275,12 +332,14 @@ fn append(topic: &str, count: usize, create: bool, expect: Option<u64>, key: Opt
 fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     let (mut steady, mut restarting) = (Member::default(), Member::default());
     let mut model = Model { now_ms: 1_000_000, ..Model::default() };
-    let mut index = 0;
-    let mut number = 0;
+    let mut index = 1;
+    let mut number = 1;
     let envelope = |number| Envelope { node_id: 1, session: 5, number, done_below: number };
     let open = Draft::open_session().seal(envelope(0));
+    let cluster = Draft::set_cluster(&Cluster { id: 7, name: "here".into() }).seal(envelope(1));
     for member in [&mut steady, &mut restarting] {
-        member.apply(index, model.now_ms, &open);
+        member.apply(0, model.now_ms, &open);
+        member.apply(1, model.now_ms, &cluster);
     }
     let mut last: Option<(Bytes, Outcome)> = None;
     for step in steps {
@@ -345,6 +404,32 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                 }
                 let delete = DeleteRecords { topic: &topic, before_seq, listed };
                 (Draft::delete_records(&delete), model.delete_records(&topic, before_seq, tags))
+            }
+            Step::PutRouter { source, dest, start, create_dest, allow_cycle } => {
+                let head = model.topics.get(&name(source)).map_or(0, |topic| topic.head);
+                let config = RouterConfig {
+                    create_dest,
+                    allow_cycle,
+                    start: match start {
+                        None => Start::Latest,
+                        Some(RouterStart::Earliest) => Start::Earliest,
+                        Some(RouterStart::Seq(part)) => Start::Seq((part * head as f64) as u64),
+                        Some(RouterStart::Ts(ago_ms)) => Start::Ts(model.now_ms - ago_ms),
+                    },
+                    ..RouterConfig::local(name(source), name(dest))
+                };
+                let (router, is_start_given) = (format!("{source}>{dest}"), start.is_some());
+                let expected = model.put_router(&router, &config, is_start_given);
+                let put = PutRouter { name: &router, config, is_start_given };
+                (Draft::put_router(&put), expected)
+            }
+            Step::DeleteRouter { source, dest } => {
+                let router = format!("{source}>{dest}");
+                (Draft::delete_router(&router), model.delete_router(&router))
+            }
+            Step::PauseRouter { source, dest, pause } => {
+                let router = format!("{source}>{dest}");
+                (Draft::pause_router(&router, pause), model.pause_router(&router, pause))
             }
             Step::Expire => (Draft::expire(), model.expire()),
             Step::Delete { topic, if_empty } => {
@@ -420,4 +505,21 @@ fn keys_that_a_refused_write_forgot_stay_forgotten_after_a_restart() {
         append(Some(false)),
     ])
     .unwrap();
+}
+
+/// What `start` looks for may lie in a block that only the checkpoint has.
+#[test]
+fn a_router_starts_at_a_time_long_ago() {
+    let mut steps = Vec::new();
+    for _ in 0..4000 {
+        steps.push(Step::Append { topic: 0, count: 1, create: true, expect_right: None, key: None });
+        steps.push(Step::Wait { ms: 1 });
+    }
+    steps.push(Step::Restart);
+    for (dest, ago_ms) in [(1, 3000), (2, 1500), (3, 10)] {
+        let start = Some(RouterStart::Ts(ago_ms));
+        steps.push(Step::PutRouter { source: 0, dest, start, create_dest: true, allow_cycle: false });
+    }
+    steps.push(Step::Restart);
+    run(steps).unwrap();
 }

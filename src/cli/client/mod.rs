@@ -77,18 +77,30 @@ impl Members {
     /// Those that the command line names; an error is one line, and holds no secret.
     pub fn new(matches: &ArgMatches) -> Result<Self, String> {
         let urls = matches.get_many::<String>("url").into_iter().flatten();
+        let members = Members::at(urls.map(String::as_str), matches.get_one::<String>("key"))?;
+        match members {
+            Some(members) => Ok(members),
+            None => Err(format!("--url names no member; {DEFAULT_URL} is the default")),
+        }
+    }
+
+    /// Those at `urls`, asked with `key`; `None` if there are none. An error is one line, and holds no secret.
+    pub fn at<'a>(
+        urls: impl Iterator<Item = &'a str>,
+        key: Option<&String>,
+    ) -> Result<Option<Self>, String> {
         let mut bases = Vec::new();
-        for url in urls.map(|url| url.trim()).filter(|url| !url.is_empty()) {
+        for url in urls.map(str::trim).filter(|url| !url.is_empty()) {
             if url.contains('@') {
                 // It may hold a password, so it is not repeated.
-                return Err("--url: a URL with a user in it; give the key by ANTIPHON_KEY".to_owned());
+                return Err("a URL with a user in it; give the key by ANTIPHON_KEY".to_owned());
             }
             bases.push(given_url(url).map_err(|error| error.to_string())?);
         }
         if bases.is_empty() {
-            return Err(format!("--url names no member; {DEFAULT_URL} is the default"));
+            return Ok(None);
         }
-        let key = matches.get_one::<String>("key").filter(|key| !key.is_empty());
+        let key = key.filter(|key| !key.is_empty());
         let authorization = key.map(|key| authorization(&Secret::new(key.clone()))).transpose()?;
         let http = reqwest::Client::builder()
             .no_proxy()
@@ -97,7 +109,7 @@ impl Members {
             .connect_timeout(CONNECT_DEADLINE)
             .build()
             .map_err(|error| format!("start the HTTP client: {error}"))?;
-        Ok(Members { http, bases, at: 0, authorization })
+        Ok(Some(Members { http, bases, at: 0, authorization }))
     }
 
     /// The body of the answer to `call`, of the first member that gives a good one. Whoever refuses in a way

@@ -1,0 +1,157 @@
+//! `PUT`, `GET`, `DELETE /v0/routers/{router}`, and pausing (contract sections 15 and 16).
+
+use axum::extract::State;
+use axum::http::StatusCode;
+
+use super::router_config::{parse_config, put_config};
+use crate::api::Api;
+use crate::api::call::{Admin, Delete, Needs, Read, RouterCall};
+use crate::api::json::{JsonWriter, ToJson};
+use crate::api::problem::internal;
+use crate::api::reply::{Answer, Reply, created_or_ok};
+use crate::auth::{Caller, Scope};
+use crate::engine::{LinkError, LinkState, RouterView};
+use crate::error::{Code, Error};
+use crate::state::{Draft, Outcome, PutRouter, Refusal, RouterConfig};
+
+pub async fn put(State(api): State<Api>, RouterCall { call, router }: RouterCall<Admin>) -> Answer {
+    let (mut config, is_start_given) = parse_config(call.json()?)?;
+    check_names(&call.caller, &config)?;
+    api.engine.admit()?;
+    let put = PutRouter { name: &router, config: config.clone(), is_start_given };
+    let (created, start, has_token) = match api.engine.put_router(&put).await? {
+        Outcome::RouterPut { created, start, has_token } => (created, start, has_token),
+        Outcome::RouterCycle { cycle } => return Err(cycle_error(&router, &cycle)),
+        Outcome::Refused(Refusal::TopicNotFound) => return Err(Error::topic_not_found(&config.dest)),
+        Outcome::Refused(refusal) => return Err(refusal.into_error(&router)),
+        other => return Err(internal(format_args!("a PUT of a router came out as {other:?}"))),
+    };
+    config.start = start;
+    if let Some(remote) = config.remote.as_mut().filter(|_| !has_token) {
+        remote.token = None;
+    }
+    let mut reply = Reply::new(call.arrived, 768);
+    reply.json.field("router", router.as_str());
+    reply.json.field("created", created);
+    put_config(&mut reply.json, &config);
+    Ok(reply.finish(created_or_ok(created)))
+}
+
+/// C-AUTH-13, C-AUTH-14.
+fn check_names(caller: &Caller, config: &RouterConfig) -> Result<(), Error> {
+    caller.check(Scope::Admin, Some(config.source_prefix().unwrap_or(&config.source)))?;
+    // Otherwise it is the source's name that every copy goes to.
+    config.fixed_dest().map_or(Ok(()), |dest| caller.check(Scope::Admin, Some(dest)))
+}
+
+fn cycle_error(router: &str, cycle: &[String]) -> Error {
+    Error::new(Code::RouterCycle, format!("router {router:?} would close a cycle"))
+        .with_detail(serde_json::json!({ "cycle": cycle }))
+}
+
+pub async fn get(State(api): State<Api>, RouterCall { call, router }: RouterCall<Read>) -> Answer {
+    let consistency = call.query().consistency()?;
+    api.engine.admit()?;
+    api.engine.fence(consistency).await?;
+    let shared = api.engine.routers().get(&router).ok_or_else(|| Error::router_not_found(&router))?;
+    let views = api.engine.show_routers(&[shared], consistency).await;
+    let view = views.first().ok_or_else(|| internal(format_args!("a router is not shown")))?;
+    let mut reply = Reply::new(call.arrived, 1024);
+    put_state(&mut reply.json, view);
+    Ok(reply.finish(StatusCode::OK))
+}
+
+pub async fn delete(State(api): State<Api>, RouterCall { call, router }: RouterCall<Delete>) -> Answer {
+    api.engine.admit()?;
+    let (outcome, _) = api.engine.propose(Draft::delete_router(&router)).await?;
+    let deleted = match outcome {
+        Outcome::RouterDeleted { deleted } => deleted,
+        other => return Err(internal(format_args!("a DELETE of a router came out as {other:?}"))),
+    };
+    let mut reply = Reply::new(call.arrived, 256);
+    reply.json.field("router", router.as_str());
+    reply.json.field("deleted", deleted);
+    Ok(reply.finish(StatusCode::OK))
+}
+
+pub async fn pause(State(api): State<Api>, call: RouterCall<Admin>) -> Answer {
+    set_paused(&api, call, true).await
+}
+
+pub async fn resume(State(api): State<Api>, call: RouterCall<Admin>) -> Answer {
+    set_paused(&api, call, false).await
+}
+
+async fn set_paused<N: Needs>(api: &Api, RouterCall { call, router }: RouterCall<N>, pause: bool) -> Answer {
+    api.engine.admit()?;
+    let (outcome, _) = api.engine.propose(Draft::pause_router(&router, pause)).await?;
+    let is_paused = match outcome {
+        Outcome::RouterPaused { is_paused } => is_paused,
+        Outcome::Refused(refusal) => return Err(refusal.into_error(&router)),
+        other => return Err(internal(format_args!("a pause came out as {other:?}"))),
+    };
+    let state = if is_paused { LinkState::Paused } else { LinkState::Running };
+    let mut reply = Reply::new(call.arrived, 256);
+    reply.json.field("router", router.as_str());
+    reply.json.field("state", state.name());
+    Ok(reply.finish(StatusCode::OK))
+}
+
+fn put_state(json: &mut JsonWriter, view: &RouterView) {
+    json.field("router", &*view.name);
+    put_config(json, &view.config);
+    json.field("forwarded_total", view.forwarded_total);
+    json.field("state", view.state.name());
+    json.field("lag", view.lag);
+    json.field("last_error", view.last_error.as_ref());
+    json.field("last_forwarded_ts", view.last_forwarded_ts_ms);
+}
+
+impl ToJson for LinkError {
+    fn write(&self, json: &mut JsonWriter) {
+        json.object(|json| {
+            json.field("code", self.code.as_str());
+            json.field("message", self.message.as_str());
+            json.field("ts", self.ts_ms);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::filter::Filter;
+
+    #[test]
+    fn a_state_looks_as_in_the_contract() {
+        // Section 15.2, with `start`
+        let filter = Some(Filter::parse(r#"["tag","Glob","m:10*"]"#).unwrap());
+        let config = RouterConfig { filter, ..RouterConfig::local("meter:raw", "meter:audit") };
+        let error = LinkError { code: "topic_full".into(), message: "full".into(), ts_ms: 9 };
+        let view = RouterView {
+            name: "meter:raw->meter:audit".into(),
+            config: Arc::new(config),
+            forwarded_total: 311,
+            last_forwarded_ts_ms: Some(1_790_000_001_260),
+            state: LinkState::Blocked,
+            lag: 4,
+            last_error: Some(error),
+        };
+        let mut json = JsonWriter::with_capacity(0);
+        json.object(|json| put_state(json, &view));
+        let state: Value = serde_json::from_slice(&json.finish()).unwrap();
+        let expected = json!({
+            "router": "meter:raw->meter:audit", "source": "meter:raw", "dest": "meter:audit",
+            "preserve_node": true, "preserve_tag": true, "create_dest": true,
+            "filter": ["tag", "Glob", "m:10*"], "allow_cycle": false, "guarantee": "at_least_once",
+            "start": "latest", "remote": null, "forwarded_total": 311, "state": "blocked", "lag": 4,
+            "last_error": { "code": "topic_full", "message": "full", "ts": 9 },
+            "last_forwarded_ts": 1_790_000_001_260u64
+        });
+        assert_eq!(state, expected);
+    }
+}
