@@ -220,11 +220,14 @@ impl Engine {
                 let topic = shared.read();
                 let evicted_to_seq = topic.floors.evict() - 1;
                 if evicted_to_seq > page.to_seq {
-                    // Only before the first record: what is evicted later is above what the page has by then.
-                    if !page.items.is_empty() {
+                    // Only before everything else: what is evicted later is above what the page has by then.
+                    if !page.items.is_empty() || !page.lost.is_empty() {
                         break;
                     }
-                    page.lost = lost_seqs(&topic, page.to_seq + 1..=evicted_to_seq, is_echo);
+                    let evicted = page.to_seq + 1..=evicted_to_seq;
+                    page.lost = lost_seqs(&topic, evicted, |origin| is_echo(&origin.instance));
+                    // Not further: a gap right behind it is one of its own.
+                    (page.to_seq, page.to_entry) = (evicted_to_seq, None);
                 }
                 Start::after(&topic, page.to_seq)
             };

@@ -200,18 +200,23 @@ pub fn put_items(out: &mut BytesMut, items: &[CopyItem]) {
     }
 }
 
-/// Reads what [`put_items`] wrote. No seq in it is 0 or the last one there is.
+/// Above every seq of an item: no topic gets there, and what is kept of seqs can count on.
+const SEQ_LIMIT: u64 = 1 << 60;
+
+/// Reads what [`put_items`] wrote. Every seq in it is above 0 and below 2^60.
 pub fn read_items(reader: &mut Reader<'_>) -> Result<Vec<CopyItem>, Malformed> {
     let item_count = reader.count(4)?;
     let mut items = Vec::with_capacity(item_count);
     let mut expected = [0u64; 3];
     for _ in 0..item_count {
         let (count, instance) = (reader.varint_u32()?, reader.varint_u32()?);
-        let end = |first: u64, more: u64| first.checked_add(more).filter(|_| first > 0);
+        let end = |first: u64, more: u64| {
+            first.checked_add(more).filter(|end| first > 0 && *end < SEQ_LIMIT)
+        };
         if count == 0 {
             let (from_seq, more) = (reader.varint()?, reader.varint()?);
-            let to_seq = end(from_seq, more).filter(|to_seq| *to_seq < u64::MAX);
-            items.push(CopyItem::Gap { instance, from_seq, to_seq: to_seq.ok_or(reader.malformed())? });
+            let to_seq = end(from_seq, more).ok_or(reader.malformed())?;
+            items.push(CopyItem::Gap { instance, from_seq, to_seq });
             continue;
         }
         let mut values = expected;

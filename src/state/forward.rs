@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::copy_command::{Copy, CopyItem, CopyPart, RoutePart};
 use super::delete::Ranges;
-use super::origins::Instance;
+use super::origins::{Instance, InstanceKey, Origin};
 use super::outcome::{Forwarded, Outcome, Refusal};
 use super::quota::Limit;
 use super::removed::Removed;
@@ -114,6 +114,12 @@ impl Planner<'_> {
             && self.dest.is_none_or(|dest| instance.epoch <= dest.epoch)
     }
 
+    /// Whether all that another topic had or missed of `origin` is an echo here, or was taken or reported.
+    fn needs_nothing_of(&self, origin: &Origin) -> bool {
+        self.is_echo(&origin.instance)
+            || self.dest.is_some_and(|dest| dest.origins.has_all_of(origin))
+    }
+
     /// `false` if not all of it was examined.
     fn offer(&mut self, offer: &Offer<'_>) -> bool {
         let Offer { instance, origin_seq, .. } = *offer;
@@ -186,13 +192,13 @@ impl Planner<'_> {
 }
 
 /// Which of the seqs in `evicted` a destination may have lost: those first written in `source`, and those copied
-/// there from elsewhere, unless that can only be the destination itself.
+/// there from elsewhere, unless it needs nothing of all that `source` ever had from there.
 pub fn lost_seqs(
     source: &Topic,
     evicted: RangeInclusive<u64>,
-    is_echo: impl Fn(&Instance) -> bool,
+    needs_nothing_of: impl Fn(&Origin) -> bool,
 ) -> Ranges {
-    let has_foreign = source.origins.all().iter().any(|origin| !is_echo(&origin.instance));
+    let has_foreign = source.origins.all().iter().any(|origin| !needs_nothing_of(origin));
     if has_foreign || source.origins.all().is_empty() {
         return vec![evicted];
     }
@@ -340,8 +346,10 @@ impl State {
         let mut planner = self.planner(cluster.id, Some(&dest_topic), &router.dest, quota_left);
         let mut looked = Looked { expired_to_seq: 0, missing: None };
         let route = LocalRoute { source: &source_topic, own: &own, overlay, part, now_ms };
-        let to_seq = part.to_seq.min(source_topic.head_seq);
-        route.walk(to_seq, &mut planner, &mut looked)?;
+        let to_seq = part.to_seq.min(source_topic.head_seq).max(part.from_seq);
+        if to_seq > part.from_seq {
+            route.walk(to_seq, &mut planner, &mut looked)?;
+        }
         if let Some(first_seq) = looked.missing {
             missing.blocks.push(MissingBlock { topic: source.clone(), first_seq });
             return Ok(Planned::Stale);
@@ -349,7 +357,7 @@ impl State {
         let evicted_to_seq = (source_topic.floors.evict() - 1).max(looked.expired_to_seq);
         if evicted_to_seq > part.from_seq {
             let evicted = part.from_seq + 1..=evicted_to_seq;
-            let lost = lost_seqs(&source_topic, evicted, |instance| planner.is_echo(instance));
+            let lost = lost_seqs(&source_topic, evicted, |origin| planner.needs_nothing_of(origin));
             let copies = std::mem::take(&mut planner.items);
             planner.lost(&own, &lost);
             planner.items.extend(copies);
@@ -416,8 +424,11 @@ impl State {
         *topics_left -= u64::from(dest.is_none());
         let topic = dest.as_ref().map(|dest| dest.read());
         let mut planner = self.planner(cluster.id, topic.as_deref(), part.dest, quota_left);
-        let mut offered: BTreeMap<u32, Removed> = BTreeMap::new();
+        // Two of `instances` may be the same.
+        let mut offered: BTreeMap<InstanceKey, Removed> = BTreeMap::new();
         let mut position = first_position;
+        // Nothing is examined twice.
+        let from_seq = part.from_seq.unwrap_or(0);
         if let Some(instance) = instances.get(part.source_instance as usize) {
             planner.lost(instance, &part.lost);
         }
@@ -434,12 +445,15 @@ impl State {
                     position = positions.end;
                     // Another cluster is not trusted to name every record once.
                     let seqs = *origin_seq..=origin_seq.saturating_add(u64::from(*count) - 1);
-                    let offered = offered.entry(*instance).or_default();
-                    let is_new = offered.next_removed(*origin_seq).is_none_or(|seq| seq > *seqs.end());
-                    match instances.get(*instance as usize).filter(|_| is_new) {
+                    let mut is_new = |instance: &Instance| {
+                        let offered = offered.entry(instance.key()).or_default();
+                        let is_new = offered.next_removed(*origin_seq).is_none_or(|seq| seq > *seqs.end());
+                        offered.insert(seqs.clone());
+                        is_new
+                    };
+                    match instances.get(*instance as usize).filter(|instance| is_new(instance)) {
                         None => true,
                         Some(instance) => {
-                            offered.insert(seqs);
                             planner.offer(&Offer {
                                 // Named when the command is carried out.
                                 entry: EntryId { term: 0, index: 0 },
@@ -460,7 +474,8 @@ impl State {
             }
         }
         let (seq, entry, stopped) = match planner.stopped {
-            Some((seq, refusal)) => (seq.max(part.from_seq.unwrap_or(0)), None, Some(refusal)),
+            Some((seq, refusal)) => (seq.max(from_seq), None, Some(refusal)),
+            None if part.to_seq < from_seq => (from_seq, None, None),
             None => (part.to_seq, part.to_entry, None),
         };
         let Planner { items, sizes_bytes, bytes, .. } = planner;

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use bytes::{BufMut, BytesMut};
 
 use super::removed::Removed;
+use super::reported::Reported;
 use super::topic::TopicKey;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 
@@ -37,19 +38,27 @@ impl Instance {
     }
 
     pub fn read(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        Ok(Instance {
-            cluster_id: reader.u128()?,
-            cluster: reader.text()?.into(),
-            topic: reader.text()?.into(),
-            epoch: reader.varint()?,
-        })
+        let cluster_id = reader.u128()?;
+        let mut name = || {
+            let name = reader.text()?;
+            // Stored as one value of a checkpoint, and another cluster says it.
+            if name.len() > MAX_NAME_BYTES { Err(Malformed("instance: too long a name")) } else { Ok(name) }
+        };
+        let (cluster, topic) = (name()?.into(), name()?.into());
+        Ok(Instance { cluster_id, cluster, topic, epoch: reader.varint()? })
     }
 
     /// Names of clusters may change and coincide; what tells instances apart does not.
-    fn key(&self) -> (u128, Arc<str>, u64) {
+    pub(super) fn key(&self) -> InstanceKey {
         (self.cluster_id, self.topic.clone(), self.epoch)
     }
 }
+
+/// Longest name of a cluster or topic of another cluster, four times what either may be here.
+const MAX_NAME_BYTES: usize = 1024;
+
+/// Id of the cluster, name of the topic, epoch.
+pub(super) type InstanceKey = (u128, Arc<str>, u64);
 
 /// What was taken from one instance.
 #[derive(Debug)]
@@ -57,7 +66,7 @@ pub struct Origin {
     pub instance: Arc<Instance>,
     pub taken: Removed,
     /// Seqs that were lost before they could be taken, and were reported as gaps.
-    pub reported: Removed,
+    pub reported: Reported,
     pub taken_count: u64,
     /// The highest seq taken.
     pub last_seq: u64,
@@ -69,7 +78,7 @@ impl Origin {
         Origin {
             instance,
             taken: Removed::default(),
-            reported: Removed::default(),
+            reported: Reported::default(),
             taken_count: 0,
             last_seq: 0,
             is_dirty: true,
@@ -99,7 +108,7 @@ pub struct Gap {
 pub struct Origins {
     /// By number; none is ever forgotten.
     all: Vec<Origin>,
-    numbers: BTreeMap<(u128, Arc<str>, u64), u32>,
+    numbers: BTreeMap<InstanceKey, u32>,
     /// Seqs of the topic itself at which nothing was first written: copies and gaps.
     pub foreign: Removed,
     /// By the seq that it takes up.
@@ -137,6 +146,17 @@ impl Origins {
         number.and_then(|number| self.all.get(number as usize)).is_none_or(|origin| origin.last_seq < seq)
     }
 
+    /// Whether everything was taken that another topic took, and what was reported as lost there is known too.
+    pub fn has_all_of(&self, other: &Origin) -> bool {
+        let number = self.number(&other.instance);
+        let taken = number.and_then(|number| self.all.get(number as usize)).map(|own| &own.taken);
+        let has_taken = match taken {
+            Some(taken) => taken.includes(&other.taken),
+            None => other.taken.is_empty(),
+        };
+        has_taken && other.reported.stretches().all(|lost| self.unreported_in(number, lost).is_none())
+    }
+
     /// The stretches of `range` that were not taken yet.
     pub fn untaken_in(&self, number: Option<u32>, range: RangeInclusive<u64>) -> Vec<RangeInclusive<u64>> {
         match number.and_then(|number| self.all.get(number as usize)) {
@@ -155,7 +175,7 @@ impl Origins {
             return Some(range);
         };
         let untaken = origin.taken.live_in(range);
-        let mut open = untaken.flat_map(|stretch| origin.reported.live_in(stretch));
+        let mut open = untaken.filter_map(|stretch| origin.reported.ends_outside(stretch));
         let first = open.next()?;
         let last = open.last().unwrap_or(first.clone());
         Some(*first.start()..=*last.end())
@@ -206,10 +226,10 @@ impl Origins {
         let of_origin = |(number, origin): (usize, &Origin)| {
             let number = number as u32;
             let taken: Vec<u64> = origin.taken.numbers().collect();
-            let reported: Vec<u64> = origin.reported.numbers().collect();
+            let reported: Vec<u64> = origin.reported.stored().collect();
             std::iter::once(TopicKey::Origin(number))
                 .chain(taken.into_iter().map(move |chunk| TopicKey::Taken(number, chunk)))
-                .chain(reported.into_iter().map(move |chunk| TopicKey::Reported(number, chunk)))
+                .chain(reported.into_iter().map(move |first| TopicKey::Reported(number, first)))
         };
         let gaps = self.gaps.keys().chain(&self.dirty_gaps).map(|seq| TopicKey::Gap(*seq));
         let origins = self.all.iter().enumerate().flat_map(of_origin);
@@ -225,7 +245,7 @@ impl Origins {
             let number = number as u32;
             store(TopicKey::Origin(number), Some(origin.encode()));
             origin.taken.take_changes(|chunk, bytes| store(TopicKey::Taken(number, chunk), bytes));
-            origin.reported.take_changes(|chunk, bytes| store(TopicKey::Reported(number, chunk), bytes));
+            origin.reported.take_changes(|first, bytes| store(TopicKey::Reported(number, first), bytes));
         }
         self.foreign.take_changes(|chunk, bytes| store(TopicKey::Foreign(chunk), bytes));
         for seq in std::mem::take(&mut self.dirty_gaps) {
@@ -258,8 +278,8 @@ impl Origins {
             TopicKey::Taken(number, chunk) => {
                 self.all.get_mut(number as usize).ok_or(unknown)?.taken.restore(chunk, bytes)?;
             }
-            TopicKey::Reported(number, chunk) => {
-                self.all.get_mut(number as usize).ok_or(unknown)?.reported.restore(chunk, bytes)?;
+            TopicKey::Reported(number, first_seq) => {
+                self.all.get_mut(number as usize).ok_or(unknown)?.reported.restore(first_seq, bytes)?;
             }
             TopicKey::Foreign(chunk) => self.foreign.restore(chunk, bytes)?,
             TopicKey::Gap(seq) => {

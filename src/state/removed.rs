@@ -93,6 +93,14 @@ impl Removed {
         Some(number * CHUNK_SEQS + u64::from(chunk.min()?))
     }
 
+    /// Whether all of `other` is in the set. Only for sets of which nothing was forgotten.
+    pub fn includes(&self, other: &Removed) -> bool {
+        let includes = |number, part: &RoaringBitmap| {
+            self.chunks.get(number).is_some_and(|chunk| part.is_subset(chunk))
+        };
+        other.chunks.iter().all(|(number, part)| includes(number, part))
+    }
+
     /// The stretches of `range` that are not in the set, in order.
     pub fn live_in(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = RangeInclusive<u64>> {
         let (mut at, last) = range.into_inner();

@@ -167,6 +167,7 @@ impl Topic {
         for value in [u64::from(number), origin_seq, origin_ts_ms, u64::from(run.overlay.bits())] {
             self.digest.add(value);
         }
+        self.origins.take(number, origin_seq..=origin_seq + run.count - 1);
         self.origins.foreign.insert(run.first_seq..=run.last_seq());
         self.push_run(&run, sizes_bytes, freed)
     }
@@ -374,8 +375,9 @@ pub enum TopicKey {
     Keys(u64),
     /// The origin of this number.
     Origin(u32),
-    /// The chunk of this number of what was taken from an origin, and of what was reported as lost there.
+    /// The chunk of this number of what was taken from an origin.
     Taken(u32, u64),
+    /// The range from this seq on of an origin that was reported as lost.
     Reported(u32, u64),
     /// The chunk of this number of seqs that hold copies and gaps.
     Foreign(u64),

@@ -1,0 +1,139 @@
+//! Which seqs of an origin were reported as lost.
+//!
+//! Unlike what was taken, a gap may be of any length, and another cluster says of which; so these are ranges, of
+//! which there are never more than gaps, and not a bit per seq.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
+
+use crate::codec::{Malformed, Reader, put_varint};
+
+/// A set of seqs that are few ranges.
+#[derive(Debug, Clone, Default)]
+pub struct Reported {
+    /// The last seq of each range by its first one. None overlaps or touches the next.
+    ranges: BTreeMap<u64, u64>,
+    /// First seqs of ranges that changed since the last checkpoint.
+    dirty: BTreeSet<u64>,
+}
+
+impl Reported {
+    /// Takes in a range.
+    pub fn insert(&mut self, range: RangeInclusive<u64>) {
+        let (mut first, mut last) = range.into_inner();
+        while let Some((start, end)) = self.range_at(last.saturating_add(1))
+            && end.saturating_add(1) >= first
+        {
+            self.ranges.remove(&start);
+            self.dirty.insert(start);
+            (first, last) = (first.min(start), last.max(end));
+        }
+        self.ranges.insert(first, last);
+        self.dirty.insert(first);
+    }
+
+    /// The last range that begins at `seq` or before.
+    fn range_at(&self, seq: u64) -> Option<(u64, u64)> {
+        self.ranges.range(..=seq).next_back().map(|(start, end)| (*start, *end))
+    }
+
+    /// The first and the last seq of `range` that are not in the set; `None` if all are.
+    pub fn ends_outside(&self, range: RangeInclusive<u64>) -> Option<RangeInclusive<u64>> {
+        let (mut first, mut last) = range.into_inner();
+        if let Some((_, end)) = self.range_at(first).filter(|(_, end)| *end >= first) {
+            first = end.checked_add(1)?;
+        }
+        if let Some((start, _)) = self.range_at(last).filter(|(_, end)| *end >= last) {
+            last = start.checked_sub(1)?;
+        }
+        (first <= last).then_some(first..=last)
+    }
+
+    /// The stretches of seqs that are in the set, in order, none touching the next.
+    pub fn stretches(&self) -> impl Iterator<Item = RangeInclusive<u64>> {
+        self.ranges.iter().map(|(first, last)| *first..=*last)
+    }
+
+    /// First seqs of all ranges that a checkpoint may hold.
+    pub fn stored(&self) -> impl Iterator<Item = u64> {
+        self.ranges.keys().chain(&self.dirty).copied()
+    }
+
+    /// Hands every range that changed since the last call to `store`; nothing for one that is gone.
+    pub fn take_changes(&mut self, mut store: impl FnMut(u64, Option<Vec<u8>>)) {
+        for first in std::mem::take(&mut self.dirty) {
+            let length = self.ranges.get(&first).map(|last| {
+                let mut out = Vec::new();
+                put_varint(&mut out, last - first);
+                out
+            });
+            store(first, length);
+        }
+    }
+
+    /// Takes in a stored range.
+    pub fn restore(&mut self, first: u64, bytes: &[u8]) -> Result<(), Malformed> {
+        let mut reader = Reader::new(bytes, "reported seqs");
+        let last = first.checked_add(reader.varint()?).ok_or(reader.malformed())?;
+        reader.finish()?;
+        self.ranges.insert(first, last);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_set_is_a_set_and_comes_back(
+            inserted in proptest::collection::vec((1u64..90, 0u64..20), 0..12),
+            looked_at in proptest::collection::vec((1u64..110, 0u64..30), 20),
+            saved_after in 0usize..12,
+        ) {
+            let (mut reported, mut naive) = (Reported::default(), BTreeSet::new());
+            let mut stored = BTreeMap::new();
+            let save = |reported: &mut Reported, stored: &mut BTreeMap<u64, Vec<u8>>| {
+                reported.take_changes(|first, value| {
+                    match value {
+                        Some(value) => stored.insert(first, value),
+                        None => stored.remove(&first),
+                    };
+                });
+            };
+            for (at, (from, more)) in inserted.iter().enumerate() {
+                reported.insert(*from..=from + more);
+                naive.extend(*from..=from + more);
+                if at == saved_after { save(&mut reported, &mut stored); }
+            }
+            prop_assert!(stored.keys().all(|first| reported.stored().any(|key| key == *first)));
+            save(&mut reported, &mut stored);
+            let mut restored = Reported::default();
+            stored.iter().for_each(|(first, bytes)| restored.restore(*first, bytes).unwrap());
+            for set in [&reported, &restored] {
+                let ranges: Vec<_> = set.stretches().collect();
+                prop_assert!(ranges.windows(2).all(|two| two[0].end() + 1 < *two[1].start()));
+                prop_assert_eq!(&ranges.into_iter().flatten().collect::<BTreeSet<u64>>(), &naive);
+                for (from, more) in &looked_at {
+                    let mut outside = (*from..=from + more).filter(|seq| !naive.contains(seq));
+                    let expected = outside.next().map(|first| first..=outside.last().unwrap_or(first));
+                    prop_assert_eq!(set.ends_outside(*from..=from + more), expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_gap_of_any_length_is_one_range() {
+        let mut reported = Reported::default();
+        reported.insert(5..=u64::MAX - 1);
+        reported.insert(1..=3);
+        assert_eq!(reported.ends_outside(1..=u64::MAX - 1), Some(4..=4));
+        reported.insert(2..=u64::MAX);
+        assert_eq!(reported.ends_outside(1..=u64::MAX), None);
+        assert_eq!(reported.stretches().count(), 1);
+    }
+}
