@@ -137,7 +137,7 @@ impl PullRequest {
             (4, Some(ts_ms)) => Some(Start::Ts(ts_ms)),
             _ => return Err(reader.malformed()),
         };
-        let filter = reader.optional_text()?.map(Filter::parse).transpose();
+        let filter = reader.optional_text()?.map(Filter::parse_canonical).transpose();
         let filter = filter.map_err(|_| Malformed("pull: the filter"))?;
         let dest = reader.optional_text()?.map(str::to_owned);
         let wait_ms = reader.varint()?.min(MAX_PULL_WAIT_MS);

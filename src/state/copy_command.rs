@@ -210,9 +210,7 @@ pub fn read_items(reader: &mut Reader<'_>) -> Result<Vec<CopyItem>, Malformed> {
     let mut expected = [0u64; 3];
     for _ in 0..item_count {
         let (count, instance) = (reader.varint_u32()?, reader.varint_u32()?);
-        let end = |first: u64, more: u64| {
-            first.checked_add(more).filter(|end| first > 0 && *end < SEQ_LIMIT)
-        };
+        let end = |first: u64, more: u64| first.checked_add(more).filter(|end| first > 0 && *end < SEQ_LIMIT);
         if count == 0 {
             let (from_seq, more) = (reader.varint()?, reader.varint()?);
             let to_seq = end(from_seq, more).ok_or(reader.malformed())?;

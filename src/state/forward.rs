@@ -116,8 +116,7 @@ impl Planner<'_> {
 
     /// Whether all that another topic had or missed of `origin` is an echo here, or was taken or reported.
     fn needs_nothing_of(&self, origin: &Origin) -> bool {
-        self.is_echo(&origin.instance)
-            || self.dest.is_some_and(|dest| dest.origins.has_all_of(origin))
+        self.is_echo(&origin.instance) || self.dest.is_some_and(|dest| dest.origins.has_all_of(origin))
     }
 
     /// `false` if not all of it was examined.

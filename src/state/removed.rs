@@ -95,9 +95,8 @@ impl Removed {
 
     /// Whether all of `other` is in the set. Only for sets of which nothing was forgotten.
     pub fn includes(&self, other: &Removed) -> bool {
-        let includes = |number, part: &RoaringBitmap| {
-            self.chunks.get(number).is_some_and(|chunk| part.is_subset(chunk))
-        };
+        let includes =
+            |number, part: &RoaringBitmap| self.chunks.get(number).is_some_and(|chunk| part.is_subset(chunk));
         other.chunks.iter().all(|(number, part)| includes(number, part))
     }
 

@@ -85,10 +85,7 @@ impl Members {
     }
 
     /// Those at `urls`, asked with `key`; `None` if there are none. An error is one line, and holds no secret.
-    pub fn at<'a>(
-        urls: impl Iterator<Item = &'a str>,
-        key: Option<&String>,
-    ) -> Result<Option<Self>, String> {
+    pub fn at<'a>(urls: impl Iterator<Item = &'a str>, key: Option<&String>) -> Result<Option<Self>, String> {
         let mut bases = Vec::new();
         for url in urls.map(str::trim).filter(|url| !url.is_empty()) {
             if url.contains('@') {
