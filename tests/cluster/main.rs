@@ -18,6 +18,7 @@ mod kill_loop;
 mod lost_disk;
 mod minority;
 mod oracle;
+mod recipes;
 mod restart;
 mod settings;
 mod snapshot;
