@@ -170,7 +170,11 @@ pub const MAX_PULL_BYTES: usize = 8 << 20;
 pub const MAX_PULL_ANSWER_BYTES: usize = 2 * MAX_PULL_BYTES;
 /// How long connecting to another cluster may take.
 pub const REMOTE_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a pull may wait for something to say, in milliseconds.
+/// How long a pull waits for something to say, in milliseconds, and how long one may. Short, because nothing else
+/// tells a link that is idle from one that is dead.
+pub const PULL_WAIT_MS: u64 = 5000;
 pub const MAX_PULL_WAIT_MS: u64 = 30_000;
+/// A link from which nothing has come for this long is dead.
+pub const REMOTE_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pauses of a mirror after failures, in milliseconds: the first one, and the longest (C-MIRROR-11).
 pub const MIRROR_PAUSE_MS: (u64, u64) = (100, 30_000);

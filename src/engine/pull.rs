@@ -167,7 +167,8 @@ impl Engine {
         let share = (query.max_bytes / has_news.len().max(1)).max(MIN_TOPIC_BYTES);
         let mut pulled = Vec::new();
         for shared in has_news {
-            if bytes_left == 0 || pulled.len() >= MAX_PULLED_TOPICS {
+            // Where to begin is asked once, and so told of all topics, if not with their first records.
+            if query.start.is_none() && (bytes_left == 0 || pulled.len() >= MAX_PULLED_TOPICS) {
                 break;
             }
             let (topic, bytes) = self.pull_topic(query, shared, share.min(bytes_left)).await?;
@@ -215,7 +216,7 @@ impl Engine {
             items: Vec::new(),
         };
         let (mut records, mut bytes) = (0, 0);
-        loop {
+        while max_bytes > 0 {
             let start = {
                 let topic = shared.read();
                 let evicted_to_seq = topic.floors.evict() - 1;

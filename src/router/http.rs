@@ -8,7 +8,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
 
 use super::remote::{Answering, Remote, RemoteError};
-use crate::limits::{MAX_PULL_ANSWER_BYTES, REMOTE_CONNECT_TIMEOUT};
+use crate::limits::{MAX_PULL_ANSWER_BYTES, REMOTE_CONNECT_TIMEOUT, REMOTE_READ_TIMEOUT};
 
 /// Where pulls go, below the address of a member.
 pub const PULL_PATH: &str = "/v0/mirror/pull";
@@ -41,6 +41,7 @@ impl HttpRemote {
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .connect_timeout(REMOTE_CONNECT_TIMEOUT)
+            .read_timeout(REMOTE_READ_TIMEOUT)
             .tcp_nodelay(true)
             .build();
         client.map(|client| HttpRemote { client }).map_err(|error| error.to_string())

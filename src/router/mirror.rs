@@ -16,15 +16,15 @@ use super::remote::RemoteError;
 use super::wire::{AnsweredPage, AnsweredTopic, PullAnswer, PullRequest};
 use super::{Context, status};
 use crate::engine::{LinkState, PullCursor, PullQuery, Sources};
-use crate::limits::{MAX_PULL_BYTES, MAX_PULL_WAIT_MS, MIRROR_PAUSE_MS};
+use crate::limits::{MAX_PULL_BYTES, MIRROR_PAUSE_MS, PULL_WAIT_MS};
 use crate::record::HeaderEdit;
 use crate::state::{
     Cluster, Copy, CopyItem, CopyPart, Draft, Forwarded, Instance, Outcome, Refusal, RouterConfig,
     SharedRouter, SharedTopic,
 };
 
-/// Added to the time that a pull may wait, for the answer to come.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Added to the time that a pull may wait, for a large answer to come over a slow line.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How far a topic is examined without writing that down; a new leader examines it again.
 const MAX_AHEAD_SEQS: u64 = 10_000;
@@ -172,7 +172,7 @@ impl Mirror {
             tokio::time::sleep_until(until).await;
             return Ok(());
         }
-        let longest = Duration::from_millis(MAX_PULL_WAIT_MS);
+        let longest = Duration::from_millis(PULL_WAIT_MS);
         let wait = next_try.map_or(longest, |until| longest.min(until - now));
         let request = self.request(sources, excluded, wait);
         let answer = self.pull(&request, wait).await?;
