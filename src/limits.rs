@@ -103,6 +103,11 @@ pub const MAX_LATE_BYTES: u64 = 32 << 20;
 /// Topics in which one command takes what is expired.
 pub const MAX_TOPICS_PER_EXPIRY: usize = 1024;
 
+/// Most postings that a look by tag takes from the index, 16 MiB; if more match, it reads the topic instead.
+pub const MAX_LOOK_POSTINGS: u64 = 1 << 20;
+/// So many are taken in any case, however few records the topic has.
+pub const MIN_LOOK_POSTINGS: u64 = 4096;
+
 /// Bytes of runs in one block: one checkpoint value, below sled's limit for inline values.
 pub const RUN_BLOCK_BYTES: usize = 4 << 10;
 

@@ -22,6 +22,7 @@ mod delete;
 mod expiry;
 mod forward;
 mod garbage;
+mod look;
 mod origins;
 mod outcome;
 mod put_router;
@@ -56,6 +57,7 @@ pub use copy_command::{Copy, CopyItem, CopyPart, RoutePart, put_items, read_item
 pub use delete::{Ranges, match_run};
 pub use forward::lost_seqs;
 pub use garbage::{EvictedBlock, Garbage};
+pub use look::Look;
 pub use origins::{Gap, Instance, Origin, Origins};
 pub use outcome::{Appended, Forwarded, Outcome, RecordsDeleted, Refusal};
 pub use quota::{ClusterLimits, Limit, Totals};
