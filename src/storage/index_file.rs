@@ -393,3 +393,110 @@ impl IndexWriter {
         disk.remove(&self.unborn)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::filter::TagMatch;
+    use crate::storage::sim_disk::SimDisk;
+
+    fn dir() -> PathBuf {
+        PathBuf::from("/index")
+    }
+
+    const NAME: IndexName = IndexName { first_index: 3, last_index: 90_000, generation: 2 };
+
+    /// Each tag with entries; many postings make several rows, many tags several levels.
+    fn write(disk: &SimDisk, tags: &BTreeMap<String, Vec<u64>>) -> IndexFile {
+        disk.create_dir_all(&dir()).expect("dir");
+        let mut writer =
+            IndexWriter::begin(disk, &dir(), NAME, EntryId { term: 4, index: 90_000 }).expect("begin");
+        for (tag, indexes) in tags {
+            let key = Wanted::tags(&TagMatch::Eq(tag.clone())).start;
+            writer.push(&key, &postings(indexes)).expect("push");
+        }
+        writer.finish(disk, &dir(), 77).expect("finish");
+        IndexFile::open(disk, &dir(), NAME).expect("open")
+    }
+
+    fn postings(indexes: &[u64]) -> Vec<Posting> {
+        indexes.iter().map(|index| Posting { index: *index, first_position: 0, count: 1 }).collect()
+    }
+
+    fn find(disk: &SimDisk, file: &IndexFile, tags: &TagMatch) -> io::Result<Vec<Posting>> {
+        let mut found = Vec::new();
+        assert!(file.find(disk, &dir(), &Wanted::tags(tags), &mut found, usize::MAX)?);
+        Ok(found)
+    }
+
+    fn tags() -> BTreeMap<String, Vec<u64>> {
+        let long = (3..9000).map(|index| index * 7).collect::<Vec<u64>>();
+        let many =
+            (0..4000).map(|tag| (format!("m/{:04}-{}", tag, "x".repeat(tag % 60)), vec![tag as u64 + 3]));
+        many.chain([("long".to_owned(), long), ("z".to_owned(), vec![5])]).collect()
+    }
+
+    #[test]
+    fn what_was_written_is_found_by_key_and_by_beginning() {
+        let (disk, tags) = (SimDisk::new(1), tags());
+        let file = write(&disk, &tags);
+        assert!(file.levels > 2 && file.live_entries == 77 && file.last.term == 4);
+        for (tag, indexes) in tags.iter().step_by(7).chain(tags.iter().filter(|(tag, _)| *tag == "long")) {
+            assert_eq!(
+                find(&disk, &file, &TagMatch::Eq(tag.clone())).expect("find"),
+                postings(indexes),
+                "{tag}"
+            );
+        }
+        for prefix in ["", "m/", "m/00", "m/3999", "long", "lz", "zz", "a"] {
+            let expected = tags.iter().filter(|(tag, _)| tag.starts_with(prefix));
+            let expected: Vec<u64> = expected.flat_map(|(_, indexes)| indexes.clone()).collect();
+            let found = find(&disk, &file, &TagMatch::Glob(prefix.to_owned())).expect("find");
+            assert_eq!(found, postings(&expected), "{prefix}");
+        }
+        assert!(find(&disk, &file, &TagMatch::Eq("m/".to_owned())).expect("find").is_empty());
+        let mut few = Vec::new();
+        let long = Wanted::tags(&TagMatch::Eq("long".to_owned()));
+        assert!(!file.find(&disk, &dir(), &long, &mut few, 1000).expect("find"), "more than was allowed");
+    }
+
+    #[test]
+    fn a_file_without_rows_finds_nothing() {
+        let disk = SimDisk::new(1);
+        let file = write(&disk, &BTreeMap::new());
+        assert!(find(&disk, &file, &TagMatch::Glob(String::new())).expect("find").is_empty());
+    }
+
+    proptest! {
+        /// A turned bit is noticed, or lies where this look did not come by.
+        #[test]
+        fn damage_is_noticed_and_never_a_wrong_answer(at: prop::sample::Index, bit in 0u8..8, cut: bool) {
+            let (disk, tags) = (SimDisk::new(1), tags());
+            let file = write(&disk, &tags);
+            let path = dir().join(NAME.file_name());
+            let at = at.index(file.len_bytes as usize) as u64;
+            if cut { disk.truncate(&path, at).unwrap() } else { disk.flip_bit(&path, at, bit).unwrap() }
+            for tag in ["long", "m/2000-xxxxxxxxxxxxxxxxxxxx", "z"] {
+                let opened = IndexFile::open(&disk, &dir(), NAME);
+                if let Ok(found) = opened.and_then(|file| find(&disk, &file, &TagMatch::Eq(tag.to_owned()))) {
+                    prop_assert_eq!(found, postings(&tags[tag]));
+                }
+            }
+            let all = IndexFile::open(&disk, &dir(), NAME)
+                .and_then(|file| find(&disk, &file, &TagMatch::Glob(String::new())));
+            prop_assert!(all.is_err());
+        }
+
+        #[test]
+        fn arbitrary_ends_never_panic(head: Vec<u8>, foot: Vec<u8>) {
+            let (mut head, mut foot) = (head, foot);
+            put_sum(&mut head);
+            put_sum(&mut foot);
+            let _ = IndexFile::parse(NAME, 100, &head, &foot);
+        }
+    }
+}

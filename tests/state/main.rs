@@ -4,6 +4,7 @@ mod append_many;
 mod deletes;
 mod garbage;
 mod golden;
+mod index;
 mod model;
 mod random;
 mod sessions;

@@ -144,6 +144,8 @@ struct Member {
     checkpoint: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Records of every entry applied.
     log: BTreeMap<EntryId, EntryRecords>,
+    /// The floors of each instance when they were last looked at.
+    floors: std::cell::RefCell<BTreeMap<u64, (u64, u64)>>,
 }
 
 impl Member {
@@ -265,6 +267,11 @@ impl Member {
             prop_assert_eq!((held.head_seq, held.earliest_seq, held.count, held.bytes), expected, "{}", name);
             let evict_floor = topic.gone.iter().map(|(record, _)| record.seq + 1).max().unwrap_or(1);
             prop_assert_eq!(held.floors.evict(), evict_floor, "{}", name);
+            // C-GAP-01
+            let floors = (held.floors.evict(), held.earliest_seq);
+            prop_assert!(floors.0 <= floors.1 && floors.1 <= held.head_seq + 1, "{}: {:?}", name, floors);
+            let before = self.floors.borrow_mut().insert(held.epoch, floors).unwrap_or_default();
+            prop_assert!(before.0 <= floors.0 && before.1 <= floors.1, "{}: {:?}", name, (before, floors));
         }
         let routers = self.state.routers();
         prop_assert_eq!(routers.len(), model.routers.len());
