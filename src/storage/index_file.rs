@@ -433,16 +433,16 @@ mod tests {
         Ok(found)
     }
 
-    fn tags() -> BTreeMap<String, Vec<u64>> {
+    fn tags(count: usize, most_bytes: usize) -> BTreeMap<String, Vec<u64>> {
         let long = (3..9000).map(|index| index * 7).collect::<Vec<u64>>();
-        let many =
-            (0..4000).map(|tag| (format!("m/{:04}-{}", tag, "x".repeat(tag % 60)), vec![tag as u64 + 3]));
+        let tag = |number: usize| format!("m/{number:04}-{}", "x".repeat(number % most_bytes));
+        let many = (0..count).map(|number| (tag(number), vec![number as u64 + 3]));
         many.chain([("long".to_owned(), long), ("z".to_owned(), vec![5])]).collect()
     }
 
     #[test]
     fn what_was_written_is_found_by_key_and_by_beginning() {
-        let (disk, tags) = (SimDisk::new(1), tags());
+        let (disk, tags) = (SimDisk::new(1), tags(9999, 240));
         let file = write(&disk, &tags);
         assert!(file.levels > 2 && file.live_entries == 77 && file.last.term == 4);
         for (tag, indexes) in tags.iter().step_by(7).chain(tags.iter().filter(|(tag, _)| *tag == "long")) {
@@ -475,7 +475,7 @@ mod tests {
         /// A turned bit is noticed, or lies where this look did not come by.
         #[test]
         fn damage_is_noticed_and_never_a_wrong_answer(at: prop::sample::Index, bit in 0u8..8, cut: bool) {
-            let (disk, tags) = (SimDisk::new(1), tags());
+            let (disk, tags) = (SimDisk::new(1), tags(4000, 60));
             let file = write(&disk, &tags);
             let path = dir().join(NAME.file_name());
             let at = at.index(file.len_bytes as usize) as u64;
