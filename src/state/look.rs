@@ -193,7 +193,9 @@ impl Blocks {
             if run.first_seq > *seqs.end() {
                 break;
             }
-            let Some(run) = run.after(seqs.start() - 1).filter(|run| !run.overlay.drops_tag) else { continue };
+            let Some(run) = run.after(seqs.start() - 1).filter(|run| !run.overlay.drops_tag) else {
+                continue;
+            };
             let run = Run { count: run.count.min(seqs.end() + 1 - run.first_seq), ..run };
             let index = run.entry.index;
             if !is_covered && !found.covers(&(index..=index)) {

@@ -54,6 +54,7 @@ impl Setup {
                 write_bytes: 1 << (12 + dice.below(8)),
                 zero_below_bytes: 16 << 10,
                 zero_step_bytes: 8 << 10,
+                index_bytes: 4 << 10,
             },
             timers: Timers {
                 heartbeat_ms: election_timeout_min_ms / 4,
