@@ -205,7 +205,7 @@ impl Rows {
 
     fn read(&self, block: Block) -> io::Result<Vec<u8>> {
         let len = block.len_bytes as usize;
-        if len < 4 || len > BLOCK_BYTES_MAX || self.stack.len() >= self.levels {
+        if !(4..=BLOCK_BYTES_MAX).contains(&len) || self.stack.len() >= self.levels {
             return Err(Malformed("index block").into());
         }
         let mut bytes = vec![0; len];
