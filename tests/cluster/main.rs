@@ -7,6 +7,7 @@
 mod agreement;
 mod append_tail;
 mod bench;
+mod browser;
 mod client;
 mod cold_read;
 mod damage;
@@ -26,4 +27,7 @@ mod start;
 mod stop;
 mod storage_full;
 mod streams;
+mod watch_client;
+mod watch_oracle;
+mod watch_soak;
 mod writers;
