@@ -215,8 +215,26 @@ impl Engine {
             lost: Vec::new(),
             items: Vec::new(),
         };
+        let bytes = match max_bytes {
+            0 => 0,
+            _ => self.extend_page(query, shared, is_echo, max_bytes, &mut page).await?,
+        };
+        let is_news = known.is_none() || page.to_seq > from_seq;
+        Ok((is_news.then(|| told(Pulled::Page(page))).flatten(), bytes))
+    }
+
+    /// Reads on from where `page` ends, until it is full or nothing is left. Gives the bytes of its records.
+    async fn extend_page(
+        &self,
+        query: &PullQuery,
+        shared: &Arc<SharedTopic>,
+        is_echo: impl Fn(&Instance) -> bool,
+        max_bytes: usize,
+        page: &mut PulledPage,
+    ) -> Result<usize, Error> {
+        let head_seq = shared.read().head_seq;
         let (mut records, mut bytes) = (0, 0);
-        while max_bytes > 0 {
+        loop {
             let start = {
                 let topic = shared.read();
                 let evicted_to_seq = topic.floors.evict() - 1;
@@ -254,8 +272,7 @@ impl Engine {
                 break;
             }
         }
-        let is_news = known.is_none() || page.to_seq > from_seq;
-        Ok((is_news.then(|| told(Pulled::Page(page))).flatten(), bytes))
+        Ok(bytes)
     }
 
     /// Whether the record at the cursor is what it was; also if it is gone by now.
