@@ -5,5 +5,8 @@ mod deletes;
 mod garbage;
 mod golden;
 mod model;
+mod model_route;
 mod random;
 mod sessions;
+mod topologies;
+mod world;
