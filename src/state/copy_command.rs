@@ -264,6 +264,44 @@ mod tests {
             prop_assert!(reader.finish().is_ok());
             let _ = read_items(&mut Reader::new(&bytes, "items"));
             let _ = Copy::decode(&mut Reader::new(&bytes, "copy"), 0);
+            let _ = decode_route(&mut Reader::new(&bytes, "route"));
+        }
+    }
+
+    #[test]
+    fn what_no_topic_can_say_is_not_read() {
+        let read = |item: CopyItem| {
+            let mut out = BytesMut::new();
+            put_items(&mut out, &[item]);
+            read_items(&mut Reader::new(&out, "items"))
+        };
+        let records = |origin_seq, source_seq| CopyItem::Records {
+            instance: 0,
+            origin_seq,
+            origin_ts_ms: 1,
+            source_seq,
+            count: 2,
+        };
+        let gap = |from_seq, to_seq| CopyItem::Gap { instance: 0, from_seq, to_seq };
+        let last = SEQ_LIMIT - 1;
+        for item in [records(1, 1), records(last - 2, last - 2), gap(1, last)] {
+            assert_eq!(read(item.clone()), Ok(vec![item]));
+        }
+        let beyond =
+            [records(0, 1), records(1, 0), records(last, 1), records(1, last), records(u64::MAX - 9, 1)];
+        for item in beyond.into_iter().chain([gap(0, 1), gap(1, SEQ_LIMIT), gap(2, u64::MAX - 1)]) {
+            assert!(read(item.clone()).is_err(), "{item:?}");
+        }
+    }
+
+    #[test]
+    fn an_instance_with_an_endless_name_is_not_read() {
+        for (length, is_read) in [(1024, true), (1025, false)] {
+            let topic = "t".repeat(length).into();
+            let instance = Instance { cluster_id: 7, cluster: "east".into(), topic, epoch: 1 };
+            let mut out = BytesMut::new();
+            instance.put(&mut out);
+            assert_eq!(Instance::read(&mut Reader::new(&out, "instance")).is_ok(), is_read);
         }
     }
 }

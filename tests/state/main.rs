@@ -6,5 +6,8 @@ mod garbage;
 mod golden;
 mod index;
 mod model;
+mod model_route;
 mod random;
 mod sessions;
+mod topologies;
+mod world;
