@@ -216,7 +216,7 @@ impl Engine {
             items: Vec::new(),
         };
         let (mut records, mut bytes) = (0, 0);
-        while max_bytes > 0 {
+        while bytes < max_bytes {
             let start = {
                 let topic = shared.read();
                 let evicted_to_seq = topic.floors.evict() - 1;

@@ -174,15 +174,21 @@ impl Mirror {
         }
         let longest = Duration::from_millis(PULL_WAIT_MS);
         let wait = next_try.map_or(longest, |until| longest.min(until - now));
-        let request = self.request(sources, excluded, wait);
+        let (request, dest_epochs) = self.request(sources, excluded, wait);
         let answer = self.pull(&request, wait).await?;
         let Some(answer) = answer else { return Ok(()) };
-        self.write(answer).await
+        self.write(answer, &dest_epochs).await
     }
 
-    fn request(&self, sources: Sources, excluded: BTreeSet<String>, wait: Duration) -> PullRequest {
+    /// Also gives the destination that each cursor counts for, its epoch by source topic.
+    fn request(
+        &self,
+        sources: Sources,
+        excluded: BTreeSet<String>,
+        wait: Duration,
+    ) -> (PullRequest, BTreeMap<String, u64>) {
         let router = self.router.read();
-        let mut cursors = BTreeMap::new();
+        let (mut cursors, mut dest_epochs) = (BTreeMap::new(), BTreeMap::new());
         for (source, position) in &router.positions {
             let dest = self.context.engine.catalog().get(dest_of(&self.config, source));
             // A destination that was made anew gets everything anew.
@@ -191,6 +197,7 @@ impl Mirror {
                 let ahead = self.ahead.get(&**source).filter(|ahead| ahead.epoch == epoch && ahead.seq > seq);
                 let cursor = ahead.copied().unwrap_or(PullCursor { epoch, seq, entry });
                 cursors.insert(source.to_string(), cursor);
+                dest_epochs.insert(source.to_string(), position.dest_epoch);
             }
         }
         let query = PullQuery {
@@ -205,7 +212,7 @@ impl Mirror {
             wait_ms: wait.as_millis() as u64,
             max_bytes: MAX_PULL_BYTES,
         };
-        PullRequest { puller: self.own.clone(), query }
+        (PullRequest { puller: self.own.clone(), query }, dest_epochs)
     }
 
     /// `None` if there was nothing to say.
@@ -238,7 +245,7 @@ impl Mirror {
     }
 
     /// Has written what is new in `answer`.
-    async fn write(&mut self, answer: PullAnswer) -> Result<(), Halt> {
+    async fn write(&mut self, answer: PullAnswer, dest_epochs: &BTreeMap<String, u64>) -> Result<(), Halt> {
         let PullAnswer { cluster, instances, topics } = answer;
         let (config, router) = (self.config.clone(), self.router.clone());
         let mut has_diverged = false;
@@ -254,6 +261,11 @@ impl Mirror {
             };
             let dest_name = dest_of(&config, &topic.topic);
             let dest = self.context.engine.catalog().get(dest_name);
+            // If it was made anew since the pull began, it lacks what is before the cursor too.
+            let asked_for = dest_epochs.get(topic.topic.as_str());
+            if asked_for.is_some_and(|epoch| dest.as_ref().is_none_or(|dest| dest.epoch != *epoch)) {
+                continue;
+            }
             let (items, kept) = untaken(page, &instances, dest.as_deref());
             if items.is_empty() && page.lost.is_empty() && self.may_wait(topic, page, dest.as_deref()) {
                 continue;

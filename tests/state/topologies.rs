@@ -204,7 +204,7 @@ fn explore(topology: Topology, written: &[usize]) -> usize {
             match act.checked_sub(topology.count) {
                 None => {
                     left[*act] -= 1;
-                    world.members[*act].write(SHARED);
+                    world.members[*act].write(SHARED, 1);
                 }
                 Some(link) => assert!(world.step(link, usize::MAX)),
             }
@@ -304,9 +304,11 @@ impl History {
         let (at, link, most) = (self.dice.below(count), self.dice.below(links), 1 + self.dice.below(3));
         match self.dice.below(18) {
             0..=3 if self.written.iter().sum::<usize>() < 5 => {
-                self.written[at] += 1;
+                let batch = most.min(5 - self.written.iter().sum::<usize>());
+                self.written[at] += batch;
                 let has_beside = self.world.members[at].state.catalog().get(BESIDE).is_some();
-                self.world.members[at].write(if has_beside && most == 1 { BESIDE } else { SHARED });
+                let topic = if has_beside && link % 2 == 0 { BESIDE } else { SHARED };
+                self.world.members[at].write(topic, batch as u64);
             }
             4..=7 => drop(self.world.step(link, most)),
             8 | 9 => self.under_way.extend(self.world.pull(link, most)),

@@ -116,16 +116,17 @@ impl Member {
         self.slots.entry(shared.epoch).or_default().extend(new);
     }
 
-    /// Appends one record that says where it was written.
-    pub fn write(&mut self, topic: &str) {
+    /// Appends records that say where they were written, all in one entry.
+    pub fn write(&mut self, topic: &str, count: u64) {
         let shared = self.state.catalog().get(topic);
         // Topics and routers draw their numbers from one row; a topic that is made now gets the next one.
         let (epoch, seq) = shared.map_or((0, 1), |shared| (shared.epoch, shared.read().head_seq + 1));
-        let data = format!("\"{}:{topic}:{epoch}:{seq}\"", self.at);
+        let data: Vec<String> =
+            (seq..seq + count).map(|seq| format!("\"{}:{topic}:{epoch}:{seq}\"", self.at)).collect();
         let create = Create::With(TopicConfig::default());
         let append = Append { topic, create, expect_head_seq: None, idempotency_key: None };
-        let record = Record { data: &data, ..Record::default() };
-        let outcome = self.apply(Draft::append(&append, [record].into_iter(), 0));
+        let records = data.iter().map(|data| Record { data, ..Record::default() });
+        let outcome = self.apply(Draft::append(&append, records, 0));
         assert!(matches!(outcome, Outcome::Appended(_)), "{outcome:?}");
     }
 
@@ -292,7 +293,7 @@ impl Member {
             to_seq = evicted_to_seq;
         }
         let (mut items, mut records): (Vec<CopyItem>, Vec<Vec<u8>>) = (Vec::new(), Vec::new());
-        while to_seq < topic.head_seq && items.len() < most {
+        while to_seq < topic.head_seq && items.len().max(records.len()) < most {
             let seq = to_seq + 1;
             to_seq = seq;
             if let Some((_, gap)) = topic.origins.gaps_in(seq..=seq).next() {
