@@ -184,7 +184,7 @@ impl Planner<'_> {
         };
         let mut ranges = ranges.iter().filter_map(unreported);
         let Some(first) = ranges.next() else { return };
-        let last = ranges.last().unwrap_or(first.clone());
+        let last = ranges.next_back().unwrap_or(first.clone());
         let range = *first.start()..=*last.end();
         self.items.push(Item::Gap { instance: instance.clone(), range });
     }
