@@ -77,6 +77,8 @@ pub struct PulledTopic {
 pub enum Pulled {
     /// The cursor names something that this cluster does not know.
     Diverged,
+    /// There is no such topic any more.
+    Gone,
     Page(PulledPage),
 }
 
@@ -122,7 +124,8 @@ impl Engine {
                 let listen = || bell.listen(shared.epoch, 0);
                 listeners.entry(shared.epoch).or_insert_with(listen).rearm();
             }
-            let pulled = self.pull_some(query, &topics).await?;
+            let mut pulled = self.pull_some(query, &topics).await?;
+            pulled.extend(self.gone(query));
             if !pulled.is_empty() || self.is_draining() || Instant::now() >= deadline {
                 return Ok(pulled);
             }
@@ -145,6 +148,20 @@ impl Engine {
                 Ok(topics)
             }
         }
+    }
+
+    /// Topics that the mirror knows and that are not there any more.
+    fn gone(&self, query: &PullQuery) -> Vec<PulledTopic> {
+        let known = query.cursors.keys().filter(|name| !query.excluded.contains(*name));
+        let gone = known.filter(|name| self.catalog().get(name).is_none()).take(MAX_PULLED_TOPICS);
+        gone.map(|name| PulledTopic {
+            topic: name.as_str().into(),
+            epoch: 0,
+            topic_type: TopicType::Log,
+            head_seq: 0,
+            content: Pulled::Gone,
+        })
+        .collect()
     }
 
     async fn pull_some(

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::backoff::Backoff;
 use super::remote::RemoteError;
-use super::wire::{AnsweredPage, AnsweredTopic, PullAnswer, PullRequest};
+use super::wire::{Answered, AnsweredPage, AnsweredTopic, PullAnswer, PullRequest};
 use super::{Context, status};
 use crate::engine::{LinkState, PullCursor, PullQuery, Sources};
 use crate::limits::{MAX_PULL_BYTES, MIRROR_PAUSE_MS, PULL_WAIT_MS};
@@ -225,7 +225,13 @@ impl Mirror {
             Halt::retrying("unreachable", format!("what answers at {url} is no member: {malformed}"))
         })?;
         self.check_cluster(&answer.cluster)?;
-        Ok((!answer.topics.is_empty()).then_some(answer))
+        Ok((!answer.topics.is_empty() || self.is_first_contact()).then_some(answer))
+    }
+
+    /// Whether nothing was written yet of what the remote has said. Where to begin is asked only then, so that it
+    /// has met an empty cluster is written down too.
+    fn is_first_contact(&self) -> bool {
+        self.router.read().remote_cluster.is_none()
     }
 
     /// C-MIRROR-15
@@ -249,15 +255,20 @@ impl Mirror {
         let PullAnswer { cluster, instances, topics } = answer;
         let (config, router) = (self.config.clone(), self.router.clone());
         let mut has_diverged = false;
-        let (mut parts, mut records) = (Vec::new(), Vec::new());
+        let (mut parts, mut records, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for topic in &topics {
-            let Some(page) = &topic.page else {
-                has_diverged = true;
-                self.block(
-                    &topic.topic,
-                    ("source_diverged".into(), "its history there is another one".into()),
-                );
-                continue;
+            let page = match &topic.answer {
+                Answered::Page(page) => page,
+                Answered::Gone => {
+                    gone.push(topic.topic.as_str());
+                    continue;
+                }
+                Answered::Diverged => {
+                    has_diverged = true;
+                    let told = "its history there is another one";
+                    self.block(&topic.topic, ("source_diverged".into(), told.into()));
+                    continue;
+                }
             };
             let dest_name = dest_of(&config, &topic.topic);
             let dest = self.context.engine.catalog().get(dest_name);
@@ -277,7 +288,7 @@ impl Mirror {
             }
             parts.push(part(&router, dest_name, topic, page, items, dest.as_deref()));
         }
-        if parts.is_empty() {
+        if parts.is_empty() && gone.is_empty() && !self.is_first_contact() {
             // With one source there is nothing else to do.
             let is_all = has_diverged && !self.config.source.ends_with('*');
             return if is_all { Err(diverged("its history there is another one")) } else { Ok(()) };
@@ -287,6 +298,7 @@ impl Mirror {
             cluster_id: cluster.id,
             instances: instances.clone(),
             parts,
+            gone,
         };
         let draft = Draft::copy(
             &copy,
@@ -346,6 +358,11 @@ impl Mirror {
         topics: &[AnsweredTopic],
         forwarded: &[Forwarded],
     ) -> Result<(), Halt> {
+        for source in &copy.gone {
+            self.lags.remove(*source);
+            self.blocked.remove(*source);
+            self.ahead.remove(*source);
+        }
         let heads: BTreeMap<&str, u64> =
             topics.iter().map(|topic| (topic.topic.as_str(), topic.head_seq)).collect();
         let mut has_moved = false;

@@ -34,6 +34,8 @@ pub struct Copy<'a> {
     /// What the parts name by number.
     pub instances: Vec<Instance>,
     pub parts: Vec<CopyPart<'a>>,
+    /// Topics there that are gone: the router's positions in them are forgotten.
+    pub gone: Vec<&'a str>,
 }
 
 /// What was pulled of one topic.
@@ -105,6 +107,8 @@ impl<'a> Copy<'a> {
         self.instances.iter().for_each(|instance| instance.put(out));
         put_varint(out, self.parts.len() as u64);
         self.parts.iter().for_each(|part| part.encode(out));
+        put_varint(out, self.gone.len() as u64);
+        self.gone.iter().for_each(|source| put_blob(out, source.as_bytes()));
     }
 
     /// `record_count` is that of the entry: the parts take up all of its records.
@@ -118,7 +122,9 @@ impl<'a> Copy<'a> {
         if parts.iter().map(CopyPart::record_count).sum::<u64>() != u64::from(record_count) {
             return Err(reader.malformed());
         }
-        Ok(Copy { generation, cluster_id, instances, parts })
+        let count = reader.count(1)?;
+        let gone = (0..count).map(|_| reader.text()).collect::<Result<_, _>>()?;
+        Ok(Copy { generation, cluster_id, instances, parts, gone })
     }
 }
 

@@ -22,6 +22,8 @@ mod delete;
 mod expiry;
 mod forward;
 mod garbage;
+mod intake;
+mod local_route;
 mod look;
 mod origins;
 mod outcome;
@@ -55,8 +57,8 @@ pub use command::{
 };
 pub use copy_command::{Copy, CopyItem, CopyPart, RoutePart, put_items, read_items};
 pub use delete::{Ranges, match_run};
-pub use forward::lost_seqs;
 pub use garbage::{EvictedBlock, Garbage};
+pub use intake::lost_seqs;
 pub use look::Look;
 pub use origins::{Gap, Instance, Origin, Origins};
 pub use outcome::{Appended, Forwarded, Outcome, RecordsDeleted, Refusal};
@@ -420,7 +422,7 @@ impl State {
             Command::DeleteRecords(delete) => self.delete_records(delete, target),
             Command::Expire => self.expire(),
             Command::Route(_) => self.forward(entry, None),
-            Command::Copy(copy) => self.forward(entry, Some(copy.cluster_id)),
+            Command::Copy(copy) => self.forward(entry, Some(copy)),
             Command::SetLimits(limits) => {
                 self.limits = *limits;
                 Ok(Applied::of(Outcome::LimitsSet))
