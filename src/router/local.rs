@@ -45,13 +45,15 @@ struct LocalRoutes {
     bell: Bell,
     /// By the slot of the bell.
     sources: Vec<Source>,
+    /// Which source is looked at first: of several with one destination only one gets into a command.
+    turn: usize,
 }
 
 /// Runs all local routers while this member leads. Never returns.
 pub(super) async fn run(context: Context) {
     let mut versions = context.engine.watch_routers();
     let bell = context.engine.bell();
-    let mut routes = LocalRoutes { context, bell, sources: Vec::new() };
+    let mut routes = LocalRoutes { context, bell, sources: Vec::new(), turn: 0 };
     let mut is_stale = true;
     loop {
         if is_stale || versions.has_changed().unwrap_or(false) {
@@ -124,7 +126,9 @@ impl LocalRoutes {
         let now = Instant::now();
         let (mut parts, mut dests) = (Vec::new(), BTreeSet::new());
         let mut records_left = MAX_ROUTED_RECORDS;
-        for source in self.sources.iter_mut().filter(|source| source.is_due) {
+        self.turn = (self.turn + 1) % self.sources.len().max(1);
+        let (before, from_turn) = self.sources.split_at_mut(self.turn);
+        for source in from_turn.iter_mut().chain(before).filter(|source| source.is_due) {
             let head_seq = source.shared.read().head_seq;
             let mut is_done = true;
             for route in &mut source.routes {

@@ -19,7 +19,7 @@ use crate::engine::{LinkState, PullCursor, PullQuery, Sources};
 use crate::limits::{MAX_PULL_BYTES, MIRROR_PAUSE_MS, PULL_WAIT_MS};
 use crate::record::HeaderEdit;
 use crate::state::{
-    Cluster, Copy, CopyItem, CopyPart, Draft, Forwarded, Instance, Outcome, Refusal, RouterConfig,
+    Cluster, Copy, CopyItem, CopyPart, Draft, Forwarded, Instance, Outcome, Ranges, Refusal, RouterConfig,
     SharedRouter, SharedTopic,
 };
 
@@ -278,7 +278,7 @@ impl Mirror {
                 continue;
             }
             let (items, kept) = untaken(page, &instances, dest.as_deref());
-            if items.is_empty() && page.lost.is_empty() && self.may_wait(topic, page, dest.as_deref()) {
+            if items.is_empty() && page.lost.seqs.is_empty() && self.may_wait(topic, page, dest.as_deref()) {
                 continue;
             }
             for (item, records_of_item) in items.iter().filter(|item| is_records(item)).zip(kept) {
@@ -286,7 +286,8 @@ impl Mirror {
                 let origin = &instances[*instance as usize];
                 records.extend(records_of_item.iter().map(|record| (record.clone(), origin)));
             }
-            parts.push(part(&router, dest_name, topic, page, items, dest.as_deref()));
+            let lost = lost(page, &instances, dest.as_deref()).clone();
+            parts.push(part(&router, dest_name, (topic, page), items, lost, dest.as_deref()));
         }
         if parts.is_empty() && gone.is_empty() && !self.is_first_contact() {
             // With one source there is nothing else to do.
@@ -406,9 +407,9 @@ impl Mirror {
 fn part<'a>(
     router: &SharedRouter,
     dest_name: &'a str,
-    topic: &'a AnsweredTopic,
-    page: &AnsweredPage,
+    (topic, page): (&'a AnsweredTopic, &AnsweredPage),
     items: Vec<CopyItem>,
+    lost: Ranges,
     dest: Option<&SharedTopic>,
 ) -> CopyPart<'a> {
     let router = router.read();
@@ -427,7 +428,7 @@ fn part<'a>(
         from_seq: position.map(|position| position.seq),
         to_seq: page.to_seq,
         to_entry: page.to_entry,
-        lost: page.lost.clone(),
+        lost,
         items,
     }
 }
@@ -443,6 +444,18 @@ fn diverged(message: &str) -> Halt {
 
 fn is_records(item: &CopyItem) -> bool {
     matches!(item, CopyItem::Records { .. })
+}
+
+/// Which seqs of the source `dest` has lost. Copies that the source gave up are not lost if `dest` has all that the
+/// source ever had from where they come.
+fn lost<'a>(page: &'a AnsweredPage, instances: &[Instance], dest: Option<&SharedTopic>) -> &'a Ranges {
+    let (Some(dest), Some(others)) = (dest, &page.lost.others) else { return &page.lost.seqs };
+    let topic = dest.read();
+    let has_all = |(number, taken): &(u32, Ranges)| {
+        let number = instances.get(*number as usize).and_then(|instance| topic.origins.number(instance));
+        taken.iter().all(|range| topic.origins.unreported_in(number, range.clone()).is_none())
+    };
+    if others.iter().all(has_all) { &page.lost.own } else { &page.lost.seqs }
 }
 
 /// What of a page `dest` does not have, and the records of each of those items.
