@@ -21,6 +21,8 @@ use crate::storage::EntryId;
 const MAX_PULLED_RECORDS: usize = 10_000;
 /// The least that each topic may send, in bytes, however many have something to say.
 const MIN_TOPIC_BYTES: usize = 64 << 10;
+/// What a record or gap counts for beside its stored bytes: about the most that its place and origin take up.
+const ITEM_BYTES: usize = 32;
 /// Topics of one answer.
 const MAX_PULLED_TOPICS: usize = 1024;
 /// How often it is looked whether a topic was made that the mirror covers.
@@ -167,9 +169,12 @@ impl Engine {
         let share = (query.max_bytes / has_news.len().max(1)).max(MIN_TOPIC_BYTES);
         let mut pulled = Vec::new();
         for shared in has_news {
-            if bytes_left == 0 || pulled.len() >= MAX_PULLED_TOPICS {
+            let is_full = bytes_left == 0 || pulled.len() >= MAX_PULLED_TOPICS;
+            // Where each topic begins is told with the first answer, or it is never known.
+            if is_full && query.start.is_none() {
                 break;
             }
+            let share = if is_full { 0 } else { share };
             let (topic, bytes) = self.pull_topic(query, shared, share.min(bytes_left)).await?;
             bytes_left = bytes_left.saturating_sub(bytes);
             pulled.extend(topic);
@@ -177,7 +182,7 @@ impl Engine {
         Ok(pulled)
     }
 
-    /// What `shared` has to say, and the bytes of the records in that.
+    /// What `shared` has to say, and the bytes of the records in that; without room for any, where it begins.
     async fn pull_topic(
         &self,
         query: &PullQuery,
@@ -214,6 +219,9 @@ impl Engine {
             lost: Vec::new(),
             items: Vec::new(),
         };
+        if max_bytes == 0 {
+            return Ok((told(Pulled::Page(page)), 0));
+        }
         let (mut records, mut bytes) = (0, 0);
         loop {
             let start = {
@@ -237,7 +245,10 @@ impl Engine {
             let Some(read) = self.read_page(shared, &page_query(query, limits), start).await? else {
                 continue;
             };
-            page.items.extend(gap.filter(|gap| !is_echo(&gap.instance)).map(PulledItem::Gap));
+            if let Some(gap) = gap.filter(|gap| !is_echo(&gap.instance)) {
+                page.items.push(PulledItem::Gap(gap));
+                bytes += ITEM_BYTES;
+            }
             let is_end = read.next_from_seq <= cursor_after && read.records.is_empty();
             bytes += records_bytes(&read);
             records += read.records.len();
@@ -298,7 +309,7 @@ fn entry_at(page: &Page) -> Option<EntryId> {
 }
 
 fn records_bytes(page: &Page) -> usize {
-    page.records.iter().map(|record| record.stored().len()).sum()
+    page.records.iter().map(|record| record.stored().len() + ITEM_BYTES).sum()
 }
 
 fn page_query(query: &PullQuery, (limit, max_bytes): (usize, usize)) -> PageQuery {

@@ -14,6 +14,12 @@ use crate::limits::{MAX_PULL_ANSWER_BYTES, REMOTE_CONNECT_TIMEOUT};
 pub const PULL_PATH: &str = "/v0/mirror/pull";
 /// The form of pulls and their answers.
 pub const PULL_CONTENT_TYPE: &str = "application/octet-stream";
+/// Longest time in which nothing more of an answer comes.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
+/// A way that was cut in silence is noticed within 15 s.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(6);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
+const KEEPALIVE_TRIES: u32 = 3;
 /// Longest message of another cluster that is kept.
 const MAX_MESSAGE_CHARS: usize = 300;
 
@@ -42,11 +48,20 @@ impl HttpRemote {
             .retry(reqwest::retry::never())
             .connect_timeout(REMOTE_CONNECT_TIMEOUT)
             .tcp_nodelay(true)
+            .tcp_keepalive(KEEPALIVE_IDLE)
+            .tcp_keepalive_interval(KEEPALIVE_INTERVAL)
+            .tcp_keepalive_retries(KEEPALIVE_TRIES)
             .build();
         client.map(|client| HttpRemote { client }).map_err(|error| error.to_string())
     }
 
-    async fn ask(&self, url: &str, token: Option<&str>, request: Bytes) -> Result<Bytes, RemoteError> {
+    async fn ask(
+        &self,
+        url: &str,
+        token: Option<&str>,
+        request: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, RemoteError> {
         let url = format!("{}{PULL_PATH}", url.trim_end_matches('/'));
         let mut post = self.client.post(&url).header(CONTENT_TYPE, PULL_CONTENT_TYPE).body(request);
         if let Some(token) = token {
@@ -59,7 +74,7 @@ impl HttpRemote {
             value.set_sensitive(true);
             post = post.header(AUTHORIZATION, value);
         }
-        let response = post.send().await.map_err(|error| broken(&error))?;
+        let response = in_time(timeout, post.send()).await?;
         let status = response.status().as_u16();
         let body = whole_body(response).await?;
         match status {
@@ -77,21 +92,14 @@ impl Remote for HttpRemote {
         request: Bytes,
         timeout: Duration,
     ) -> Answering<'a> {
-        Box::pin(async move {
-            match tokio::time::timeout(timeout, self.ask(url, token, request)).await {
-                Ok(answer) => answer,
-                Err(_) => {
-                    let message = format!("no answer within {} ms", timeout.as_millis());
-                    Err(RemoteError::unreachable(message))
-                }
-            }
-        })
+        Box::pin(self.ask(url, token, request, timeout))
     }
 }
 
 async fn whole_body(mut response: Response) -> Result<Bytes, RemoteError> {
     let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| broken(&error))? {
+    // However slow the way is: it is one as long as something comes.
+    while let Some(chunk) = in_time(CHUNK_TIMEOUT, response.chunk()).await? {
         if body.len() + chunk.len() > MAX_PULL_ANSWER_BYTES {
             let message = format!("the answer is of more than {MAX_PULL_ANSWER_BYTES} bytes");
             return Err(RemoteError { code: "internal".into(), message, is_refusal: false });
@@ -99,6 +107,16 @@ async fn whole_body(mut response: Response) -> Result<Bytes, RemoteError> {
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
+}
+
+async fn in_time<T>(
+    timeout: Duration,
+    doing: impl Future<Output = reqwest::Result<T>>,
+) -> Result<T, RemoteError> {
+    match tokio::time::timeout(timeout, doing).await {
+        Ok(done) => done.map_err(|error| broken(&error)),
+        Err(_) => Err(RemoteError::unreachable(format!("no answer within {} ms", timeout.as_millis()))),
+    }
 }
 
 /// The innermost cause says what happened; the others only repeat the address.

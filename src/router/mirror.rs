@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
@@ -76,6 +77,8 @@ struct Mirror {
     /// How far topics were examined beyond the positions that are stored, by source topic: there was nothing to
     /// copy, so there was nothing to write. In a mirror both ways all that comes back is such.
     ahead: BTreeMap<String, PullCursor>,
+    /// The last pull failed: the next one waits for nothing, so that it is told at once if the link is well again.
+    has_failed: bool,
 }
 
 /// Runs one mirror while this member leads. Returns when there is no such router any more.
@@ -97,12 +100,14 @@ pub(super) async fn run(context: Context, router: Arc<SharedRouter>) {
             }
             continue;
         }
+        let config = mirror.config.clone();
         // A pull may wait for long; what is configured anew counts at once.
         let pulled = tokio::select! {
             biased;
-            _ = versions.changed() => continue,
+            () = changed(&mut versions, &router, &config) => continue,
             pulled = mirror.step() => pulled,
         };
+        mirror.has_failed = pulled.is_err();
         let Err(halt) = pulled else {
             backoff.reset();
             mirror.tell_progress();
@@ -113,8 +118,23 @@ pub(super) async fn run(context: Context, router: Arc<SharedRouter>) {
         status::set(&context, router.generation, halt.state, mirror.lag(), Some(halt.told));
         tokio::select! {
             biased;
-            _ = versions.changed() => {}
+            () = changed(&mut versions, &router, &config) => {}
             () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Returns when `router` is paused, is gone, or is not configured as `config` says any more; what becomes of other
+/// routers is no reason to give a pull up.
+async fn changed(versions: &mut watch::Receiver<u64>, router: &SharedRouter, config: &Arc<RouterConfig>) {
+    loop {
+        // Without a sender this member is ending, and this task with it.
+        if versions.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        let now = router.read();
+        if now.is_paused || router.is_deleted() || !Arc::ptr_eq(&now.config, config) {
+            return;
         }
     }
 }
@@ -133,6 +153,7 @@ impl Mirror {
             blocked: BTreeMap::new(),
             lags: BTreeMap::new(),
             ahead: BTreeMap::new(),
+            has_failed: false,
         })
     }
 
@@ -172,12 +193,29 @@ impl Mirror {
             tokio::time::sleep_until(until).await;
             return Ok(());
         }
-        let longest = Duration::from_millis(MAX_PULL_WAIT_MS);
+        let is_new = self.router.read().remote_cluster.is_none();
+        // A topic whose time has come is looked at now: if it says nothing, it is well or gone.
+        let is_curious = is_new || self.has_failed || excluded.len() < self.blocked.len();
+        let longest = Duration::from_millis(if is_curious { 0 } else { MAX_PULL_WAIT_MS });
         let wait = next_try.map_or(longest, |until| longest.min(until - now));
         let request = self.request(sources, excluded, wait);
         let answer = self.pull(&request, wait).await?;
-        let Some(answer) = answer else { return Ok(()) };
+        self.forget_silent(&answer, &request.query.excluded);
+        if answer.topics.is_empty() && !is_new {
+            return Ok(());
+        }
         self.write(answer).await
+    }
+
+    /// Forgets what was told of topics that have nothing to say any more: they may be gone.
+    fn forget_silent(&mut self, answer: &PullAnswer, excluded: &BTreeSet<String>) {
+        let speaking: BTreeSet<&str> = answer.topics.iter().map(|topic| topic.topic.as_str()).collect();
+        let is_kept = |topic: &str| excluded.contains(topic) || speaking.contains(topic);
+        self.blocked.retain(|topic, _| is_kept(topic));
+        // One that had no room in this answer keeps its lag.
+        if answer.topics.is_empty() {
+            self.lags.retain(|topic, _| is_kept(topic));
+        }
     }
 
     fn request(&self, sources: Sources, excluded: BTreeSet<String>, wait: Duration) -> PullRequest {
@@ -208,9 +246,10 @@ impl Mirror {
         PullRequest { puller: self.own.clone(), query }
     }
 
-    /// `None` if there was nothing to say.
-    async fn pull(&self, request: &PullRequest, wait: Duration) -> Result<Option<PullAnswer>, Halt> {
-        let Some(remote) = &self.config.remote else { return Ok(None) };
+    async fn pull(&self, request: &PullRequest, wait: Duration) -> Result<PullAnswer, Halt> {
+        let Some(remote) = &self.config.remote else {
+            return Err(Halt::blocked("internal", "the router is no mirror".into()));
+        };
         let url = &remote.urls[self.next_url % remote.urls.len()];
         let token = remote.token.as_ref().map(|token| token.expose());
         let answer = self.context.remote.pull(url, token, request.encode(), wait + ANSWER_TIMEOUT).await?;
@@ -218,7 +257,7 @@ impl Mirror {
             Halt::retrying("unreachable", format!("what answers at {url} is no member: {malformed}"))
         })?;
         self.check_cluster(&answer.cluster)?;
-        Ok((!answer.topics.is_empty()).then_some(answer))
+        Ok(answer)
     }
 
     /// C-MIRROR-15
@@ -265,7 +304,8 @@ impl Mirror {
             }
             parts.push(part(&router, dest_name, topic, page, items, dest.as_deref()));
         }
-        if parts.is_empty() {
+        // The first answer is noted even if it is empty: topics that appear later begin with their first record.
+        if parts.is_empty() && (has_diverged || router.read().remote_cluster.is_some()) {
             // With one source there is nothing else to do.
             let is_all = has_diverged && !self.config.source.ends_with('*');
             return if is_all { Err(diverged("its history there is another one")) } else { Ok(()) };
@@ -347,6 +387,10 @@ impl Mirror {
                 }
                 Some(refusal) => {
                     self.note_lag(part.source, left);
+                    if outcome.taken > 0 {
+                        // It comes along, if slowly.
+                        self.blocked.remove(part.source);
+                    }
                     let error = refusal.into_error(part.dest);
                     self.block(part.source, (error.code.name().into(), error.message));
                 }

@@ -433,7 +433,12 @@ impl State {
             Command::DeleteRecords(delete) => self.delete_records(delete, target),
             Command::Expire => self.expire(),
             Command::Route(_) => self.forward(entry, None),
-            Command::Copy(copy) => self.forward(entry, Some(copy.cluster_id)),
+            Command::Copy(copy) => {
+                if copy.parts.is_empty() {
+                    self.routers.begin_mirror(copy.generation, copy.cluster_id);
+                }
+                self.forward(entry, Some(copy.cluster_id))
+            }
             Command::SetLimits(limits) => {
                 self.limits = *limits;
                 Ok(Applied::of(Outcome::LimitsSet))

@@ -129,6 +129,7 @@ impl Member {
 pub struct Cluster {
     pub members: Vec<Member>,
     pub client: Client,
+    name: String,
     arguments: Vec<String>,
     dir: TempDir,
     /// `None` if it runs beside others.
@@ -156,9 +157,21 @@ impl Cluster {
         size: usize,
         arguments: &[&str],
     ) -> Cluster {
+        Cluster::start_named(CLUSTER, dir, permit, size, arguments).await
+    }
+
+    /// As [`Cluster::start_in`], of a cluster with another name.
+    pub async fn start_named(
+        name: &str,
+        dir: TempDir,
+        permit: Option<SemaphorePermit<'static>>,
+        size: usize,
+        arguments: &[&str],
+    ) -> Cluster {
         let mut cluster = Cluster {
             members: Vec::new(),
             client: Client::new(),
+            name: name.to_owned(),
             arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
             dir,
             _permit: permit,
@@ -227,7 +240,7 @@ impl Cluster {
         let mut command = antiphon();
         command
             .arg("serve")
-            .args(["--cluster", CLUSTER, "--member", &member.name])
+            .args(["--cluster", &self.name, "--member", &member.name])
             .args(["--host", "127.0.0.1", "--port", &member.client_port.to_string()])
             .args(["--peer-listen", &format!("127.0.0.1:{}", member.peer_port)])
             .arg("--data-dir")
