@@ -20,8 +20,9 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(6);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
 const KEEPALIVE_TRIES: u32 = 3;
-/// Longest message of another cluster that is kept.
+/// Longest message and code of another cluster that are kept.
 const MAX_MESSAGE_CHARS: usize = 300;
+const MAX_CODE_CHARS: usize = 64;
 
 /// Asks over connections that stay open.
 pub struct HttpRemote {
@@ -128,10 +129,14 @@ fn broken(error: &reqwest::Error) -> RemoteError {
     RemoteError::unreachable(cause.to_string())
 }
 
+fn cut(text: &str, most_chars: usize) -> String {
+    text.chars().take(most_chars).collect()
+}
+
 fn refused(status: u16, body: &[u8]) -> RemoteError {
     let told = serde_json::from_slice::<ErrorBody>(body);
     let (code, message) = match told {
-        Ok(ErrorBody { error }) => (error.code, error.message.chars().take(MAX_MESSAGE_CHARS).collect()),
+        Ok(ErrorBody { error }) => (cut(&error.code, MAX_CODE_CHARS), cut(&error.message, MAX_MESSAGE_CHARS)),
         // Something else answers there.
         Err(_) => {
             ("unreachable".into(), format!("an answer with status {status} that is none of a member's"))

@@ -21,7 +21,7 @@ use crate::limits::{MAX_PULL_BYTES, MAX_PULL_WAIT_MS, MIRROR_PAUSE_MS};
 use crate::record::HeaderEdit;
 use crate::state::{
     Cluster, Copy, CopyItem, CopyPart, Draft, Forwarded, Instance, Outcome, Refusal, RouterConfig,
-    SharedRouter, SharedTopic,
+    SharedRouter, SharedTopic, is_topic_name,
 };
 
 /// Added to the time that a pull may wait, for the answer to come.
@@ -29,6 +29,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How far a topic is examined without writing that down; a new leader examines it again.
 const MAX_AHEAD_SEQS: u64 = 10_000;
+
+/// How often it is looked whether what was asked for is still for the same topics here.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The instances here for which a pull goes on from where they are, by source topic.
+type Asked = BTreeMap<String, u64>;
 
 /// A code of the contract and a sentence.
 type Told = (String, String);
@@ -75,8 +81,9 @@ struct Mirror {
     /// Seqs not examined, by source topic, of those that had any.
     lags: BTreeMap<String, u64>,
     /// How far topics were examined beyond the positions that are stored, by source topic: there was nothing to
-    /// copy, so there was nothing to write. In a mirror both ways all that comes back is such.
-    ahead: BTreeMap<String, PullCursor>,
+    /// copy, so there was nothing to write. In a mirror both ways all that comes back is such. Each with the
+    /// instance here that needed nothing.
+    ahead: BTreeMap<String, (u64, PullCursor)>,
     /// The last pull failed: the next one waits for nothing, so that it is told at once if the link is well again.
     has_failed: bool,
 }
@@ -198,13 +205,33 @@ impl Mirror {
         let is_curious = is_new || self.has_failed || excluded.len() < self.blocked.len();
         let longest = Duration::from_millis(if is_curious { 0 } else { MAX_PULL_WAIT_MS });
         let wait = next_try.map_or(longest, |until| longest.min(until - now));
-        let request = self.request(sources, excluded, wait);
-        let answer = self.pull(&request, wait).await?;
+        let (request, asked) = self.request(sources, excluded, wait);
+        let answer = tokio::select! {
+            biased;
+            answer = self.pull(&request, wait) => answer?,
+            () = self.until_moved(&asked) => return Ok(()),
+        };
         self.forget_silent(&answer, &request.query.excluded);
         if answer.topics.is_empty() && !is_new {
             return Ok(());
         }
-        self.write(answer).await
+        self.write(answer, &asked).await
+    }
+
+    /// Returns when a topic is gone for which something was asked.
+    async fn until_moved(&self, asked: &Asked) {
+        loop {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            if asked.keys().any(|source| self.has_moved(asked, source)) {
+                return;
+            }
+        }
+    }
+
+    /// Whether what was asked of `source` goes on from where a topic was that is gone by now.
+    fn has_moved(&self, asked: &Asked, source: &str) -> bool {
+        let dest = || self.context.engine.catalog().get(dest_of(&self.config, source));
+        asked.get(source).is_some_and(|epoch| dest().is_none_or(|dest| dest.epoch != *epoch))
     }
 
     /// Forgets what was told of topics that have nothing to say any more: they may be gone.
@@ -218,17 +245,20 @@ impl Mirror {
         }
     }
 
-    fn request(&self, sources: Sources, excluded: BTreeSet<String>, wait: Duration) -> PullRequest {
+    fn request(&self, sources: Sources, excluded: BTreeSet<String>, wait: Duration) -> (PullRequest, Asked) {
         let router = self.router.read();
-        let mut cursors = BTreeMap::new();
+        let (mut cursors, mut asked) = (BTreeMap::new(), Asked::new());
         for (source, position) in &router.positions {
             let dest = self.context.engine.catalog().get(dest_of(&self.config, source));
             // A destination that was made anew gets everything anew.
             if dest.is_some_and(|dest| dest.epoch == position.dest_epoch) {
                 let (epoch, seq, entry) = (position.source_epoch, position.seq, position.entry);
-                let ahead = self.ahead.get(&**source).filter(|ahead| ahead.epoch == epoch && ahead.seq > seq);
-                let cursor = ahead.copied().unwrap_or(PullCursor { epoch, seq, entry });
+                let ahead = self.ahead.get(&**source).filter(|(dest_epoch, ahead)| {
+                    *dest_epoch == position.dest_epoch && ahead.epoch == epoch && ahead.seq > seq
+                });
+                let cursor = ahead.map_or(PullCursor { epoch, seq, entry }, |(_, ahead)| *ahead);
                 cursors.insert(source.to_string(), cursor);
+                asked.insert(source.to_string(), position.dest_epoch);
             }
         }
         let query = PullQuery {
@@ -243,7 +273,7 @@ impl Mirror {
             wait_ms: wait.as_millis() as u64,
             max_bytes: MAX_PULL_BYTES,
         };
-        PullRequest { puller: self.own.clone(), query }
+        (PullRequest { puller: self.own.clone(), query }, asked)
     }
 
     async fn pull(&self, request: &PullRequest, wait: Duration) -> Result<PullAnswer, Halt> {
@@ -277,9 +307,13 @@ impl Mirror {
     }
 
     /// Has written what is new in `answer`.
-    async fn write(&mut self, answer: PullAnswer) -> Result<(), Halt> {
+    async fn write(&mut self, answer: PullAnswer, asked: &Asked) -> Result<(), Halt> {
         let PullAnswer { cluster, instances, topics } = answer;
         let (config, router) = (self.config.clone(), self.router.clone());
+        if let Some(stray) = topics.iter().find(|topic| !is_covered(&config.source, &topic.topic)) {
+            let message = format!("the remote names {:?}, for which it was not asked", stray.topic);
+            return Err(Halt::retrying("internal", message));
+        }
         let mut has_diverged = false;
         let (mut parts, mut records) = (Vec::new(), Vec::new());
         for topic in &topics {
@@ -291,6 +325,10 @@ impl Mirror {
                 );
                 continue;
             };
+            // One that was made anew gets everything, and not what follows the end of the one before.
+            if self.has_moved(asked, &topic.topic) {
+                continue;
+            }
             let dest_name = dest_of(&config, &topic.topic);
             let dest = self.context.engine.catalog().get(dest_name);
             let (items, kept) = untaken(page, &instances, dest.as_deref());
@@ -302,7 +340,9 @@ impl Mirror {
                 let origin = &instances[*instance as usize];
                 records.extend(records_of_item.iter().map(|record| (record.clone(), origin)));
             }
-            parts.push(part(&router, dest_name, topic, page, items, dest.as_deref()));
+            // By now it may be another one again; then the command changes nothing.
+            let dest_epoch = asked.get(&topic.topic).copied().or(dest.map(|dest| dest.epoch));
+            parts.push(part(&router, dest_name, topic, page, items, dest_epoch));
         }
         // The first answer is noted even if it is empty: topics that appear later begin with their first record.
         if parts.is_empty() && (has_diverged || router.read().remote_cluster.is_some()) {
@@ -333,18 +373,21 @@ impl Mirror {
 
     /// Whether it is enough to remember that this page had nothing to copy; then it is remembered.
     fn may_wait(&mut self, topic: &AnsweredTopic, page: &AnsweredPage, dest: Option<&SharedTopic>) -> bool {
+        let Some(dest) = dest else { return false };
         let stored_seq = {
             let router = self.router.read();
-            let position = router.positions.get(topic.topic.as_str()).filter(|position| {
-                position.source_epoch == topic.epoch && dest.is_some_and(|it| it.epoch == position.dest_epoch)
-            });
+            let position = router
+                .positions
+                .get(topic.topic.as_str())
+                .filter(|position| position.source_epoch == topic.epoch && dest.epoch == position.dest_epoch);
             position.map(|position| position.seq)
         };
         if stored_seq.is_none_or(|seq| page.to_seq - seq.min(page.to_seq) > MAX_AHEAD_SEQS) {
             return false;
         }
         let cursor = PullCursor { epoch: topic.epoch, seq: page.to_seq, entry: page.to_entry };
-        self.ahead.insert(topic.topic.clone(), cursor);
+        self.ahead.insert(topic.topic.clone(), (dest.epoch, cursor));
+        self.blocked.remove(&topic.topic);
         self.note_lag(&topic.topic, topic.head_seq.saturating_sub(page.to_seq));
         true
     }
@@ -424,10 +467,9 @@ fn part<'a>(
     topic: &'a AnsweredTopic,
     page: &AnsweredPage,
     items: Vec<CopyItem>,
-    dest: Option<&SharedTopic>,
+    dest_epoch: Option<u64>,
 ) -> CopyPart<'a> {
     let router = router.read();
-    let dest_epoch = dest.map(|dest| dest.epoch);
     let position = router
         .positions
         .get(topic.topic.as_str())
@@ -450,6 +492,14 @@ fn part<'a>(
 /// The name here of a topic there.
 fn dest_of<'a>(config: &'a RouterConfig, source: &'a str) -> &'a str {
     if config.dest == "*" { source } else { &config.dest }
+}
+
+/// Whether `topic` is one that a mirror of `source` may bring: another cluster is not trusted with any other.
+fn is_covered(source: &str, topic: &str) -> bool {
+    match source.strip_suffix('*') {
+        Some(prefix) => topic.starts_with(prefix) && is_topic_name(topic),
+        None => topic == source,
+    }
 }
 
 fn diverged(message: &str) -> Halt {
@@ -494,4 +544,22 @@ fn untaken<'a>(
         }
     }
     (items, kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remote_brings_only_what_it_was_asked_for() {
+        // C-MIRROR-04
+        for (source, topic) in [("a:*", "a:"), ("a:*", "a:b"), ("*", "x"), ("a", "a")] {
+            assert!(is_covered(source, topic), "{source} {topic}");
+        }
+        for (source, topic) in
+            [("a:*", "b:a:"), ("a:*", "a"), ("a:*", "a:/"), ("*", ""), ("a", "ab"), ("a", "*")]
+        {
+            assert!(!is_covered(source, topic), "{source} {topic}");
+        }
+    }
 }

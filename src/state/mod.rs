@@ -44,7 +44,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 
 pub use blocks::TimePlace;
-pub use catalog::{Catalog, SharedTopic};
+pub use catalog::{Catalog, SharedTopic, is_topic_name};
 pub use checkpoint_form::Key;
 pub use command::{
     Append, AppendPart, Cluster, Command, Create, Decoded, DeleteRecords, Draft, Envelope, LateMatch, Listed,

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, eventually, free_ports};
 use crate::routing::{arrives, data, numbers, plain, read, shows, write};
-use crate::shared::{Api, api, client, other};
+use crate::shared::{Api, api, client, got, other};
 
 /// A remote that is asked with this key.
 fn remote(of: &Api, token: &str) -> Value {
@@ -358,4 +358,21 @@ async fn a_remote_that_cannot_be_is_told() {
     let expected: Vec<Value> = numbers(7..=8).into_iter().chain(numbers(1..=9)).collect();
     arrives(&api, dest, &expected).await;
     api.delete("/v0/routers/mirror-who").await.expect(200);
+}
+
+/// C-MIRROR-17, C-MIRROR-03: what is no pull is refused like any other request.
+#[tokio::test]
+async fn pulls_are_asked_at_the_client_port_with_a_key() {
+    let api = api().await;
+    let pull = async |key: Option<&'static str>, content_type: &str, body: &'static [u8]| {
+        let request =
+            api.with_key(key).request("POST", "/v0/mirror/pull").header("content-type", content_type);
+        got("POST /v0/mirror/pull".to_owned(), request.body(body)).await
+    };
+    let binary = "application/octet-stream";
+    pull(None, binary, &[1]).await.refused(401, "unauthorized");
+    for body in [&b""[..], &[1], &[200, 1, 2, 3], &[1; 64], &[255; 64]] {
+        pull(Some("reader"), binary, body).await.refused(400, "invalid_request");
+    }
+    pull(Some("reader"), "application/json", b"{}").await.refused(415, "unsupported_media_type");
 }
