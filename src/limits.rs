@@ -170,7 +170,8 @@ pub const MAX_PULL_BYTES: usize = 8 << 20;
 pub const MAX_PULL_ANSWER_BYTES: usize = 2 * MAX_PULL_BYTES;
 /// How long connecting to another cluster may take.
 pub const REMOTE_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a pull may wait for something to say, in milliseconds.
-pub const MAX_PULL_WAIT_MS: u64 = 30_000;
+/// How long a pull may wait for something to say, in milliseconds: also about the time after which it is noticed
+/// that whoever was asked has stopped without a sign.
+pub const MAX_PULL_WAIT_MS: u64 = 10_000;
 /// Pauses of a mirror after failures, in milliseconds: the first one, and the longest (C-MIRROR-11).
 pub const MIRROR_PAUSE_MS: (u64, u64) = (100, 30_000);

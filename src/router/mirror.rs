@@ -8,24 +8,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
+use super::page::{dest_of, is_covered, is_records, part, untaken};
 use super::remote::RemoteError;
+use super::standing::Standing;
 use super::wire::{AnsweredPage, AnsweredTopic, PullAnswer, PullRequest};
 use super::{Context, status};
 use crate::engine::{LinkState, PullCursor, PullQuery, Sources};
 use crate::limits::{MAX_PULL_BYTES, MAX_PULL_WAIT_MS, MIRROR_PAUSE_MS};
 use crate::record::HeaderEdit;
 use crate::state::{
-    Cluster, Copy, CopyItem, CopyPart, Draft, Forwarded, Instance, Outcome, Refusal, RouterConfig,
-    SharedRouter, SharedTopic, is_topic_name,
+    Cluster, Copy, CopyItem, Draft, Forwarded, Instance, Outcome, Refusal, RouterConfig, SharedRouter,
+    SharedTopic,
 };
 
 /// Added to the time that a pull may wait, for the answer to come.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How far a topic is examined without writing that down; a new leader examines it again.
 const MAX_AHEAD_SEQS: u64 = 10_000;
@@ -37,7 +38,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 type Asked = BTreeMap<String, u64>;
 
 /// A code of the contract and a sentence.
-type Told = (String, String);
+pub(super) type Told = (String, String);
 
 /// Why a mirror cannot go on at once.
 struct Halt {
@@ -62,13 +63,6 @@ impl From<RemoteError> for Halt {
     }
 }
 
-/// A topic that is left alone for a while.
-struct Blocked {
-    until: Instant,
-    backoff: Backoff,
-    told: Told,
-}
-
 struct Mirror {
     context: Context,
     router: Arc<SharedRouter>,
@@ -76,10 +70,7 @@ struct Mirror {
     own: Cluster,
     /// Which of the URLs is asked.
     next_url: usize,
-    /// By source topic.
-    blocked: BTreeMap<String, Blocked>,
-    /// Seqs not examined, by source topic, of those that had any.
-    lags: BTreeMap<String, u64>,
+    standing: Standing,
     /// How far topics were examined beyond the positions that are stored, by source topic: there was nothing to
     /// copy, so there was nothing to write. In a mirror both ways all that comes back is such. Each with the
     /// instance here that needed nothing.
@@ -101,7 +92,7 @@ pub(super) async fn run(context: Context, router: Arc<SharedRouter>) {
             router.is_paused
         };
         if is_paused {
-            status::set(&context, router.generation, LinkState::Paused, mirror.lag(), None);
+            status::set(&context, router.generation, LinkState::Paused, mirror.standing.lag(), None);
             if versions.changed().await.is_err() {
                 return;
             }
@@ -122,7 +113,7 @@ pub(super) async fn run(context: Context, router: Arc<SharedRouter>) {
         };
         mirror.next_url += 1;
         let pause = backoff.pause(&*context.random);
-        status::set(&context, router.generation, halt.state, mirror.lag(), Some(halt.told));
+        status::set(&context, router.generation, halt.state, mirror.standing.lag(), Some(halt.told));
         tokio::select! {
             biased;
             () = changed(&mut versions, &router, &config) => {}
@@ -157,8 +148,7 @@ impl Mirror {
             config,
             own,
             next_url: 0,
-            blocked: BTreeMap::new(),
-            lags: BTreeMap::new(),
+            standing: Standing::default(),
             ahead: BTreeMap::new(),
             has_failed: false,
         })
@@ -167,31 +157,21 @@ impl Mirror {
     fn take_config(&mut self, config: &Arc<RouterConfig>) {
         if !Arc::ptr_eq(&self.config, config) {
             self.config = config.clone();
-            self.blocked.clear();
+            self.standing.unblock_all();
         }
-    }
-
-    fn lag(&self) -> u64 {
-        self.lags.values().sum()
     }
 
     fn tell_progress(&self) {
         // One of a topic is told, though others may have another.
-        let worst = self.blocked.values().next().map(|blocked| blocked.told.clone());
+        let worst = self.standing.worst();
         let state = if worst.is_some() { LinkState::Blocked } else { LinkState::Running };
-        status::set(&self.context, self.router.generation, state, self.lag(), worst);
+        status::set(&self.context, self.router.generation, state, self.standing.lag(), worst);
     }
 
     /// One pull, and what comes of it.
     async fn step(&mut self) -> Result<(), Halt> {
         let now = Instant::now();
-        let excluded: BTreeSet<String> = self
-            .blocked
-            .iter()
-            .filter(|(_, blocked)| blocked.until > now)
-            .map(|(topic, _)| topic.clone())
-            .collect();
-        let next_try = self.blocked.values().map(|blocked| blocked.until).filter(|until| *until > now).min();
+        let (excluded, next_try) = (self.standing.excluded(now), self.standing.next_try(now));
         let sources = match self.config.source.strip_suffix('*') {
             Some(prefix) => Sources::Prefix(prefix.to_owned()),
             None => Sources::One(self.config.source.clone()),
@@ -202,7 +182,7 @@ impl Mirror {
         }
         let is_new = self.router.read().remote_cluster.is_none();
         // A topic whose time has come is looked at now: if it says nothing, it is well or gone.
-        let is_curious = is_new || self.has_failed || excluded.len() < self.blocked.len();
+        let is_curious = is_new || self.has_failed || self.standing.has_due(now);
         let longest = Duration::from_millis(if is_curious { 0 } else { MAX_PULL_WAIT_MS });
         let wait = next_try.map_or(longest, |until| longest.min(until - now));
         let (request, asked) = self.request(sources, excluded, wait);
@@ -211,7 +191,8 @@ impl Mirror {
             answer = self.pull(&request, wait) => answer?,
             () = self.until_moved(&asked) => return Ok(()),
         };
-        self.forget_silent(&answer, &request.query.excluded);
+        let speaking = answer.topics.iter().map(|topic| topic.topic.as_str()).collect();
+        self.standing.forget_silent(&speaking, &request.query.excluded);
         if answer.topics.is_empty() && !is_new {
             return Ok(());
         }
@@ -232,17 +213,6 @@ impl Mirror {
     fn has_moved(&self, asked: &Asked, source: &str) -> bool {
         let dest = || self.context.engine.catalog().get(dest_of(&self.config, source));
         asked.get(source).is_some_and(|epoch| dest().is_none_or(|dest| dest.epoch != *epoch))
-    }
-
-    /// Forgets what was told of topics that have nothing to say any more: they may be gone.
-    fn forget_silent(&mut self, answer: &PullAnswer, excluded: &BTreeSet<String>) {
-        let speaking: BTreeSet<&str> = answer.topics.iter().map(|topic| topic.topic.as_str()).collect();
-        let is_kept = |topic: &str| excluded.contains(topic) || speaking.contains(topic);
-        self.blocked.retain(|topic, _| is_kept(topic));
-        // One that had no room in this answer keeps its lag.
-        if answer.topics.is_empty() {
-            self.lags.retain(|topic, _| is_kept(topic));
-        }
     }
 
     fn request(&self, sources: Sources, excluded: BTreeSet<String>, wait: Duration) -> (PullRequest, Asked) {
@@ -319,10 +289,8 @@ impl Mirror {
         for topic in &topics {
             let Some(page) = &topic.page else {
                 has_diverged = true;
-                self.block(
-                    &topic.topic,
-                    ("source_diverged".into(), "its history there is another one".into()),
-                );
+                let told = diverged("its history there is another one").told;
+                self.standing.block(&topic.topic, told, &*self.context.random);
                 continue;
             };
             // One that was made anew gets everything, and not what follows the end of the one before.
@@ -387,17 +355,9 @@ impl Mirror {
         }
         let cursor = PullCursor { epoch: topic.epoch, seq: page.to_seq, entry: page.to_entry };
         self.ahead.insert(topic.topic.clone(), (dest.epoch, cursor));
-        self.blocked.remove(&topic.topic);
-        self.note_lag(&topic.topic, topic.head_seq.saturating_sub(page.to_seq));
+        self.standing.unblock(&topic.topic);
+        self.standing.note_lag(&topic.topic, topic.head_seq.saturating_sub(page.to_seq));
         true
-    }
-
-    fn note_lag(&mut self, source: &str, lag: u64) {
-        if lag > 0 {
-            self.lags.insert(source.to_owned(), lag);
-        } else {
-            self.lags.remove(source);
-        }
     }
 
     /// How a record that comes from `remote` is labelled here (C-MIRROR-07).
@@ -425,17 +385,18 @@ impl Mirror {
             match outcome.stopped {
                 Some(Refusal::RouterMoved) => has_moved = true,
                 None => {
-                    self.note_lag(part.source, left);
-                    self.blocked.remove(part.source);
+                    self.standing.note_lag(part.source, left);
+                    self.standing.unblock(part.source);
                 }
                 Some(refusal) => {
-                    self.note_lag(part.source, left);
+                    self.standing.note_lag(part.source, left);
                     if outcome.taken > 0 {
                         // It comes along, if slowly.
-                        self.blocked.remove(part.source);
+                        self.standing.unblock(part.source);
                     }
                     let error = refusal.into_error(part.dest);
-                    self.block(part.source, (error.code.name().into(), error.message));
+                    let told = (error.code.name().into(), error.message);
+                    self.standing.block(part.source, told, &*self.context.random);
                 }
             }
             self.ahead.remove(part.source);
@@ -446,120 +407,8 @@ impl Mirror {
         // Positions are not what they were when the pull began; the next one begins with them.
         Err(Halt::retrying("no_leader", "the router was changed meanwhile".into()))
     }
-
-    fn block(&mut self, source: &str, told: Told) {
-        let now = Instant::now();
-        let backoff = Backoff::new(MIRROR_PAUSE_MS);
-        let blocked = self.blocked.entry(source.to_owned()).or_insert(Blocked {
-            until: now,
-            backoff,
-            told: told.clone(),
-        });
-        blocked.told = told;
-        blocked.until = now + blocked.backoff.pause(&*self.context.random);
-    }
-}
-
-/// What the command says of one topic.
-fn part<'a>(
-    router: &SharedRouter,
-    dest_name: &'a str,
-    topic: &'a AnsweredTopic,
-    page: &AnsweredPage,
-    items: Vec<CopyItem>,
-    dest_epoch: Option<u64>,
-) -> CopyPart<'a> {
-    let router = router.read();
-    let position = router
-        .positions
-        .get(topic.topic.as_str())
-        .filter(|position| position.source_epoch == topic.epoch && Some(position.dest_epoch) == dest_epoch);
-    CopyPart {
-        source: &topic.topic,
-        source_epoch: topic.epoch,
-        source_type: topic.topic_type,
-        source_instance: page.instance,
-        dest: dest_name,
-        dest_epoch,
-        from_seq: position.map(|position| position.seq),
-        to_seq: page.to_seq,
-        to_entry: page.to_entry,
-        lost: page.lost.clone(),
-        items,
-    }
-}
-
-/// The name here of a topic there.
-fn dest_of<'a>(config: &'a RouterConfig, source: &'a str) -> &'a str {
-    if config.dest == "*" { source } else { &config.dest }
-}
-
-/// Whether `topic` is one that a mirror of `source` may bring: another cluster is not trusted with any other.
-fn is_covered(source: &str, topic: &str) -> bool {
-    match source.strip_suffix('*') {
-        Some(prefix) => topic.starts_with(prefix) && is_topic_name(topic),
-        None => topic == source,
-    }
 }
 
 fn diverged(message: &str) -> Halt {
     Halt::blocked("source_diverged", format!("{message}; delete the router and make it anew"))
-}
-
-fn is_records(item: &CopyItem) -> bool {
-    matches!(item, CopyItem::Records { .. })
-}
-
-/// What of a page `dest` does not have, and the records of each of those items.
-fn untaken<'a>(
-    page: &'a AnsweredPage,
-    instances: &[Instance],
-    dest: Option<&SharedTopic>,
-) -> (Vec<CopyItem>, Vec<&'a [Bytes]>) {
-    let topic = dest.map(SharedTopic::read);
-    let (mut items, mut kept) = (Vec::new(), Vec::new());
-    let mut at = 0;
-    for item in &page.items {
-        let CopyItem::Records { instance, origin_seq, origin_ts_ms, source_seq, count } = item else {
-            items.push(item.clone());
-            continue;
-        };
-        let records = &page.records[at..at + *count as usize];
-        at += *count as usize;
-        let range = *origin_seq..=origin_seq + u64::from(*count) - 1;
-        let stretches = match (&topic, instances.get(*instance as usize)) {
-            (Some(topic), Some(instance)) => topic.origins.untaken_in(topic.origins.number(instance), range),
-            _ => vec![range],
-        };
-        for stretch in stretches {
-            let (skipped, more) = (stretch.start() - origin_seq, stretch.end() - stretch.start() + 1);
-            items.push(CopyItem::Records {
-                instance: *instance,
-                origin_seq: *stretch.start(),
-                origin_ts_ms: *origin_ts_ms,
-                source_seq: source_seq + skipped,
-                count: more as u32,
-            });
-            kept.push(&records[skipped as usize..(skipped + more) as usize]);
-        }
-    }
-    (items, kept)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_remote_brings_only_what_it_was_asked_for() {
-        // C-MIRROR-04
-        for (source, topic) in [("a:*", "a:"), ("a:*", "a:b"), ("*", "x"), ("a", "a")] {
-            assert!(is_covered(source, topic), "{source} {topic}");
-        }
-        for (source, topic) in
-            [("a:*", "b:a:"), ("a:*", "a"), ("a:*", "a:/"), ("*", ""), ("a", "ab"), ("a", "*")]
-        {
-            assert!(!is_covered(source, topic), "{source} {topic}");
-        }
-    }
 }

@@ -8,8 +8,10 @@ mod backoff;
 mod http;
 mod local;
 mod mirror;
+mod page;
 mod remote;
 mod source;
+mod standing;
 mod status;
 mod wire;
 

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{PATIENCE, eventually};
@@ -190,6 +191,25 @@ async fn what_was_evicted_behind_a_cut_comes_by_another_way_without_a_gap() {
         let (records, gaps) = network.read(cluster, 0, TOPIC).await;
         assert_eq!((numbers_of(&records, 0), gaps.len()), (up_to(100), 0), "c{cluster}");
     }
+}
+
+/// C-MIRROR-01, C-MIRROR-11: whoever is asked says nothing any more, and its connections stay open.
+#[tokio::test]
+async fn a_mirror_goes_on_with_another_member_when_one_stands_still() {
+    let mut network = Network::start(&[3, 1]).await;
+    network.mirror(1, 0).await;
+    network.write(0, TOPIC, 1..=3).await;
+    has(&network, 1, 3).await;
+    // It goes on with the first of its addresses as long as that is well.
+    network.clusters[0].members[0].signal(Signal::STOP);
+    eventually("the others go on", PATIENCE, async || {
+        network.clusters[0].append(1, TOPIC, json!({ "by": "c0", "n": 4 })).await.ok()
+    })
+    .await;
+    assert_eq!(has(&network, 1, 4).await, [up_to(4), vec![], vec![]]);
+    network.clusters[0].members[0].signal(Signal::CONT);
+    network.clusters[0].wait_all_ready().await;
+    network.all_run().await;
 }
 
 /// C-MIRROR-15: a cluster that lost everything is another one, even at the same address.
