@@ -103,6 +103,11 @@ pub const MAX_LATE_BYTES: u64 = 32 << 20;
 /// Topics in which one command takes what is expired.
 pub const MAX_TOPICS_PER_EXPIRY: usize = 1024;
 
+/// Most postings that a look by tag takes from the index, 16 MiB; if more match, it reads the topic instead.
+pub const MAX_LOOK_POSTINGS: u64 = 1 << 20;
+/// So many are taken in any case, however few records the topic has.
+pub const MIN_LOOK_POSTINGS: u64 = 4096;
+
 /// Bytes of runs in one block: one checkpoint value, below sled's limit for inline values.
 pub const RUN_BLOCK_BYTES: usize = 4 << 10;
 
@@ -170,8 +175,11 @@ pub const MAX_PULL_BYTES: usize = 8 << 20;
 pub const MAX_PULL_ANSWER_BYTES: usize = 2 * MAX_PULL_BYTES;
 /// How long connecting to another cluster may take.
 pub const REMOTE_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long a pull may wait for something to say, in milliseconds: also about the time after which it is noticed
-/// that whoever was asked has stopped without a sign.
-pub const MAX_PULL_WAIT_MS: u64 = 10_000;
+/// How long a pull waits for something to say, in milliseconds, and how long one may. Short, because nothing else
+/// tells a link that is idle from one that is dead.
+pub const PULL_WAIT_MS: u64 = 5000;
+pub const MAX_PULL_WAIT_MS: u64 = 30_000;
+/// A link from which nothing has come for this long is dead.
+pub const REMOTE_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pauses of a mirror after failures, in milliseconds: the first one, and the longest (C-MIRROR-11).
 pub const MIRROR_PAUSE_MS: (u64, u64) = (100, 30_000);

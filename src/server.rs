@@ -28,7 +28,7 @@ use crate::limits::HEAD_TIMEOUT_MS;
 use crate::raft::{
     ClusterTime, Export, IdentityKeeper, Installer, ListedMember, Me, Member, Node, Parts, PeerListener,
     PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, export_state, found_alone,
-    found_listed, free_space, keep_membership, purge_log, seek_admission,
+    found_listed, free_space, index_log, keep_membership, purge_log, seek_admission,
 };
 use crate::router::{self, HttpRemote};
 use crate::state::ClusterLimits;
@@ -119,6 +119,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     }
     services.spawn("clearing the checkpoint", clear_garbage(storage.applied.clone()));
     services.spawn("freeing space", free_space_safely(&storage));
+    services
+        .spawn("indexing the log", index_log(storage.log.indexer(), storage.applied.clone(), room.clone()));
     if settings.cluster_secret.is_some() {
         services.spawn("admission", seek_admission(node.clone(), other_addresses(&settings)));
         services.spawn("membership", keep_membership(node.clone()));

@@ -83,7 +83,12 @@ impl FromRef<Api> for Gate {
 
 /// The whole HTTP surface of a member.
 pub fn router(api: Api) -> Router {
-    with_refusals(v0_routes()).with_state(api)
+    with_refusals(v0_routes().merge(cluster_routes())).with_state(api)
+}
+
+/// What clusters ask each other, which is in no document (C-MIRROR-17).
+fn cluster_routes() -> Router<Api> {
+    Router::new().route("/v0/mirror/pull", post(v0::mirror::pull))
 }
 
 fn v0_routes() -> Router<Api> {
@@ -104,7 +109,6 @@ fn v0_routes() -> Router<Api> {
         .route("/v0/watch/{wid}", get(v0::watch::open))
         .route("/v0/ws", get(v0::ws::open))
         .route("/v0/topics/{topic}/delete", post(v0::delete::delete))
-        .route("/v0/mirror/pull", post(v0::mirror::pull))
         .route("/v0/cluster", get(v0::cluster::get))
         .route("/v0/openapi.json", get(openapi::get))
         .route("/v0/metrics", get(v0::metrics::get))

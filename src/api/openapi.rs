@@ -69,6 +69,8 @@ const ENDPOINTS: &[Endpoint] = &[
         successes: &[200, 201], refusals: &[404, 409, 422] },
     Endpoint { method: "post", path: "/v0/topics/{topic}/diff", summary: "Read records", scope: Some("read"),
         query: &[], body: Some(("Diff", false)), answer: Some("Page"), successes: &[200], refusals: &[404] },
+    Endpoint { method: "get", path: "/v0/topics/{topic}/origins", summary: "Where the records of a topic were first written", scope: Some("read"),
+        query: &[CONSISTENCY], body: None, answer: Some("Origins"), successes: &[200], refusals: &[404] },
     Endpoint { method: "get", path: "/v0/routers", summary: "List routers", scope: Some("read"),
         query: &[Param::Text("prefix"), Param::Text("source"), Param::Text("dest"), Param::PageSize, Param::Text("cursor"), CONSISTENCY],
         body: None, answer: Some("RouterList"), successes: &[200], refusals: &[] },

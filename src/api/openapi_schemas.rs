@@ -328,6 +328,18 @@ fn answers() -> Map<String, Value> {
         &[("last_error", nullable(any_object())), ("last_forwarded_ts", nullable(unsigned()))],
     ];
     let error = object(&[("code", text()), ("message", text())]);
+    let origin = object(&[
+        ("cluster", text()),
+        ("cluster_id", text()),
+        ("topic", text()),
+        ("epoch", unsigned()),
+        ("own", boolean()),
+        ("records", unsigned()),
+        ("last_seq", unsigned()),
+        ("digest", text()),
+        ("lost", unsigned()),
+        ("lost_ranges", list_of(object(&[("from", unsigned()), ("to", unsigned())]))),
+    ]);
     let named = [
         ("Any", json!(true)),
         ("Performance", object(&[("server_total_ms", json!({ "type": "number" }))])),
@@ -344,6 +356,7 @@ fn answers() -> Map<String, Value> {
                 ("groups_removed", list_of(text())),
             ]),
         ),
+        ("Origins", answer(&[("topic", text()), ("epoch", unsigned()), ("origins", list_of(origin))])),
         ("RouterList", answer(&[("routers", list_of(object(&router_entry.concat())))])),
         ("RouterPut", answer(&[&router[..], &[("created", boolean())], &router_config].concat())),
         ("RouterState", answer(&router_state.concat())),

@@ -10,6 +10,7 @@ mod client;
 mod dev;
 mod health;
 mod local_cluster;
+mod mirror;
 mod serve;
 mod tail;
 
@@ -36,6 +37,7 @@ pub fn run() -> ExitCode {
         Some(("dev", matches)) => dev::run(matches),
         Some(("append", matches)) => append::run(matches),
         Some(("tail", matches)) => tail::run(matches),
+        Some(("mirror", matches)) => mirror::run(matches),
         Some(("bench", matches)) => bench::run(matches),
         Some(("health", matches)) => health::run(matches),
         _ => {
@@ -54,6 +56,7 @@ fn command() -> Command {
         .subcommand(dev::command())
         .subcommand(append::command())
         .subcommand(tail::command())
+        .subcommand(mirror::command())
         .subcommand(bench::command())
         .subcommand(health::command())
 }

@@ -79,6 +79,8 @@ pub struct PulledTopic {
 pub enum Pulled {
     /// The cursor names something that this cluster does not know.
     Diverged,
+    /// There is no such topic any more.
+    Gone,
     Page(PulledPage),
 }
 
@@ -124,7 +126,8 @@ impl Engine {
                 let listen = || bell.listen(shared.epoch, 0);
                 listeners.entry(shared.epoch).or_insert_with(listen).rearm();
             }
-            let pulled = self.pull_some(query, &topics).await?;
+            let mut pulled = self.pull_some(query, &topics).await?;
+            pulled.extend(self.gone(query));
             if !pulled.is_empty() || self.is_draining() || Instant::now() >= deadline {
                 return Ok(pulled);
             }
@@ -149,6 +152,20 @@ impl Engine {
         }
     }
 
+    /// Topics that the mirror knows and that are not there any more.
+    fn gone(&self, query: &PullQuery) -> Vec<PulledTopic> {
+        let known = query.cursors.keys().filter(|name| !query.excluded.contains(*name));
+        let gone = known.filter(|name| self.catalog().get(name).is_none()).take(MAX_PULLED_TOPICS);
+        gone.map(|name| PulledTopic {
+            topic: name.as_str().into(),
+            epoch: 0,
+            topic_type: TopicType::Log,
+            head_seq: 0,
+            content: Pulled::Gone,
+        })
+        .collect()
+    }
+
     async fn pull_some(
         &self,
         query: &PullQuery,
@@ -169,12 +186,10 @@ impl Engine {
         let share = (query.max_bytes / has_news.len().max(1)).max(MIN_TOPIC_BYTES);
         let mut pulled = Vec::new();
         for shared in has_news {
-            let is_full = bytes_left == 0 || pulled.len() >= MAX_PULLED_TOPICS;
-            // Where each topic begins is told with the first answer, or it is never known.
-            if is_full && query.start.is_none() {
+            // Where to begin is asked once, and so told of all topics, if not with their first records.
+            if query.start.is_none() && (bytes_left == 0 || pulled.len() >= MAX_PULLED_TOPICS) {
                 break;
             }
-            let share = if is_full { 0 } else { share };
             let (topic, bytes) = self.pull_topic(query, shared, share.min(bytes_left)).await?;
             bytes_left = bytes_left.saturating_sub(bytes);
             pulled.extend(topic);
@@ -182,7 +197,7 @@ impl Engine {
         Ok(pulled)
     }
 
-    /// What `shared` has to say, and the bytes of the records in that; without room for any, where it begins.
+    /// What `shared` has to say, and the bytes of the records in that.
     async fn pull_topic(
         &self,
         query: &PullQuery,
@@ -219,9 +234,24 @@ impl Engine {
             lost: Vec::new(),
             items: Vec::new(),
         };
-        if max_bytes == 0 {
-            return Ok((told(Pulled::Page(page)), 0));
-        }
+        let bytes = match max_bytes {
+            0 => 0,
+            _ => self.extend_page(query, shared, is_echo, max_bytes, &mut page).await?,
+        };
+        let is_news = known.is_none() || page.to_seq > from_seq;
+        Ok((is_news.then(|| told(Pulled::Page(page))).flatten(), bytes))
+    }
+
+    /// Reads on from where `page` ends, until it is full or nothing is left. Gives the bytes of its records.
+    async fn extend_page(
+        &self,
+        query: &PullQuery,
+        shared: &Arc<SharedTopic>,
+        is_echo: impl Fn(&Instance) -> bool,
+        max_bytes: usize,
+        page: &mut PulledPage,
+    ) -> Result<usize, Error> {
+        let head_seq = shared.read().head_seq;
         let (mut records, mut bytes) = (0, 0);
         loop {
             let start = {
@@ -264,8 +294,7 @@ impl Engine {
                 break;
             }
         }
-        let is_news = known.is_none() || page.to_seq > from_seq;
-        Ok((is_news.then(|| told(Pulled::Page(page))).flatten(), bytes))
+        Ok(bytes)
     }
 
     /// Whether the record at the cursor is what it was; also if it is gone by now.

@@ -354,9 +354,61 @@ impl FrameReader {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use tokio::io::DuplexStream;
 
     use super::*;
+
+    /// All that a reader cuts out of `bytes`, which come in pieces, until the connection ends or a frame is bad.
+    async fn read_frames(bytes: &[u8], piece_bytes: usize) -> Vec<Frame> {
+        let (near, mut far) = tokio::io::duplex(piece_bytes);
+        let near: Box<dyn PeerStream> = Box::new(near);
+        let mut reader = FrameReader::new(tokio::io::split(near).0);
+        let mut frames = Vec::new();
+        let reading = async {
+            while let Ok(frame) = reader.next().await {
+                frames.push(frame);
+            }
+            drop(reader);
+        };
+        let writing = async {
+            // The reader may give up before the end.
+            let _ = far.write_all(bytes).await;
+            drop(far);
+        };
+        tokio::join!(reading, writing);
+        frames
+    }
+
+    fn at_once<F: Future>(future: F) -> F::Output {
+        tokio::runtime::Builder::new_current_thread().build().expect("runtime").block_on(future)
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_back_whatever_pieces_they_come_in(
+            bodies in proptest::collection::vec((any::<u64>(), proptest::collection::vec(any::<u8>(), 0..300)), 1..8),
+            piece_bytes in 1usize..400,
+        ) {
+            let mut bytes = BytesMut::new();
+            for (id, body) in &bodies {
+                bytes.put_u32_le((body.len() + FRAME_HEAD_BYTES - 4) as u32);
+                bytes.put_u8(Kind::Status as u8);
+                bytes.put_u64_le(*id);
+                bytes.put_slice(body);
+            }
+            let frames = at_once(read_frames(&bytes, piece_bytes));
+            let read: Vec<_> = frames.iter().map(|frame| (frame.id, frame.body.to_vec())).collect();
+            prop_assert_eq!(read, bodies);
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_no_frames_or_frames_and_never_a_panic(
+            bytes in proptest::collection::vec(prop_oneof![4 => 0u8..20, 1 => any::<u8>()], 0..200),
+        ) {
+            at_once(read_frames(&bytes, 64));
+        }
+    }
 
     const PATIENCE: Duration = Duration::from_millis(500);
 

@@ -43,4 +43,4 @@ pub use rpc::{Proposal, ReadPoint, Status};
 pub use runtime::{Runtime, seed_thread};
 pub use transport::{PeerListener, PeerStream, PeerTransport, TcpTransport};
 pub use types::{Member, NodeId, Types};
-pub use upkeep::{clear_garbage, free_space, purge_log};
+pub use upkeep::{clear_garbage, free_space, index_log, purge_log};

@@ -1,4 +1,4 @@
-//! What keeps a member's disk as small as its data: three chores beside the serving of requests.
+//! What keeps a member's disk as small as its data, and in order: four chores beside the serving of requests.
 //!
 //! - **Garbage**: blocks that deleted topics left in the checkpoint are cleared away, and their log entries
 //!   released.
@@ -9,23 +9,27 @@
 //!   member decides for itself by what the others last said to have applied. Without others, nothing is given
 //!   up that its export does not cover (see `export`).
 //! - **Space**: the log's files are freed in small steps, at a bounded rate.
+//! - **Index**: it follows what is applied, a moment behind.
 //!
 //! None of them is urgent: a step that finds nothing to do is followed by a rest.
 use std::io;
+use std::io::ErrorKind::{InvalidData, NotFound, StorageFull};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::export::Export;
 use super::machine::Applied;
 use super::node::Node;
 use crate::limits::RECLAIM_BYTES_PER_S;
-use crate::storage::{Reclaimer, is_damage};
+use crate::storage::{Indexer, Reclaimer, Room, is_damage};
 use crate::task;
 
 /// Between two looks when there was nothing to do.
 const REST: Duration = Duration::from_millis(500);
+/// Entries that are indexed together have come within this time.
+const INDEX_LAG: Duration = Duration::from_millis(100);
 /// After a failure that may pass.
 const LONG_REST: Duration = Duration::from_secs(10);
 
@@ -82,6 +86,38 @@ pub async fn free_space(mut reclaimer: Reclaimer, applied: Arc<Applied>) -> io::
             }
             Err(error) if is_damage(&error) || error.kind() == io::ErrorKind::StorageFull => {
                 tracing::warn!("space of the log cannot be freed: {error}");
+                sleep(LONG_REST).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Keeps the index behind what is applied, as long as the member runs.
+pub async fn index_log(mut indexer: Indexer, applied: Arc<Applied>, room: Arc<Room>) -> io::Result<()> {
+    let mut news = applied.watch_index();
+    loop {
+        if room.is_exhausted() {
+            sleep(LONG_REST).await;
+            continue;
+        }
+        let applied_index = *news.borrow_and_update();
+        let stepped = task::blocking(move || {
+            let outcome = indexer.step(applied_index);
+            Ok((indexer, outcome))
+        });
+        let (back, outcome) = stepped.await?;
+        indexer = back;
+        match outcome {
+            Ok(done) if done.is_idle() => {
+                // Space may have become free without news.
+                let _ = timeout(REST, news.changed()).await;
+                sleep(INDEX_LAG).await;
+            }
+            Ok(done) => sleep(Duration::from_micros(done.cost_bytes * 1_000_000 / RECLAIM_BYTES_PER_S)).await,
+            Err(error) if [InvalidData, NotFound, StorageFull].contains(&error.kind()) => {
+                // What the index lacks is read by who asks.
+                tracing::warn!("the index of the log cannot be brought up to date: {error}");
                 sleep(LONG_REST).await;
             }
             Err(error) => return Err(error),

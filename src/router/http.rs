@@ -8,18 +8,12 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use serde::Deserialize;
 
 use super::remote::{Answering, Remote, RemoteError};
-use crate::limits::{MAX_PULL_ANSWER_BYTES, REMOTE_CONNECT_TIMEOUT};
+use crate::limits::{MAX_PULL_ANSWER_BYTES, REMOTE_CONNECT_TIMEOUT, REMOTE_READ_TIMEOUT};
 
 /// Where pulls go, below the address of a member.
 pub const PULL_PATH: &str = "/v0/mirror/pull";
 /// The form of pulls and their answers.
 pub const PULL_CONTENT_TYPE: &str = "application/octet-stream";
-/// Longest time in which nothing more of an answer comes.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(20);
-/// A way that was cut in silence is noticed within 15 s.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(6);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
-const KEEPALIVE_TRIES: u32 = 3;
 /// Longest message and code of another cluster that are kept.
 const MAX_MESSAGE_CHARS: usize = 300;
 const MAX_CODE_CHARS: usize = 64;
@@ -48,10 +42,8 @@ impl HttpRemote {
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .connect_timeout(REMOTE_CONNECT_TIMEOUT)
+            .read_timeout(REMOTE_READ_TIMEOUT)
             .tcp_nodelay(true)
-            .tcp_keepalive(KEEPALIVE_IDLE)
-            .tcp_keepalive_interval(KEEPALIVE_INTERVAL)
-            .tcp_keepalive_retries(KEEPALIVE_TRIES)
             .build();
         client.map(|client| HttpRemote { client }).map_err(|error| error.to_string())
     }
@@ -75,7 +67,13 @@ impl HttpRemote {
             value.set_sensitive(true);
             post = post.header(AUTHORIZATION, value);
         }
-        let response = in_time(timeout, post.send()).await?;
+        let response = match tokio::time::timeout(timeout, post.send()).await {
+            Ok(response) => response.map_err(|error| broken(&error))?,
+            Err(_) => {
+                let message = format!("no answer within {} ms", timeout.as_millis());
+                return Err(RemoteError::unreachable(message));
+            }
+        };
         let status = response.status().as_u16();
         let body = whole_body(response).await?;
         match status {
@@ -99,8 +97,8 @@ impl Remote for HttpRemote {
 
 async fn whole_body(mut response: Response) -> Result<Bytes, RemoteError> {
     let mut body = BytesMut::new();
-    // However slow the way is: it is one as long as something comes.
-    while let Some(chunk) = in_time(CHUNK_TIMEOUT, response.chunk()).await? {
+    // However slow the way is: it is one as long as something comes now and then.
+    while let Some(chunk) = response.chunk().await.map_err(|error| broken(&error))? {
         if body.len() + chunk.len() > MAX_PULL_ANSWER_BYTES {
             let message = format!("the answer is of more than {MAX_PULL_ANSWER_BYTES} bytes");
             return Err(RemoteError { code: "internal".into(), message, is_refusal: false });
@@ -108,16 +106,6 @@ async fn whole_body(mut response: Response) -> Result<Bytes, RemoteError> {
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
-}
-
-async fn in_time<T>(
-    timeout: Duration,
-    doing: impl Future<Output = reqwest::Result<T>>,
-) -> Result<T, RemoteError> {
-    match tokio::time::timeout(timeout, doing).await {
-        Ok(done) => done.map_err(|error| broken(&error)),
-        Err(_) => Err(RemoteError::unreachable(format!("no answer within {} ms", timeout.as_millis()))),
-    }
 }
 
 /// The innermost cause says what happened; the others only repeat the address.

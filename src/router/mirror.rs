@@ -15,17 +15,17 @@ use super::backoff::Backoff;
 use super::page::{dest_of, is_covered, is_records, part, untaken};
 use super::remote::RemoteError;
 use super::standing::Standing;
-use super::wire::{AnsweredPage, AnsweredTopic, PullAnswer, PullRequest};
+use super::wire::{Answered, AnsweredPage, AnsweredTopic, PullAnswer, PullRequest};
 use super::{Context, status};
 use crate::engine::{LinkState, PullCursor, PullQuery, Sources};
-use crate::limits::{MAX_PULL_BYTES, MAX_PULL_WAIT_MS, MIRROR_PAUSE_MS};
+use crate::limits::{MAX_PULL_BYTES, MIRROR_PAUSE_MS, PULL_WAIT_MS};
 use crate::record::HeaderEdit;
 use crate::state::{
     Cluster, Copy, CopyItem, Draft, Forwarded, Instance, Outcome, Refusal, RouterConfig, SharedRouter,
     SharedTopic,
 };
 
-/// Added to the time that a pull may wait, for the answer to come.
+/// Added to the time that a pull may wait, for the answer to begin.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How far a topic is examined without writing that down; a new leader examines it again.
@@ -180,10 +180,9 @@ impl Mirror {
             tokio::time::sleep_until(until).await;
             return Ok(());
         }
-        let is_new = self.router.read().remote_cluster.is_none();
         // A topic whose time has come is looked at now: if it says nothing, it is well or gone.
-        let is_curious = is_new || self.has_failed || self.standing.has_due(now);
-        let longest = Duration::from_millis(if is_curious { 0 } else { MAX_PULL_WAIT_MS });
+        let is_curious = self.is_first_contact() || self.has_failed || self.standing.has_due(now);
+        let longest = Duration::from_millis(if is_curious { 0 } else { PULL_WAIT_MS });
         let wait = next_try.map_or(longest, |until| longest.min(until - now));
         let (request, asked) = self.request(sources, excluded, wait);
         let answer = tokio::select! {
@@ -193,10 +192,16 @@ impl Mirror {
         };
         let speaking = answer.topics.iter().map(|topic| topic.topic.as_str()).collect();
         self.standing.forget_silent(&speaking, &request.query.excluded);
-        if answer.topics.is_empty() && !is_new {
+        if answer.topics.is_empty() && !self.is_first_contact() {
             return Ok(());
         }
         self.write(answer, &asked).await
+    }
+
+    /// Whether nothing was written yet of what the remote has said. Where to begin is asked only then, so that it
+    /// has met an empty cluster is written down too: topics that appear later begin with their first record.
+    fn is_first_contact(&self) -> bool {
+        self.router.read().remote_cluster.is_none()
     }
 
     /// Returns when a topic is gone for which something was asked.
@@ -285,13 +290,20 @@ impl Mirror {
             return Err(Halt::retrying("internal", message));
         }
         let mut has_diverged = false;
-        let (mut parts, mut records) = (Vec::new(), Vec::new());
+        let (mut parts, mut records, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for topic in &topics {
-            let Some(page) = &topic.page else {
-                has_diverged = true;
-                let told = diverged("its history there is another one").told;
-                self.standing.block(&topic.topic, told, &*self.context.random);
-                continue;
+            let page = match &topic.answer {
+                Answered::Page(page) => page,
+                Answered::Gone => {
+                    gone.push(topic.topic.as_str());
+                    continue;
+                }
+                Answered::Diverged => {
+                    has_diverged = true;
+                    let told = diverged("its history there is another one").told;
+                    self.standing.block(&topic.topic, told, &*self.context.random);
+                    continue;
+                }
             };
             // One that was made anew gets everything, and not what follows the end of the one before.
             if self.has_moved(asked, &topic.topic) {
@@ -312,8 +324,7 @@ impl Mirror {
             let dest_epoch = asked.get(&topic.topic).copied().or(dest.map(|dest| dest.epoch));
             parts.push(part(&router, dest_name, topic, page, items, dest_epoch));
         }
-        // The first answer is noted even if it is empty: topics that appear later begin with their first record.
-        if parts.is_empty() && (has_diverged || router.read().remote_cluster.is_some()) {
+        if parts.is_empty() && gone.is_empty() && !self.is_first_contact() {
             // With one source there is nothing else to do.
             let is_all = has_diverged && !self.config.source.ends_with('*');
             return if is_all { Err(diverged("its history there is another one")) } else { Ok(()) };
@@ -323,6 +334,7 @@ impl Mirror {
             cluster_id: cluster.id,
             instances: instances.clone(),
             parts,
+            gone,
         };
         let draft = Draft::copy(
             &copy,
@@ -400,6 +412,10 @@ impl Mirror {
                 }
             }
             self.ahead.remove(part.source);
+        }
+        for source in &copy.gone {
+            self.standing.forget(source);
+            self.ahead.remove(*source);
         }
         if !has_moved {
             return Ok(());

@@ -77,6 +77,12 @@ impl Standing {
         self.blocked.remove(source);
     }
 
+    /// `source` is gone.
+    pub fn forget(&mut self, source: &str) {
+        self.blocked.remove(source);
+        self.lags.remove(source);
+    }
+
     pub fn unblock_all(&mut self) {
         self.blocked.clear();
     }

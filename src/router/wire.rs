@@ -21,6 +21,9 @@ use crate::state::{read_items, read_ranges};
 use crate::storage::EntryId;
 
 const VERSION: u8 = 1;
+const ANSWERED_DIVERGED: u8 = 0;
+const ANSWERED_PAGE: u8 = 1;
+const ANSWERED_GONE: u8 = 2;
 
 /// A pull, as it is asked for.
 #[derive(Debug, Clone)]
@@ -46,8 +49,16 @@ pub struct AnsweredTopic {
     pub epoch: u64,
     pub topic_type: TopicType,
     pub head_seq: u64,
-    /// `None`: the cursor names something that the cluster does not know.
-    pub page: Option<AnsweredPage>,
+    pub answer: Answered,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answered {
+    /// The cursor names something that the cluster does not know.
+    Diverged,
+    /// There is no such topic any more.
+    Gone,
+    Page(AnsweredPage),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -192,11 +203,18 @@ pub fn encode_answer(
         for value in [topic.epoch, topic.topic_type as u64, topic.head_seq] {
             put_varint(&mut body, value);
         }
-        let Pulled::Page(page) = &topic.content else {
-            body.put_u8(0);
-            continue;
+        let page = match &topic.content {
+            Pulled::Diverged => {
+                body.put_u8(ANSWERED_DIVERGED);
+                continue;
+            }
+            Pulled::Gone => {
+                body.put_u8(ANSWERED_GONE);
+                continue;
+            }
+            Pulled::Page(page) => page,
         };
-        body.put_u8(1);
+        body.put_u8(ANSWERED_PAGE);
         let own = own(topic);
         put_varint(&mut body, u64::from(named.number(&own)));
         put_varint(&mut body, page.to_seq);
@@ -283,11 +301,13 @@ impl PullAnswer {
                 _ => return Err(reader.malformed()),
             };
             let head_seq = reader.varint()?;
-            let page = match reader.bool()? {
-                true => Some(read_page(&mut reader, bytes, instances.len())?),
-                false => None,
+            let answer = match reader.u8()? {
+                ANSWERED_DIVERGED => Answered::Diverged,
+                ANSWERED_PAGE => Answered::Page(read_page(&mut reader, bytes, instances.len())?),
+                ANSWERED_GONE => Answered::Gone,
+                _ => return Err(reader.malformed()),
             };
-            topics.push(AnsweredTopic { topic, epoch, topic_type, head_seq, page });
+            topics.push(AnsweredTopic { topic, epoch, topic_type, head_seq, answer });
         }
         reader.finish()?;
         Ok(PullAnswer { cluster, instances, topics })

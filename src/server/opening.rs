@@ -119,7 +119,7 @@ impl Storage {
             _ => Unopened::Other(anyhow!(error).context(format!("cannot use {}", dir.display()))),
         })?);
         let (log, writer) = Log::open(disk.clone(), &stores.log_dir(), options)?;
-        let (applied, is_restored) = open_state(settings, &**disk, &stores.checkpoint_dir(), &log)?;
+        let (applied, is_restored) = open_state(settings, &**disk, &stores, &log)?;
         if !is_restored {
             log.check_live()?;
         }
@@ -155,10 +155,11 @@ impl From<anyhow::Error> for Unopened {
 fn open_state(
     settings: &Settings,
     disk: &dyn Disk,
-    dir: &Path,
+    stores: &Stores,
     log: &Log,
 ) -> Result<(Arc<Applied>, bool), Unopened> {
-    let error = match load_state(dir, log) {
+    let dir = &stores.checkpoint_dir();
+    let error = match load_state(stores, log) {
         Ok(applied) => return Ok((applied, false)),
         Err(error) if is_refusal(&error) => {
             let said = format!("the checkpoint in {} cannot be read", dir.display());
@@ -178,9 +179,9 @@ fn open_state(
         // The whole log is still there, so the state can be made again by applying all of it.
         tracing::warn!("{why}: rebuilding it from the log");
         move_aside(dir)?;
-        return Ok((load_state(dir, log)?, false));
+        return Ok((load_state(stores, log)?, false));
     }
-    match restore_export(settings, disk, dir, log) {
+    match restore_export(settings, disk, stores, log) {
         Ok(Some(applied)) => {
             tracing::warn!(
                 "{why}: it was restored from the state that was exported at entry {}",
@@ -196,11 +197,9 @@ fn open_state(
     }
 }
 
-fn load_state(dir: &Path, log: &Log) -> anyhow::Result<Arc<Applied>> {
-    let load = || -> anyhow::Result<Arc<Applied>> {
-        let checkpoint: Arc<dyn Checkpoint> = Arc::new(SledCheckpoint::open(dir)?);
-        Ok(Applied::load(log.clone(), checkpoint)?)
-    };
+fn load_state(stores: &Stores, log: &Log) -> anyhow::Result<Arc<Applied>> {
+    let load =
+        || -> anyhow::Result<Arc<Applied>> { Ok(Applied::load(log.clone(), stores.open_checkpoint()?)?) };
     // sled takes some of what it reads for granted, and what is damaged may be anything: of 180 damaged databases
     // 143 failed to open or load, and 4 ended in a panic. That is one reason among others, and no noise.
     let usual = take_hook();
@@ -249,13 +248,14 @@ fn is_refusal(error: &anyhow::Error) -> bool {
     code.is_some_and(|code| !is_missing(code))
 }
 
-/// Puts what was exported in the place of the checkpoint in `dir`. `None` if there is no export.
+/// Puts what was exported in the place of the checkpoint. `None` if there is no export.
 fn restore_export(
     settings: &Settings,
     disk: &dyn Disk,
-    dir: &Path,
+    stores: &Stores,
     log: &Log,
 ) -> anyhow::Result<Option<Arc<Applied>>> {
+    let dir = &stores.checkpoint_dir();
     let fresh = dir.with_extension("restored");
     if fresh.exists() {
         std::fs::remove_dir_all(&fresh).with_context(|| format!("cannot remove {}", fresh.display()))?;
@@ -280,7 +280,7 @@ fn restore_export(
     move_aside(dir)?;
     std::fs::rename(&fresh, dir).with_context(|| format!("cannot rename {}", fresh.display()))?;
     disk.sync_dir(&settings.data_dir)?;
-    load_state(dir, log).map(Some)
+    load_state(stores, log).map(Some)
 }
 
 fn move_aside(dir: &Path) -> anyhow::Result<()> {

@@ -452,3 +452,51 @@ fn listed(reader: &mut Reader<'_>) -> Result<Listed, Malformed> {
     };
     Ok(Listed { epoch, ranges, late: Some(LateMatch { seen_seq: reader.varint()?, tags }) })
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::BufMut;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::ENTRY_VERSION;
+
+    fn decode(entry: Bytes) {
+        if let Ok(decoded) = Decoded::parse(entry) {
+            let _ = decoded.command();
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(
+            kind in 0u8..20, body in proptest::collection::vec(prop_oneof![0u8..4, any::<u8>()], 0..200), raw: Vec<u8>,
+        ) {
+            decode(raw.into());
+            let mut entry = BytesMut::new();
+            entry.put_slice(&[ENTRY_VERSION, kind, 0, 0, 0, 0, 0, 0]);
+            entry.put_slice(&body);
+            decode(entry.freeze());
+        }
+
+        #[test]
+        fn arbitrary_damage_never_panics(which in 0usize..3, at: prop::sample::Index, byte: u8) {
+            let create = Create::With(TopicConfig::default());
+            let append = Append { topic: "t", create, expect_head_seq: Some(3), idempotency_key: Some("key") };
+            let records = [Record { tag: Some("tag"), data: "[1]", ..Record::default() }; 2];
+            let late = Some(LateMatch { seen_seq: 9, tags: TagMatch::Glob("a".to_owned()) });
+            let listed = Some(Listed { epoch: 7, ranges: vec![1..=3, 9..=1000], late });
+            let draft = match which {
+                0 => Draft::append(&append, records.into_iter(), 0),
+                1 => Draft::put_topic("t", &TopicConfig::default()),
+                _ => Draft::delete_records(&DeleteRecords { topic: "t", before_seq: None, listed }),
+            };
+            let command = draft.seal(Envelope { node_id: 1, session: 2, number: 3, done_below: 3 });
+            decode(command.clone());
+            let mut bytes = command.to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+            decode(bytes.into());
+        }
+    }
+}

@@ -34,6 +34,8 @@ pub struct Copy<'a> {
     /// What the parts name by number.
     pub instances: Vec<Instance>,
     pub parts: Vec<CopyPart<'a>>,
+    /// Topics there that are gone: the router's positions in them are forgotten.
+    pub gone: Vec<&'a str>,
 }
 
 /// What was pulled of one topic.
@@ -105,6 +107,8 @@ impl<'a> Copy<'a> {
         self.instances.iter().for_each(|instance| instance.put(out));
         put_varint(out, self.parts.len() as u64);
         self.parts.iter().for_each(|part| part.encode(out));
+        put_varint(out, self.gone.len() as u64);
+        self.gone.iter().for_each(|source| put_blob(out, source.as_bytes()));
     }
 
     /// `record_count` is that of the entry: the parts take up all of its records.
@@ -118,7 +122,9 @@ impl<'a> Copy<'a> {
         if parts.iter().map(CopyPart::record_count).sum::<u64>() != u64::from(record_count) {
             return Err(reader.malformed());
         }
-        Ok(Copy { generation, cluster_id, instances, parts })
+        let count = reader.count(1)?;
+        let gone = (0..count).map(|_| reader.text()).collect::<Result<_, _>>()?;
+        Ok(Copy { generation, cluster_id, instances, parts, gone })
     }
 }
 
@@ -264,6 +270,44 @@ mod tests {
             prop_assert!(reader.finish().is_ok());
             let _ = read_items(&mut Reader::new(&bytes, "items"));
             let _ = Copy::decode(&mut Reader::new(&bytes, "copy"), 0);
+            let _ = decode_route(&mut Reader::new(&bytes, "route"));
+        }
+    }
+
+    #[test]
+    fn what_no_topic_can_say_is_not_read() {
+        let read = |item: CopyItem| {
+            let mut out = BytesMut::new();
+            put_items(&mut out, &[item]);
+            read_items(&mut Reader::new(&out, "items"))
+        };
+        let records = |origin_seq, source_seq| CopyItem::Records {
+            instance: 0,
+            origin_seq,
+            origin_ts_ms: 1,
+            source_seq,
+            count: 2,
+        };
+        let gap = |from_seq, to_seq| CopyItem::Gap { instance: 0, from_seq, to_seq };
+        let last = SEQ_LIMIT - 1;
+        for item in [records(1, 1), records(last - 2, last - 2), gap(1, last)] {
+            assert_eq!(read(item.clone()), Ok(vec![item]));
+        }
+        let beyond =
+            [records(0, 1), records(1, 0), records(last, 1), records(1, last), records(u64::MAX - 9, 1)];
+        for item in beyond.into_iter().chain([gap(0, 1), gap(1, SEQ_LIMIT), gap(2, u64::MAX - 1)]) {
+            assert!(read(item.clone()).is_err(), "{item:?}");
+        }
+    }
+
+    #[test]
+    fn an_instance_with_an_endless_name_is_not_read() {
+        for (length, is_read) in [(1024, true), (1025, false)] {
+            let topic = "t".repeat(length).into();
+            let instance = Instance { cluster_id: 7, cluster: "east".into(), topic, epoch: 1 };
+            let mut out = BytesMut::new();
+            instance.put(&mut out);
+            assert_eq!(Instance::read(&mut Reader::new(&out, "instance")).is_ok(), is_read);
         }
     }
 }

@@ -55,7 +55,7 @@ pub(super) enum Late {
 
 impl Blocks {
     /// The last seq of the block at `place`, or of what was dropped behind it.
-    fn last_seq(&self, place: usize, head_seq: u64) -> u64 {
+    pub(super) fn last_seq(&self, place: usize, head_seq: u64) -> u64 {
         self.summaries.get(place + 1).map_or(head_seq, |next| next.first_seq - 1)
     }
 
@@ -379,17 +379,18 @@ pub fn match_run(
     for offset in 0..run.count {
         let record = entry.record(run.first_position + offset as u32).ok_or(Malformed("entry"))?;
         if Record::decode_tag(record)?.is_some_and(|tag| tags.matches(tag)) {
-            push_seq(ranges, run.first_seq + offset);
+            let seq = run.first_seq + offset;
+            push_range(ranges, seq..=seq);
         }
     }
     Ok(())
 }
 
-/// Adds a seq above all that `ranges` hold.
-fn push_seq(ranges: &mut Ranges, seq: u64) {
+/// Adds a range above all that `ranges` hold.
+pub(super) fn push_range(ranges: &mut Ranges, range: RangeInclusive<u64>) {
     match ranges.last_mut() {
-        Some(last) if last.end() + 1 == seq => *last = *last.start()..=seq,
-        _ => ranges.push(seq..=seq),
+        Some(last) if last.end() + 1 == *range.start() => *last = *last.start()..=*range.end(),
+        _ => ranges.push(range),
     }
 }
 

@@ -10,19 +10,18 @@
 //! A record is taken unless its origin is the destination itself, or it was taken before, by whatever way.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use super::copy_command::{Copy, CopyItem, CopyPart, RoutePart};
-use super::delete::Ranges;
-use super::origins::{Instance, InstanceKey, Origin};
+use super::intake::{Item, Offer, Planner, lost_seqs};
+use super::local_route::{LocalRoute, Looked};
+use super::origins::{Instance, InstanceKey};
 use super::outcome::{Forwarded, Outcome, Refusal};
 use super::quota::Limit;
 use super::removed::Removed;
-use super::retention::Goal;
 use super::router::Reached;
 use super::routers::SharedRouter;
-use super::run::{Overlay, Run, runs};
+use super::run::{Overlay, Run};
 use super::topic::Topic;
 use super::topic_config::{Discard, TopicConfig, TopicType};
 use super::{Applied, Missing, MissingBlock, SharedTopic, State};
@@ -59,158 +58,6 @@ enum Dest {
     Existing(Arc<SharedTopic>),
     New { name: Arc<str>, topic_type: TopicType },
 }
-
-enum Item {
-    Copies {
-        /// But for its seq and origin.
-        run: Run,
-        sizes: Range<usize>,
-        instance: Arc<Instance>,
-        origin_seq: u64,
-        origin_ts_ms: u64,
-    },
-    Gap {
-        instance: Arc<Instance>,
-        range: RangeInclusive<u64>,
-    },
-}
-
-/// Records that are offered to a destination: consecutive in their source, their entry and their origin.
-struct Offer<'a> {
-    entry: EntryId,
-    first_position: u32,
-    overlay: Overlay,
-    source_seq: u64,
-    instance: &'a Arc<Instance>,
-    origin_seq: u64,
-    origin_ts_ms: u64,
-    sizes_bytes: &'a [u32],
-}
-
-/// Decides what a destination takes.
-struct Planner<'a> {
-    own_cluster_id: u128,
-    dest: Option<&'a Topic>,
-    dest_name: &'a str,
-    items: Vec<Item>,
-    sizes_bytes: Vec<u32>,
-    bytes: u64,
-    /// What still fits, and what is said when it does not.
-    records_left: u64,
-    bytes_left: u64,
-    full: Refusal,
-    /// The quota of the whole cluster.
-    quota_left: u64,
-    over_quota: Refusal,
-    /// The seq of the source up to which everything was examined, and why no further.
-    stopped: Option<(u64, Refusal)>,
-}
-
-impl Planner<'_> {
-    /// Whether what was first written there comes home (C-ROUTE-07).
-    fn is_echo(&self, instance: &Instance) -> bool {
-        instance.cluster_id == self.own_cluster_id
-            && *instance.topic == *self.dest_name
-            && self.dest.is_none_or(|dest| instance.epoch <= dest.epoch)
-    }
-
-    /// Whether all that another topic had or missed of `origin` is an echo here, or was taken or reported.
-    fn needs_nothing_of(&self, origin: &Origin) -> bool {
-        self.is_echo(&origin.instance) || self.dest.is_some_and(|dest| dest.origins.has_all_of(origin))
-    }
-
-    /// `false` if not all of it was examined.
-    fn offer(&mut self, offer: &Offer<'_>) -> bool {
-        let Offer { instance, origin_seq, .. } = *offer;
-        if self.is_echo(instance) {
-            return true;
-        }
-        let last = origin_seq + offer.sizes_bytes.len() as u64 - 1;
-        let untaken = match self.dest {
-            None => vec![origin_seq..=last],
-            Some(dest) => dest.origins.untaken_in(dest.origins.number(instance), origin_seq..=last),
-        };
-        for stretch in untaken {
-            let at = (stretch.start() - origin_seq) as usize;
-            let count = (stretch.end() - stretch.start() + 1) as usize;
-            let (fitting, refusal) = self.take_room(&offer.sizes_bytes[at..at + count]);
-            if fitting > 0 {
-                let start = self.sizes_bytes.len();
-                self.sizes_bytes.extend_from_slice(&offer.sizes_bytes[at..at + fitting]);
-                let position = offer.first_position + at as u32;
-                let run = Run::of_entry(offer.entry, position, 0, fitting as u64, 0);
-                self.items.push(Item::Copies {
-                    run: Run { overlay: offer.overlay, ..run },
-                    sizes: start..start + fitting,
-                    instance: instance.clone(),
-                    origin_seq: *stretch.start(),
-                    origin_ts_ms: offer.origin_ts_ms,
-                });
-            }
-            if let Some(refusal) = refusal {
-                self.stopped = Some((offer.source_seq + (at + fitting) as u64 - 1, refusal));
-                return false;
-            }
-        }
-        true
-    }
-
-    /// How many of these fit, one after the other, and what is said of the first that does not.
-    fn take_room(&mut self, sizes_bytes: &[u32]) -> (usize, Option<Refusal>) {
-        for (at, size) in sizes_bytes.iter().enumerate() {
-            let size = u64::from(*size);
-            if self.records_left == 0 || self.bytes_left < size {
-                return (at, Some(self.full));
-            }
-            if self.quota_left < size {
-                return (at, Some(self.over_quota));
-            }
-            self.records_left -= 1;
-            self.bytes_left -= size;
-            self.quota_left -= size;
-            self.bytes += size;
-        }
-        (sizes_bytes.len(), None)
-    }
-
-    /// These seqs of `instance` were lost before they could be copied.
-    fn lost(&mut self, instance: &Arc<Instance>, ranges: &[RangeInclusive<u64>]) {
-        if self.is_echo(instance) {
-            return;
-        }
-        let unreported = |range: &RangeInclusive<u64>| match self.dest {
-            None => Some(range.clone()),
-            Some(dest) => dest.origins.unreported_in(dest.origins.number(instance), range.clone()),
-        };
-        let mut ranges = ranges.iter().filter_map(unreported);
-        let Some(first) = ranges.next() else { return };
-        let last = ranges.last().unwrap_or(first.clone());
-        let range = *first.start()..=*last.end();
-        self.items.push(Item::Gap { instance: instance.clone(), range });
-    }
-}
-
-/// Which of the seqs in `evicted` a destination may have lost: those first written in `source`, and those copied
-/// there from elsewhere, unless it needs nothing of all that `source` ever had from there.
-pub fn lost_seqs(
-    source: &Topic,
-    evicted: RangeInclusive<u64>,
-    needs_nothing_of: impl Fn(&Origin) -> bool,
-) -> Ranges {
-    let has_foreign = source.origins.all().iter().any(|origin| !needs_nothing_of(origin));
-    if has_foreign || source.origins.all().is_empty() {
-        return vec![evicted];
-    }
-    let mut own: Ranges = source.origins.foreign.live_in(evicted).collect();
-    if own.len() > MAX_LOST_RANGES
-        && let (Some(first), Some(last)) = (own.first(), own.last())
-    {
-        own = vec![*first.start()..=*last.end()];
-    }
-    own
-}
-
-const MAX_LOST_RANGES: usize = 64;
 
 impl State {
     /// Plans the parts of a command, and says what it needs for that.
@@ -497,11 +344,7 @@ impl State {
     }
 
     /// Carries out what was planned. `entry` holds the records of a mirror's copy.
-    pub(super) fn forward(
-        &mut self,
-        entry: EntryId,
-        remote_cluster_id: Option<u128>,
-    ) -> Result<Applied, Malformed> {
+    pub(super) fn forward(&mut self, entry: EntryId, copy: Option<&Copy<'_>>) -> Result<Applied, Malformed> {
         let (mut forwarded, mut touched, mut sources) = (Vec::new(), Vec::new(), BTreeSet::new());
         for plan in std::mem::take(&mut self.planned_copies) {
             let copies = match plan {
@@ -531,10 +374,9 @@ impl State {
                 let (seq, entry) = (copies.seq, copies.entry);
                 router.set_position(&copies.source, Reached { source_epoch, dest_epoch, seq, entry });
                 router.count_forwarded(taken, self.time_ms);
-                router.remote_cluster = router.remote_cluster.or(remote_cluster_id);
             }
             self.routers.changed(&copies.router);
-            if remote_cluster_id.is_none() {
+            if copy.is_none() {
                 sources.insert(copies.source.clone());
             }
             forwarded.push(Forwarded { taken, seq: copies.seq, stopped: copies.stopped });
@@ -542,11 +384,28 @@ impl State {
                 touched.push(shared);
             }
         }
+        if let Some(copy) = copy {
+            self.note_remote(copy);
+        }
         // Not earlier: another part may have them evicted from.
         let sources = sources.iter().filter_map(|source| self.catalog.get(source));
         sources.for_each(|source| source.forget_fetched_blocks());
         let last = touched.pop();
         Ok(Applied { outcome: Outcome::Forwarded(forwarded), touched: last, also_touched: touched })
+    }
+
+    /// Notes which cluster a mirror reads, and forgets what is gone there.
+    fn note_remote(&mut self, copy: &Copy<'_>) {
+        let Some(shared) = self.routers.shared.of_generation(copy.generation) else { return };
+        let mut router = shared.write();
+        let is_other = router.remote_cluster.is_some_and(|id| id != copy.cluster_id);
+        if router.is_paused || router.config.remote.is_none() || is_other {
+            return;
+        }
+        router.remote_cluster = Some(copy.cluster_id);
+        copy.gone.iter().for_each(|source| router.remove_position(source));
+        drop(router);
+        self.routers.changed(&shared);
     }
 
     fn append_items(
@@ -581,107 +440,5 @@ impl State {
         self.due.update(shared, due_before, topic.next_due_ms());
         self.dirty_topics.insert(shared.epoch, shared.clone());
         Ok(())
-    }
-}
-
-/// The source of a local route, as it is looked at for one part.
-struct LocalRoute<'a> {
-    source: &'a Topic,
-    own: &'a Arc<Instance>,
-    overlay: Overlay,
-    part: &'a RoutePart,
-    now_ms: u64,
-}
-
-struct Looked {
-    /// The last seq of what is expired, though nothing has taken it away yet; 0 if nothing is.
-    expired_to_seq: u64,
-    /// The block that is needed to go on.
-    missing: Option<u64>,
-}
-
-impl LocalRoute<'_> {
-    fn walk(&self, to_seq: u64, planner: &mut Planner<'_>, looked: &mut Looked) -> Result<(), Malformed> {
-        let from_seq = (self.part.from_seq + 1).max(self.source.earliest_seq);
-        let expired_before_ms = match Goal::of_ttl(&self.source.config, self.now_ms) {
-            Some(Goal::Before { ts_ms }) => ts_ms,
-            _ => 0,
-        };
-        let blocks = &self.source.blocks;
-        let mut gaps = self.source.origins.gaps_in(self.part.from_seq + 1..=to_seq).peekable();
-        let mut tell_gaps = |planner: &mut Planner<'_>, before_seq: u64| {
-            while let Some((_, gap)) = gaps.next_if(|(seq, _)| *seq < before_seq) {
-                if let Some(instance) = self.source.origins.instance(gap.number) {
-                    planner.lost(instance, &[gap.from_seq..=gap.to_seq]);
-                }
-            }
-        };
-        let mut picked = self.part.picked.as_deref().map(|ranges| ranges.iter().cloned().peekable());
-        for first_seq in blocks.blocks_from(from_seq).take_while(|first_seq| *first_seq <= to_seq) {
-            let Some(block) = blocks.in_memory(first_seq) else {
-                looked.missing = Some(first_seq);
-                return Ok(());
-            };
-            let mut iter = runs(first_seq, block);
-            while let Some((run, sizes)) = iter.next_sized()? {
-                let Some(rest) = run.after(from_seq - 1).filter(|rest| rest.first_seq <= to_seq) else {
-                    continue;
-                };
-                let last_seq = rest.last_seq().min(to_seq);
-                if run.ts_ms < expired_before_ms {
-                    let expired = blocks.removed.previous_live(last_seq);
-                    if expired >= rest.first_seq {
-                        looked.expired_to_seq = expired;
-                    }
-                    continue;
-                }
-                let sizes = sizes.table(run.count)?;
-                for live in blocks.removed.live_in(rest.first_seq..=last_seq) {
-                    let mut at = *live.start();
-                    while at <= *live.end() {
-                        let wanted = match &mut picked {
-                            None => at..=*live.end(),
-                            Some(ranges) => {
-                                while ranges.peek().is_some_and(|range| *range.end() < at) {
-                                    ranges.next();
-                                }
-                                let Some(range) = ranges.peek().filter(|it| it.start() <= live.end()) else {
-                                    break;
-                                };
-                                at.max(*range.start())..=(*range.end()).min(*live.end())
-                            }
-                        };
-                        at = *wanted.end() + 1;
-                        let count = at - wanted.start();
-                        let part = run.part(*wanted.start(), count);
-                        let sizes_bytes = sizes.list(wanted.start() - run.first_seq, count);
-                        tell_gaps(planner, part.first_seq);
-                        if !self.offer(&part, &sizes_bytes, planner) {
-                            return Ok(());
-                        }
-                    }
-                }
-            }
-        }
-        tell_gaps(planner, to_seq + 1);
-        Ok(())
-    }
-
-    fn offer(&self, run: &Run, sizes_bytes: &[u32], planner: &mut Planner<'_>) -> bool {
-        let copied = run.origin.and_then(|origin| {
-            let instance = self.source.origins.instance(origin.number)?;
-            Some((instance, origin.first_seq, origin.ts_ms))
-        });
-        let (instance, origin_seq, origin_ts_ms) = copied.unwrap_or((self.own, run.first_seq, run.ts_ms));
-        planner.offer(&Offer {
-            entry: run.entry,
-            first_position: run.first_position,
-            overlay: self.overlay.and(run.overlay),
-            source_seq: run.first_seq,
-            instance,
-            origin_seq,
-            origin_ts_ms,
-            sizes_bytes,
-        })
     }
 }

@@ -490,7 +490,16 @@ impl Refusal {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(prop_oneof![0u8..20, any::<u8>()], 0..60)) {
+            let _ = Outcome::decode(&mut Reader::new(&bytes, "outcome"));
+        }
+    }
 
     #[test]
     fn every_outcome_comes_back() {

@@ -42,24 +42,6 @@ impl RouterBook {
         self.shared.configuration_changed();
     }
 
-    /// A mirror has heard of its remote, which had nothing to copy: what appears there is new from now on.
-    pub fn begin_mirror(&mut self, generation: u64, cluster_id: u128) {
-        let Some(router) = self.shared.of_generation(generation).filter(|router| router.is_remote) else {
-            return;
-        };
-        let is_first = {
-            let mut router = router.write();
-            let is_first = router.remote_cluster.is_none() && !router.is_paused;
-            if is_first {
-                router.remote_cluster = Some(cluster_id);
-            }
-            is_first
-        };
-        if is_first {
-            self.changed(&router);
-        }
-    }
-
     /// `false` if there is no such router.
     pub fn delete(&mut self, name: &str) -> bool {
         let Some(router) = self.shared.remove(name) else { return false };

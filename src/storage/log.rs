@@ -18,7 +18,7 @@
 //! on disk. Only `save_vote` waits for the disk. A truncation or purge that a crash forgets does no harm: all
 //! that came after it is forgotten too, and what it would have hidden was never in anybody's way.
 use std::io;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
@@ -29,11 +29,14 @@ use tokio::sync::{Notify, oneshot, watch};
 use super::disk::Disk;
 use super::entry::{EntryId, LogEntry, Vote};
 use super::frame::MAX_PAYLOAD_BYTES;
+use super::index::Index;
+use super::indexer::Indexer;
 use super::live::LiveEntries;
 use super::log_writer::LogWriter;
 use super::open_error::OpenError;
 use super::pin::{Pin, Pins};
 use super::plan::Plan;
+use super::postings::Found;
 use super::queue::{Done, Failure, OpBody, Queue};
 use super::reader::{Reader, is_damage};
 use super::reclaim::Reclaimer;
@@ -41,6 +44,7 @@ use super::recovery;
 use super::segment::SEGMENT_HEADER_BYTES;
 use super::stats::{Counters, LogStats};
 use super::view::View;
+use crate::filter::TagMatch;
 
 /// Sizes of the log. The defaults are for production; tests make everything small.
 #[derive(Clone, Debug)]
@@ -58,6 +62,8 @@ pub struct LogOptions {
     pub zero_below_bytes: usize,
     /// How much is zeroed at a time.
     pub zero_step_bytes: u64,
+    /// What the part of the index that is in memory takes before it is written.
+    pub index_bytes: usize,
 }
 
 impl Default for LogOptions {
@@ -69,6 +75,7 @@ impl Default for LogOptions {
             write_bytes: 8 << 20,
             zero_below_bytes: 64 << 10,
             zero_step_bytes: 1 << 20,
+            index_bytes: 4 << 20,
         }
     }
 }
@@ -93,7 +100,17 @@ impl LogOptions {
 #[derive(Clone)]
 pub struct Log {
     shared: Arc<Shared>,
+    index: Arc<Index>,
+    index_options: IndexOptions,
     _close: Arc<CloseOnDrop>,
+}
+
+/// Sizes of the index.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct IndexOptions {
+    pub index_bytes: usize,
+    /// Files are not merged beyond this size, and none covers more of the log when it is first written.
+    pub segment_bytes: u64,
 }
 
 /// What handle and writer have in common.
@@ -124,6 +141,10 @@ impl Shared {
             });
         }
     }
+}
+
+fn has(view: &View, id: EntryId) -> bool {
+    view.purged().is_some_and(|purged| id.index <= purged.index) || view.id_at(id.index) == Some(id)
 }
 
 struct CloseOnDrop(Arc<Shared>);
@@ -159,9 +180,13 @@ impl Log {
             ended: OnceLock::new(),
             damage: watch::Sender::new(None),
         });
+        let index_options =
+            IndexOptions { index_bytes: options.index_bytes, segment_bytes: options.segment_bytes };
+        let index = Index::open(disk.clone(), dir, |id| has(&shared.view.read(), id));
+        let index = Arc::new(index.map_err(|source| OpenError::Io { file: dir.to_path_buf(), source })?);
         let writer = LogWriter::new(disk, dir.to_path_buf(), options, shared.clone(), position);
         let close = Arc::new(CloseOnDrop(shared.clone()));
-        Ok((Self { shared, _close: close }, writer))
+        Ok((Self { shared, index, index_options, _close: close }, writer))
     }
 
     /// The last vote that is durable.
@@ -338,8 +363,22 @@ impl Log {
 
     /// Whether the log has, or had and gave up, the entry `id`. Only what is committed was given up.
     pub fn has(&self, id: EntryId) -> bool {
-        let view = self.shared.view.read();
-        view.purged().is_some_and(|purged| id.index <= purged.index) || view.id_at(id.index) == Some(id)
+        has(&self.shared.view.read(), id)
+    }
+
+    /// Where in `indexes` live records with a tag that matches lie, as far as that is indexed; nothing is covered
+    /// if they are more than `max`. Blocks on the disk.
+    pub fn find_tags(&self, tags: &TagMatch, indexes: &RangeInclusive<u64>, max: usize) -> Found {
+        self.index.find_tags(tags, indexes, max, &self.shared.live)
+    }
+
+    /// Keeps the index behind the log; there must be one at most.
+    pub fn indexer(&self) -> Indexer {
+        Indexer::new(self.clone(), self.index.clone())
+    }
+
+    pub(super) fn index_options(&self) -> IndexOptions {
+        self.index_options
     }
 
     /// Looks places up and reads them. A file that is gone by then was freed, or another took its place in

@@ -22,6 +22,9 @@
 //! | `packed`, `packed_file` | The table of a rewritten one; one that is being written. |
 //! | `live` | Which entries topics still name. |
 //! | `reclaim`, `rewrite` | Freeing space, step by step. |
+//! | `postings` | Which records carry a value, by their place in the log. |
+//! | `index`, `index_file` | The index of all of them: its parts; one of them on disk. |
+//! | `indexer` | Keeping it behind the log, step by step. |
 //! | `pin` | What a transfer keeps from being freed. |
 //! | `kept_recovery` | Opening kept files. |
 //! | `incoming` | A log made of what another member sends. |
@@ -40,6 +43,9 @@ mod export;
 pub mod frame;
 mod frozen;
 mod incoming;
+mod index;
+mod index_file;
+mod indexer;
 mod kept;
 mod kept_recovery;
 mod kept_set;
@@ -51,6 +57,7 @@ mod packed;
 mod packed_file;
 mod pin;
 mod plan;
+mod postings;
 mod queue;
 mod reader;
 mod reclaim;
@@ -78,11 +85,13 @@ pub use entry::{EntryId, EntryKind, LogEntry, Vote};
 pub use export::{read_export, remove_export, write_export};
 pub use frozen::{Freezer, Frozen, Page};
 pub use incoming::IncomingLog;
+pub use indexer::Indexer;
 pub use live::LiveEntries;
 pub use log::{Log, LogOptions};
 pub use log_writer::LogWriter;
 pub use open_error::OpenError;
 pub use pin::Pin;
+pub use postings::{Found, Posting};
 pub use queue::{Done, Op};
 pub use reader::is_damage;
 pub use reclaim::{Reclaimed, Reclaimer};

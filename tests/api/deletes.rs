@@ -145,6 +145,29 @@ async fn a_deleted_part_gives_no_tombstone_and_an_evicted_one_still_does() {
     assert_eq!(read(&api, "del-gap", 7).await, [9, 11]);
 }
 
+/// C-GAP-12: the same records, passed over by `node`, by a filter, by a delete, and lost to a cap.
+#[tokio::test]
+async fn removal_that_was_asked_for_gives_no_tombstone_and_other_loss_does() {
+    let api = api().await;
+    let records: Vec<Value> = (0..6).map(|data| json!({ "data": data, "tag": "t", "node": "n" })).collect();
+    api.post("/v0/topics/del-asked", json!({ "records": records })).await.expect(201);
+    for asked in [json!({ "node": "n" }), json!({ "filter": ["tag", "NotEq", "t"] })] {
+        let page = api.diff("del-asked", asked).await.expect(200);
+        assert_eq!(
+            (&page["tombstone"], &page["records"], &page["caught_up"]),
+            (&Value::Null, &json!([]), &json!(true))
+        );
+    }
+    deleted(&api, "del-asked", json!({ "before_seq": 3 })).await;
+    let page = api.diff("del-asked", json!({})).await.expect(200);
+    assert_eq!((&page["tombstone"], seqs(&page)), (&Value::Null, vec![3, 4, 5, 6]));
+    api.put("/v0/topics/del-asked", json!({ "cap_records": 1 })).await.expect(200);
+    let page = api.diff("del-asked", json!({})).await.expect(200);
+    let tombstone = &page["tombstone"];
+    assert_eq!((&tombstone["gap_from"], &tombstone["gap_to"], seqs(&page)), (&json!(1), &json!(5), vec![6]));
+    assert!(tombstone["reason"].is_string(), "{tombstone}");
+}
+
 /// C-DEL-04, C-DEL-11
 #[tokio::test]
 async fn what_is_not_a_delete_is_refused() {

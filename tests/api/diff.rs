@@ -169,3 +169,24 @@ async fn a_cursor_of_an_earlier_life_is_told_so() {
     let page = read(json!({ "from_seq": 3, "epoch": now })).await.expect(200);
     assert_eq!((&page["tombstone"], &page["caught_up"]), (&json!(null), &json!(true)));
 }
+
+/// C-DIFF-06: a filter that drops everything ends a page after a bounded number of records, and the next one goes on.
+#[tokio::test]
+async fn a_page_examines_a_bounded_number_of_records() {
+    const COUNT: u64 = 25_000;
+    let api = api().await;
+    for _ in 0..COUNT / 5000 {
+        assert!(api.write("diff-bounded", 5000).await.status < 300);
+    }
+    let (mut cursor, mut calls) = (0, 0);
+    while cursor < COUNT {
+        let body = json!({ "from_seq": cursor, "filter": ["tag", "Eq", "none"] });
+        let page = api.diff("diff-bounded", body).await.expect(200);
+        assert_eq!((&page["records"], &page["tombstone"]), (&json!([]), &json!(null)));
+        let next = page["next_from_seq"].as_u64().expect("a seq");
+        assert!(cursor < next && next - cursor <= 10_000, "from {cursor} to {next}");
+        assert_eq!(page["caught_up"], next == COUNT);
+        (cursor, calls) = (next, calls + 1);
+    }
+    assert_eq!(calls, 3);
+}

@@ -83,6 +83,36 @@ async fn bench_reads_back_what_it_appended_in_open_loop_at_followers() {
     assert_eq!(report["unsent"], 0, "{report}");
 }
 
+#[tokio::test]
+async fn bench_watch_counts_every_record_at_every_watcher() {
+    let _permit = one_cluster().await;
+    let arguments = "watch --watchers 5 --duration-s 1 --warmup-s 0.5 --batch 2 --rate 50 --follower --json";
+    let report = json(&bench(arguments).await);
+    let number = |pointer: &str| report.pointer(pointer).and_then(Value::as_f64).expect(pointer);
+    // What was published in the window came in it, but for what was on its way at either end.
+    let missing = (5.0 * number("/published") - number("/deliveries")).abs();
+    assert!(number("/published") > 20.0 && missing < 50.0, "{report}");
+    assert!(number("/frames") <= number("/deliveries"), "{report}");
+    assert!(number("/verified/head_seq") >= number("/published"), "{report}");
+    let latencies = ["p50", "p99", "p99_9", "max"].map(|name| number(&format!("/delivery_ms/{name}")));
+    assert!(latencies[0] > 0.0 && latencies.is_sorted(), "{report}");
+}
+
+#[tokio::test]
+async fn bench_watch_tells_what_idle_streams_cost() {
+    let _permit = one_cluster().await;
+    let report = json(&bench("watch --idle --watchers 200 --leader --json").await);
+    let members = report["members"].as_array().expect("members");
+    assert_eq!(members.len(), 3, "{report}");
+    for member in members {
+        assert!(member["before_bytes"].as_u64() > Some(1 << 20), "{report}");
+    }
+    // A connection has buffers; and the rest of a member does not grow by much in two seconds.
+    let bytes_each = report["bytes_each"].as_u64().expect("bytes_each");
+    assert!((1 << 10..1 << 18).contains(&bytes_each), "{report}");
+    assert!(report["reached_in_ms"].as_f64() > Some(0.0), "{report}");
+}
+
 /// Answers every request as a server does that makes topics and gives every append the seq 1.
 fn liar() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("listen");

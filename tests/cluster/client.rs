@@ -1,11 +1,15 @@
 //! The HTTP client of the tests: says exactly what came back, and never retries on its own.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::harness::PATIENCE;
+
 /// Above the server's own deadline of 10 s: a request that ends by this one was left hanging.
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two members of [`Client::post_anywhere`].
+const POST_PAUSE: Duration = Duration::from_millis(20);
 
 /// What came back for one request.
 #[derive(Debug, Clone)]
@@ -83,6 +87,20 @@ impl Client {
 
     pub async fn post(&self, url: &str, body: &Value) -> Reply {
         reply(with_json(self.http.post(url), body)).await
+    }
+
+    /// Posts to one of `urls` after the other until one of them takes it, which must be safe to repeat.
+    pub async fn post_anywhere(&self, urls: &[String], path: &str, body: &Value) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        let start = rand::random_range(0..urls.len());
+        for url in urls.iter().cycle().skip(start) {
+            if let Some(answer) = self.post(&format!("{url}{path}"), body).await.ok() {
+                return answer;
+            }
+            assert!(Instant::now() < deadline, "nobody takes a POST to {path}");
+            tokio::time::sleep(POST_PAUSE).await;
+        }
+        panic!("no member was named");
     }
 
     pub async fn delete(&self, url: &str) -> Reply {

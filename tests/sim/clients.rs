@@ -32,6 +32,25 @@ pub fn topics() -> impl Iterator<Item = &'static str> {
     STEADY.into_iter().chain(FLEETING).chain(LOSING).chain(PRUNED)
 }
 
+/// What may become of a topic and its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Steady,
+    Fleeting,
+    Losing,
+    Pruned,
+}
+
+pub fn kind(topic: &str) -> Kind {
+    let is_in = |group: &[&str]| group.contains(&topic);
+    match () {
+        () if is_in(&FLEETING) => Kind::Fleeting,
+        () if is_in(&LOSING) => Kind::Losing,
+        () if is_in(&PRUNED) => Kind::Pruned,
+        () => Kind::Steady,
+    }
+}
+
 /// What became of a command.
 #[derive(Debug)]
 pub enum Told {
@@ -75,7 +94,7 @@ fn config(topic: &str, dice: &mut Dice) -> TopicConfig {
 }
 
 /// Runs `call` at a member; it ends with the member's process. `None` if that happens, or if it is down.
-async fn at<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+pub async fn at<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
     world: &World,
     member: usize,
     call: impl FnOnce(Engine) -> F,

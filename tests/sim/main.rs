@@ -21,6 +21,7 @@ mod network;
 mod oracle;
 mod seeded;
 mod trace;
+mod watchers;
 mod world;
 
 use std::process::ExitCode;
@@ -126,7 +127,7 @@ fn report(args: &Args, verdicts: &[Verdict], took: Duration) -> ExitCode {
     let failed = verdicts.iter().filter(|verdict| !verdict.complaints.is_empty()).count();
     let sum = |of: fn(&Verdict) -> u64| verdicts.iter().map(of).sum::<u64>();
     println!(
-        "sim: seeds {} to {}: {failed} failed; {} acked, {} refused, {} unknown, {} reads, {} faults, \
+        "sim: seeds {} to {}: {failed} failed; {} acked, {} refused, {} unknown, {} reads, {} watched, {} faults, \
          {} digests agreed, {} s simulated in {:.1} s",
         args.from,
         (args.from + args.seeds).saturating_sub(1),
@@ -134,6 +135,7 @@ fn report(args: &Args, verdicts: &[Verdict], took: Duration) -> ExitCode {
         sum(|verdict| verdict.tally.refused),
         sum(|verdict| verdict.tally.unknown),
         sum(|verdict| verdict.tally.reads),
+        sum(|verdict| verdict.tally.watched),
         sum(|verdict| verdict.tally.faults),
         sum(|verdict| verdict.tally.digests),
         sum(|verdict| verdict.simulated_ms) / 1000,

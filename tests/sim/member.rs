@@ -8,7 +8,7 @@ use antiphon::engine::{Engine, EngineOptions, Hub};
 use antiphon::raft::{
     Applied, ApplyObserver, ClusterTime, Export, Identity, IdentityKeeper, Installer, ListedMember, Me,
     Member, Node, Parts, PeerTransport, Peers, accept_peers, clear_garbage, found_listed, free_space,
-    keep_membership, purge_log, seek_admission,
+    index_log, keep_membership, purge_log, seek_admission,
 };
 use antiphon::state::{ClusterLimits, SharedTopic};
 use antiphon::storage::sim_disk::Dice;
@@ -226,7 +226,8 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
 
     let (failure, failed) = mpsc::channel(4);
     serve("peers", accept_peers(listener, node.clone(), keeper.clone()), &failure);
-    serve("checkpoint", applied.clone().save_periodically(CHECKPOINT_INTERVAL, room), &failure);
+    serve("checkpoint", applied.clone().save_periodically(CHECKPOINT_INTERVAL, room.clone()), &failure);
+    serve("indexing the log", index_log(log.indexer(), applied.clone(), room), &failure);
     let purging = purge_log(node.clone(), export, world.setup.kept_log_entries, world.setup.lag_patience);
     serve("purging the log", purging, &failure);
     serve("clearing the checkpoint", clear_garbage(applied.clone()), &failure);

@@ -62,6 +62,8 @@ struct Story {
     prunes: Vec<Prune>,
     seen: BTreeMap<(String, Place), (RecordId, u64)>,
     places: HashMap<RecordId, Place>,
+    /// What watchers were not shown: topic, epoch, and seqs with both ends.
+    passed: Vec<(String, u64, (u64, u64))>,
     strong_reads: BTreeMap<String, Vec<StrongRead>>,
     digests: BTreeMap<u64, (u64, usize)>,
     tally: Tally,
@@ -74,6 +76,8 @@ pub struct Tally {
     pub refused: u64,
     pub unknown: u64,
     pub reads: u64,
+    /// Records that watchers were shown.
+    pub watched: u64,
     pub faults: u64,
     /// Times that a member came by an entry that another one, or itself, had applied before.
     pub digests: u64,
@@ -322,6 +326,19 @@ impl Oracle {
         }
     }
 
+    /// A watcher went from `before` to `to_seq` and was shown `seqs` on the way, which go up.
+    pub fn watched(&self, topic: &str, epoch: u64, before: u64, to_seq: u64, seqs: &[u64]) {
+        let mut story = self.story.lock();
+        story.tally.watched += seqs.len() as u64;
+        let mut next = before + 1;
+        for seq in seqs.iter().copied().chain([to_seq + 1]) {
+            if seq > next {
+                story.passed.push((topic.to_owned(), epoch, (next, seq - 1)));
+            }
+            next = seq + 1;
+        }
+    }
+
     /// A strong read that began at `began` ended now: with epoch and head of the topic, or with its absence.
     pub fn strong_read(&self, member: usize, topic: &str, began: u64, told: Option<(u64, u64)>) {
         let mut story = self.story.lock();
@@ -408,6 +425,16 @@ impl Oracle {
             };
             if !is_right {
                 complaints.push(format!("append {number} {attempt:?} is found at {found:?}"));
+            }
+        }
+        // What anybody else saw there must have been deleted.
+        for (topic, epoch, (from, to)) in &story.passed {
+            for seq in *from..=*to {
+                let is_deleted = |id| story.prunes.iter().any(|prune| prune.is_about(topic, id, seq));
+                let seen = story.seen.get(&(topic.clone(), (*epoch, seq)));
+                if let Some((id, _)) = seen.filter(|(id, _)| !is_deleted(*id)) {
+                    complaints.push(format!("a watcher of {topic} was not shown {id:?} at seq {seq}"));
+                }
             }
         }
         complaints.extend(out_of_order(&story.attempts, |attempt| {

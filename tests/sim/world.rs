@@ -20,6 +20,7 @@ use crate::network::Net;
 use crate::oracle::{Oracle, Tally};
 use crate::seeded::Throw;
 use crate::trace::{self, Trace};
+use crate::watchers;
 
 /// Members of the simulated cluster.
 pub const MEMBERS: usize = 3;
@@ -37,6 +38,7 @@ pub struct Setup {
     /// How long a sync takes.
     pub sync_us: (u64, u64),
     clients: usize,
+    watchers: usize,
     faults_for: Duration,
     /// Whether the faults wait until the cluster stands.
     is_founded_in_peace: bool,
@@ -54,6 +56,7 @@ impl Setup {
                 write_bytes: 1 << (12 + dice.below(8)),
                 zero_below_bytes: 16 << 10,
                 zero_step_bytes: 8 << 10,
+                index_bytes: 4 << 10,
             },
             timers: Timers {
                 heartbeat_ms: election_timeout_min_ms / 4,
@@ -65,6 +68,7 @@ impl Setup {
             lag_patience: if dice.chance(60) { Duration::ZERO } else { dice.time_ms(0, 3_000) },
             sync_us: if dice.chance(20) { (1000, 30_000) } else { (50, 2000) },
             clients: dice.between(2, 6) as usize,
+            watchers: dice.between(0, 4) as usize,
             faults_for: dice.time_ms(5_000, 20_000),
             is_founded_in_peace: dice.chance(75),
         }
@@ -173,6 +177,9 @@ async fn story(world: &Arc<World>, dice: &mut Dice) {
     let clients: Vec<_> = (0..world.setup.clients)
         .map(|number| tokio::spawn(clients::run(world.clone(), number, dice.fork())))
         .collect();
+    let watchers: Vec<_> = (0..world.setup.watchers)
+        .map(|number| tokio::spawn(watchers::run(world.clone(), number, dice.fork())))
+        .collect();
     faults::rage(world, dice, world.setup.faults_for).await;
     faults::heal(world).await;
     serve_again(world, "after the faults").await;
@@ -180,12 +187,19 @@ async fn story(world: &Arc<World>, dice: &mut Dice) {
     for client in clients {
         let _ = client.await;
     }
+    let mut watching = Vec::new();
+    for watcher in watchers {
+        watching.extend(watcher.await.ok());
+    }
     if dice.chance(50) && !world.trace.has_complaints() {
         world.trace.note("everything loses power");
         faults::black_out(world);
         tokio::time::sleep(dice.time_ms(0, 2000)).await;
         faults::heal(world).await;
         serve_again(world, "after the black-out").await;
+    }
+    for watcher in &watching {
+        watchers::finish(world, watcher, dice).await;
     }
     if !world.trace.has_complaints() {
         check_everything(world).await;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use antiphon::record::Record;
 use antiphon::state::{
-    Append, Changes, Create, DeleteRecords, Draft, Envelope, Garbage, Key, Listed, NotApplied, Outcome,
-    SealedBlock, State, TopicConfig, TopicKey,
+    Append, Changes, Cluster, Create, DeleteRecords, Draft, Envelope, Garbage, Key, Listed, NotApplied,
+    Outcome, PutRouter, RoutePart, RouterConfig, SealedBlock, Start, State, TopicConfig, TopicKey,
 };
 use antiphon::storage::{Checkpoint, EntryId, LiveEntries, MemoryCheckpoint};
 use proptest::prelude::*;
@@ -37,6 +37,12 @@ enum Step {
         topic: usize,
         part: f64,
     },
+    /// A local router, made if it is not there, copies so much of what it has not.
+    Route {
+        source: usize,
+        dest: usize,
+        part: f64,
+    },
     /// A checkpoint is cut; it is on disk only later.
     Cut,
     Write,
@@ -54,6 +60,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => (0usize..3, 0.0..1.0f64, 0.0..1.1f64, prop_oneof![Just(1usize), 2usize..400])
             .prop_map(|(topic, from, to, every)| Step::Remove { topic, from, to, every }),
         1 => (0usize..3, 0.0..1.1f64).prop_map(|(topic, part)| Step::RemoveBelow { topic, part }),
+        5 => (0usize..3, 1usize..3, 0.0..1.4f64)
+            .prop_map(|(source, more, part)| Step::Route { source, dest: (source + more) % 3, part }),
         3 => Just(Step::Cut),
         3 => Just(Step::Write),
         2 => Just(Step::Clear),
@@ -81,6 +89,12 @@ struct ModelTopic {
     head: u64,
     /// Seq and entry of each live record.
     records: VecDeque<(u64, u64)>,
+    life: u64,
+    /// Of what is a copy, by seq: topic, life and seq of the first write.
+    origins: BTreeMap<u64, (usize, u64, u64)>,
+    taken: BTreeSet<(usize, u64, u64)>,
+    /// By source.
+    positions: BTreeMap<usize, u64>,
 }
 
 impl ModelTopic {
@@ -112,6 +126,11 @@ fn apply(
     }
 }
 
+/// The topic, which is made if it is absent.
+fn known(model: &mut BTreeMap<usize, ModelTopic>, topic: usize, number: u64) -> &mut ModelTopic {
+    model.entry(topic).or_insert_with(|| ModelTopic { life: number, ..ModelTopic::default() })
+}
+
 impl Member {
     fn new() -> Self {
         let live = Arc::<LiveEntries>::default();
@@ -127,6 +146,7 @@ impl Member {
             model: BTreeMap::new(),
         };
         member.apply(Draft::open_session());
+        member.apply(Draft::set_cluster(&Cluster { id: 7, name: "here".into() }));
         member
     }
 
@@ -151,7 +171,7 @@ impl Member {
                 let records = data.iter().map(|data| Record { data, ..Record::default() });
                 let (index, outcome) = self.apply(Draft::append(&append, records, 0));
                 assert!(matches!(outcome, Outcome::Appended(_)));
-                let known = self.model.entry(*topic).or_default();
+                let known = known(&mut self.model, *topic, self.number);
                 known.records.extend((1..=*count as u64).map(|more| (known.head + more, index)));
                 known.head += *count as u64;
                 known.keep_within_cap();
@@ -159,13 +179,17 @@ impl Member {
             Step::Cap { topic, cap_records } => {
                 let config = TopicConfig { cap_records: *cap_records, ..TopicConfig::default() };
                 self.apply(Draft::put_topic(&format!("t{topic}"), &config));
-                let known = self.model.entry(*topic).or_default();
+                let known = known(&mut self.model, *topic, self.number);
                 known.cap_records = *cap_records;
                 known.keep_within_cap();
             }
             Step::Delete { topic } => {
                 self.apply(Draft::delete_topic(&format!("t{topic}"), false));
                 self.model.remove(topic);
+                // Its routers go with it.
+                self.model.values_mut().for_each(|known| {
+                    known.positions.remove(topic);
+                });
             }
             Step::Remove { topic, from, to, every } => {
                 let Some(known) = self.model.get_mut(topic) else { return };
@@ -190,6 +214,7 @@ impl Member {
                 let delete = DeleteRecords { topic: &name, before_seq: Some(before_seq), listed: None };
                 self.removed(*topic, Draft::delete_records(&delete));
             }
+            Step::Route { source, dest, part } => self.route(*source, *dest, *part),
             Step::Cut if self.cut.is_none() => {
                 self.cut = Some(self.state.take_changes());
                 self.cut_log_len = self.log.len();
@@ -221,6 +246,48 @@ impl Member {
                 }
             }
         }
+    }
+
+    fn route(&mut self, source: usize, dest: usize, part: f64) {
+        let (name, topic) = (format!("{source}>{dest}"), |topic: usize| format!("t{topic}"));
+        let (start, allow_cycle) = (Start::Earliest, true);
+        let config = RouterConfig { start, allow_cycle, ..RouterConfig::local(topic(source), topic(dest)) };
+        self.apply(Draft::put_router(&PutRouter { name: &name, config, is_start_given: true }));
+        for topic in [source, dest] {
+            known(&mut self.model, topic, self.number);
+        }
+        let router = self.state.routers().get(&name).expect("it was made");
+        let from_seq = router.read().positions[topic(source).as_str()].seq;
+        let (from, to) = (&self.model[&source], &self.model[&dest]);
+        if let Some(position) = to.positions.get(&source) {
+            assert_eq!(from_seq, *position);
+        }
+        let to_seq = from_seq + (part * (from.head - from_seq) as f64) as u64;
+        let part = RoutePart { generation: router.generation, from_seq, to_seq, picked: None };
+        let (mut copies, mut due) = (Vec::new(), to.taken.clone());
+        for (seq, entry) in from.records.iter().filter(|(seq, _)| *seq > from_seq && *seq <= to_seq) {
+            let origin = from.origins.get(seq).copied().unwrap_or((source, from.life, *seq));
+            if origin.0 != dest && due.insert(origin) {
+                copies.push((origin, *entry));
+            }
+        }
+        let (_, outcome) = self.apply(Draft::route(&[part]));
+        let Outcome::Forwarded(forwarded) = outcome else { panic!("{outcome:?}") };
+        assert_eq!((forwarded[0].taken, forwarded[0].stopped), (copies.len() as u64, None));
+        let shared = self.state.catalog().get(&topic(dest)).expect("it was made");
+        let to = self.model.get_mut(&dest).expect("it was made");
+        // What was evicted before takes one seq for all of it.
+        let has_gap = shared.read().head_seq - to.head > copies.len() as u64;
+        to.head += u64::from(has_gap);
+        for (origin, entry) in copies {
+            to.head += 1;
+            to.records.push_back((to.head, entry));
+            to.origins.insert(to.head, origin);
+            to.taken.insert(origin);
+        }
+        assert_eq!(shared.read().head_seq, to.head);
+        to.positions.insert(source, forwarded[0].seq);
+        to.keep_within_cap();
     }
 
     fn removed(&mut self, topic: usize, draft: Draft) {

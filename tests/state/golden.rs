@@ -4,11 +4,13 @@
 //! fail makes old logs unreadable: add a new form instead, and an example of it.
 
 use antiphon::filter::{Filter, TagMatch};
-use antiphon::record::Record;
+use antiphon::record::{EntryBuilder, EntryRecords, HeaderEdit, Record};
 use antiphon::state::{
-    Append, AppendPart, Cluster, ClusterLimits, Command, Create, Decoded, DeleteRecords, Draft, Envelope,
-    Guarantee, LateMatch, Listed, PutRouter, Remote, RouterConfig, Start, Token, TopicConfig, TopicType,
+    Append, AppendPart, Cluster, ClusterLimits, Command, Copy, CopyItem, CopyPart, Create, Decoded,
+    DeleteRecords, Draft, Envelope, Guarantee, Instance, LateMatch, Listed, PutRouter, Remote, RoutePart,
+    RouterConfig, Start, Token, TopicConfig, TopicType,
 };
+use antiphon::storage::EntryId;
 use bytes::Bytes;
 
 const GOLDEN: &str = include_str!("golden/commands.txt");
@@ -19,7 +21,85 @@ fn envelope() -> Envelope {
     Envelope { node_id: 0x0102_0304_0506_0708, session: 0x1112, number: 300, done_below: 298 }
 }
 
+fn routes() -> Vec<RoutePart> {
+    vec![
+        RoutePart { generation: 7, from_seq: 9120, to_seq: 9130, picked: None },
+        RoutePart { generation: 300, from_seq: 0, to_seq: 70_001, picked: Some(vec![3..=3, 5..=300]) },
+        RoutePart { generation: 301, from_seq: 5, to_seq: 6, picked: Some(Vec::new()) },
+    ]
+}
+
+fn copy() -> Copy<'static> {
+    let instance = |cluster_id, cluster: &str, topic: &str, epoch| {
+        let (cluster, topic) = (cluster.into(), topic.into());
+        Instance { cluster_id, cluster, topic, epoch }
+    };
+    let records = |instance, origin_seq, origin_ts_ms, source_seq, count| CopyItem::Records {
+        instance,
+        origin_seq,
+        origin_ts_ms,
+        source_seq,
+        count,
+    };
+    let known = CopyPart {
+        source: "meter:raw",
+        source_epoch: 41,
+        source_type: TopicType::Log,
+        source_instance: 0,
+        dest: "meter:raw",
+        dest_epoch: Some(12),
+        from_seq: Some(9120),
+        to_seq: 9131,
+        to_entry: Some(EntryId { term: 3, index: 1 << 33 }),
+        lost: vec![9121..=9122, 9124..=9125],
+        items: vec![
+            records(0, 9126, 1_790_000_001_200, 9126, 1),
+            CopyItem::Gap { instance: 1, from_seq: 5, to_seq: 800 },
+            records(1, 801, 1_790_000_000_000, 9128, 1),
+            records(0, 9130, 1_790_000_001_300, 9130, 2),
+        ],
+    };
+    let new = CopyPart {
+        source: "jobs",
+        source_epoch: 44,
+        source_type: TopicType::Queue,
+        source_instance: 2,
+        dest: "jobs",
+        dest_epoch: None,
+        from_seq: None,
+        to_seq: 0,
+        to_entry: None,
+        lost: Vec::new(),
+        items: Vec::new(),
+    };
+    Copy {
+        generation: 300,
+        cluster_id: 7 << 64 | 9,
+        instances: vec![
+            instance(7 << 64 | 9, "site-b", "meter:raw", 41),
+            instance(u128::MAX, "site-c", "meter:raw", 2),
+            instance(7 << 64 | 9, "site-b", "jobs", 44),
+        ],
+        parts: vec![known, new],
+    }
+}
+
 fn examples() -> Vec<(&'static str, Bytes)> {
+    let (mut stored, copied) =
+        (Vec::new(), [("1.250", Some("edge-7")), ("2", None), ("null", None), ("3", None)]);
+    for (data, node) in copied {
+        let mut builder = EntryBuilder::new(0, 1, 64);
+        builder.push(&Record { data, node, tag: Some("m:1001"), ..Record::default() });
+        stored.push(
+            EntryRecords::parse(builder.finish().freeze())
+                .expect("an entry")
+                .record(0)
+                .expect("a record")
+                .to_vec(),
+        );
+    }
+    let edit = HeaderEdit { drops_tag: true, default_node: Some("site-b"), ..HeaderEdit::default() };
+    let stored = stored.iter().map(|stored| (&stored[..], edit));
     let records = [
         Record { data: "{\"kwh\": 1.250}", tag: Some("m:1001"), node: Some("edge-7"), ..Record::default() },
         Record {
@@ -116,6 +196,8 @@ fn examples() -> Vec<(&'static str, Bytes)> {
             "set-cluster",
             Draft::set_cluster(&Cluster { id: 7 << 64 | 9, name: "site-a".into() }).seal(envelope()),
         ),
+        ("route", Draft::route(&routes()).seal(envelope())),
+        ("copy", Draft::copy(&copy(), stored).expect("records").seal(envelope())),
         ("expire", Draft::expire().seal(envelope())),
     ]
 }
@@ -141,6 +223,29 @@ fn pinned_commands_can_still_be_read() {
         let decoded = Decoded::parse(bytes.into()).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(decoded.envelope, envelope(), "{name}");
         let command = decoded.command().unwrap_or_else(|error| panic!("{name}: {error}"));
+        match &command {
+            Command::Route(parts) => assert_eq!((name, parts), ("route", &routes())),
+            Command::Copy(parts) => assert_eq!((name, parts), ("copy", &copy())),
+            _ => {}
+        }
         assert_eq!(matches!(command, Command::Append(_)), name.starts_with("append"));
+    }
+}
+
+#[test]
+fn a_copy_or_route_of_which_a_byte_is_another_or_the_end_is_missing_never_panics() {
+    for (name, bytes) in examples().into_iter().filter(|(name, _)| ["route", "copy"].contains(name)) {
+        let mut refused = 0;
+        for at in 0..bytes.len() {
+            for pattern in [0x01, 0x80, 0xff] {
+                let mut changed = bytes.to_vec();
+                changed[at] ^= pattern;
+                let decoded = Decoded::parse(changed.into());
+                refused += usize::from(decoded.and_then(|it| it.command().map(drop)).is_err());
+            }
+            let cut = Decoded::parse(bytes.slice(..at));
+            assert!(cut.and_then(|it| it.command().map(drop)).is_err(), "{name} cut at {at}");
+        }
+        assert!(refused > 0);
     }
 }

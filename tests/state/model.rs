@@ -1,12 +1,14 @@
 //! What the contract says of topics, without any thought for speed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use antiphon::filter::TagMatch;
 use antiphon::limits::RECORD_FRAMING_BYTES;
 use antiphon::state::{
     Appended, Discard, Outcome, Reason, RecordsDeleted, Refusal, RouterConfig, Start, TopicConfig, TopicType,
 };
+
+use crate::model_route::{ModelGap, ModelOrigin};
 
 /// 0 is no limit.
 #[derive(Debug, Clone, Copy, Default)]
@@ -17,16 +19,19 @@ pub struct Limits {
     pub rejects: bool,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct ModelRecord {
     pub seq: u64,
     pub ts_ms: u64,
     pub bytes: u64,
     pub tag: Option<u8>,
+    /// Of copies.
+    pub origin: Option<ModelOrigin>,
 }
 
 #[derive(Default)]
 pub struct ModelTopic {
+    pub epoch: u64,
     pub head: u64,
     pub window_ms: u64,
     pub limits: Limits,
@@ -35,6 +40,12 @@ pub struct ModelTopic {
     pub live: Vec<ModelRecord>,
     /// What went, and whether it went by age.
     pub gone: Vec<(ModelRecord, bool)>,
+    /// What was copied here, ever, and what was reported as lost.
+    pub taken: BTreeSet<(String, u64, u64)>,
+    pub reported: BTreeSet<(String, u64, u64)>,
+    pub gaps: BTreeMap<u64, ModelGap>,
+    /// Seqs of copies and gaps.
+    pub foreign: BTreeSet<u64>,
 }
 
 impl ModelTopic {
@@ -48,6 +59,7 @@ impl ModelTopic {
 
     pub fn lose_oldest(&mut self, by_age: bool) {
         let oldest = self.live.remove(0);
+        self.gaps = self.gaps.split_off(&oldest.seq);
         self.gone.push((oldest, by_age));
     }
 
@@ -105,6 +117,8 @@ pub struct ModelRouter {
     pub allow_cycle: bool,
     pub start: Start,
     pub position: u64,
+    pub drops_tag: bool,
+    pub forwarded: u64,
     pub is_paused: bool,
 }
 
@@ -114,6 +128,8 @@ pub struct Model {
     pub topics: BTreeMap<String, ModelTopic>,
     pub routers: BTreeMap<String, ModelRouter>,
     pub now_ms: u64,
+    /// Numbers that were given to topics and routers.
+    pub numbers: u64,
 }
 
 /// A third of the records have none.
@@ -178,10 +194,7 @@ impl Model {
             }
         }
         let now_ms = self.now_ms;
-        let topic = self.topics.entry(topic.to_owned()).or_insert_with(|| ModelTopic {
-            window_ms: TopicConfig::default().idempotency_window_ms,
-            ..ModelTopic::default()
-        });
+        let topic = self.topic(topic);
         topic.head += count;
         let first_seq = topic.head - count + 1;
         let records = (0..count as usize).map(|number| ModelRecord {
@@ -189,6 +202,7 @@ impl Model {
             ts_ms: now_ms,
             bytes: record_bytes(number),
             tag: record_tag(number),
+            origin: None,
         });
         topic.live.extend(records);
         topic.keep_within_caps();
@@ -197,6 +211,15 @@ impl Model {
             topic.keys.insert(key, (now_ms, appended));
         }
         Outcome::Appended(appended)
+    }
+
+    /// The topic, which is made if it is absent.
+    fn topic(&mut self, name: &str) -> &mut ModelTopic {
+        self.topics.entry(name.to_owned()).or_insert_with(|| {
+            self.numbers += 1;
+            let window_ms = TopicConfig::default().idempotency_window_ms;
+            ModelTopic { epoch: self.numbers, window_ms, ..ModelTopic::default() }
+        })
     }
 
     pub fn expire(&mut self) -> Outcome {
@@ -211,10 +234,11 @@ impl Model {
 
     pub fn put(&mut self, topic: &str, config: &TopicConfig) -> Outcome {
         let created = !self.topics.contains_key(topic);
-        let known = self.topics.entry(topic.to_owned()).or_default();
+        let now_ms = self.now_ms;
+        let known = self.topic(topic);
         let requested = config.topic_type;
         let existing = if known.is_queue { TopicType::Queue } else { TopicType::Log };
-        known.expire(self.now_ms);
+        known.expire(now_ms);
         if !created && existing != requested {
             return Outcome::Refused(Refusal::TypeDiffers { existing, requested });
         }
@@ -226,7 +250,7 @@ impl Model {
             cap_bytes: config.cap_bytes,
             rejects: config.discard == Discard::Reject,
         };
-        known.expire(self.now_ms);
+        known.expire(now_ms);
         known.keep_within_caps();
         Outcome::TopicPut { created, config: config.clone() }
     }
@@ -242,6 +266,9 @@ impl Model {
             by_tag && before_seq.is_none_or(|before_seq| record.seq < before_seq)
         };
         known.live.retain(|record| !goes(record));
+        if tags.is_none() {
+            known.gaps = known.gaps.split_off(&before_seq.unwrap_or(0));
+        }
         Outcome::RecordsDeleted(RecordsDeleted {
             deleted: (count_before - known.live.len()) as u64,
             earliest_seq: known.earliest_seq(),
@@ -284,6 +311,7 @@ impl Model {
             }
             if let Some(known) = self.routers.get_mut(name) {
                 known.allow_cycle = config.allow_cycle;
+                known.drops_tag = !config.preserve_tag;
             }
             return Outcome::RouterPut { created: false, start, has_token: false };
         }
@@ -297,11 +325,9 @@ impl Model {
             return Outcome::RouterCycle { cycle: [vec![source], way_back].concat() };
         }
         for topic in [&source, &dest] {
-            self.topics.entry(topic.clone()).or_insert_with(|| ModelTopic {
-                window_ms: TopicConfig::default().idempotency_window_ms,
-                ..ModelTopic::default()
-            });
+            self.topic(topic);
         }
+        self.numbers += 1;
         let topic = &self.topics[&source];
         let position = match config.start {
             Start::Latest => topic.head,
@@ -311,7 +337,9 @@ impl Model {
         };
         let start = config.start;
         let allow_cycle = config.allow_cycle;
-        let router = ModelRouter { source, dest, allow_cycle, start, position, is_paused: false };
+        let (drops_tag, forwarded, is_paused) = (!config.preserve_tag, 0, false);
+        let router =
+            ModelRouter { source, dest, allow_cycle, start, position, drops_tag, forwarded, is_paused };
         self.routers.insert(name.to_owned(), router);
         Outcome::RouterPut { created: true, start, has_token: false }
     }

@@ -1,19 +1,21 @@
 //! Random histories: every member reaches the same state, also one that restarts from a checkpoint, and
 //! what it holds, counts and reports as gone is what a naive model says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use antiphon::record::{EntryRecords, Record};
 use antiphon::state::{
     Append, Changes, Cluster, Create, DeleteRecords, Discard, Draft, Envelope, Key, LateMatch, Listed,
-    Located, NotApplied, Outcome, PutRouter, RouterConfig, Run, SealedBlock, SharedTopic, Start, State,
-    TimePlace, TopicConfig, TopicKey, TopicType, match_run,
+    Located, NotApplied, Outcome, PutRouter, RoutePart, RouterConfig, Run, SealedBlock, SharedTopic, Start,
+    State, TimePlace, TopicConfig, TopicKey, TopicType, match_run,
 };
 use antiphon::storage::EntryId;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use crate::model::{Limits, Model, record_tag, tag_match, tag_text};
+use crate::model::{Limits, Model, ModelTopic, record_tag, tag_match, tag_text};
+use crate::model_route::{ModelOrigin, ModelPart};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -53,6 +55,11 @@ enum Step {
         start: Option<RouterStart>,
         create_dest: bool,
         allow_cycle: bool,
+        preserve_tag: bool,
+    },
+    /// What the leader writes for the routers that have something to do.
+    Route {
+        routes: Vec<Route>,
     },
     DeleteRouter {
         source: usize,
@@ -70,6 +77,27 @@ enum Step {
     Wait {
         ms: u64,
     },
+}
+
+/// What one router is to copy.
+#[derive(Debug, Clone)]
+struct Route {
+    source: usize,
+    dest: usize,
+    /// Up to so far between its position and the head.
+    part: f64,
+    /// Only records with these tags.
+    tags: Option<u8>,
+    /// It was made for an earlier position.
+    is_late: bool,
+}
+
+fn route() -> impl Strategy<Value = Step> {
+    let tags = proptest::option::weighted(0.3, 0u8..8);
+    let route = (pair(), 0.0..1.6f64, tags, proptest::bool::weighted(0.1));
+    let route =
+        route.prop_map(|((source, dest), part, tags, is_late)| Route { source, dest, part, tags, is_late });
+    proptest::collection::vec(route, 1..5).prop_map(|routes| Step::Route { routes })
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -92,9 +120,9 @@ fn put_router() -> impl Strategy<Value = Step> {
         2 => (0u64..400).prop_map(RouterStart::Ts),
     ];
     let start = proptest::option::weighted(0.7, start);
-    let (create_dest, allow_cycle) = (proptest::bool::weighted(0.7), proptest::bool::weighted(0.3));
-    (pair(), start, create_dest, allow_cycle).prop_map(|((source, dest), start, create_dest, allow_cycle)| {
-        Step::PutRouter { source, dest, start, create_dest, allow_cycle }
+    let flags = [0.8, 0.5, 0.7].map(proptest::bool::weighted);
+    (pair(), start, flags).prop_map(|((source, dest), start, [create_dest, allow_cycle, preserve_tag])| {
+        Step::PutRouter { source, dest, start, create_dest, allow_cycle, preserve_tag }
     })
 }
 
@@ -128,7 +156,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (
             0usize..4, proptest::option::weighted(0.5, 0.0..1.1f64), proptest::option::weighted(0.7, 0u8..8), 0.0..1.2f64
         ).prop_map(|(topic, before, tags, seen)| Step::DeleteRecords { topic, before, tags, seen }),
-        2 => put_router(),
+        4 => put_router(),
+        10 => route(),
         1 => pair().prop_map(|(source, dest)| Step::DeleteRouter { source, dest }),
         1 => (pair(), any::<bool>()).prop_map(|((source, dest), pause)| Step::PauseRouter { source, dest, pause }),
         2 => Just(Step::Repeat),
@@ -144,6 +173,8 @@ struct Member {
     checkpoint: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Records of every entry applied.
     log: BTreeMap<EntryId, EntryRecords>,
+    /// The floors of each instance when they were last looked at.
+    floors: std::cell::RefCell<BTreeMap<u64, (u64, u64)>>,
 }
 
 impl Member {
@@ -218,8 +249,44 @@ impl Member {
         Listed { epoch: shared.epoch, ranges, late }
     }
 
-    /// Every live seq of a topic with its time in order of its runs, from memory and checkpoint.
-    fn live(&self, topic: &str) -> Vec<(u64, u64)> {
+    /// The part of the command that is written for `part`.
+    fn part(&self, part: &ModelPart) -> RoutePart {
+        let generation = self.state.routers().get(&part.router).map_or(u64::MAX, |router| router.generation);
+        let picked = part.picked.as_ref().map(|picked| {
+            let mut ranges: Vec<RangeInclusive<u64>> = Vec::new();
+            for seq in picked {
+                match ranges.last_mut() {
+                    Some(last) if last.end() + 1 == *seq => *last = *last.start()..=*seq,
+                    _ => ranges.push(*seq..=*seq),
+                }
+            }
+            ranges
+        });
+        RoutePart { generation, from_seq: part.from_seq, to_seq: part.to_seq, picked }
+    }
+
+    /// What a topic has of other topics, and what it was told that they lost.
+    fn check_origins(&self, name: &str, model: &ModelTopic) -> Result<(), TestCaseError> {
+        let shared = self.state.catalog().get(name).expect("the model has it");
+        let topic = shared.read();
+        let (mut taken, mut reported) = (BTreeSet::new(), BTreeSet::new());
+        for origin in topic.origins.all() {
+            let of = |seq| (origin.instance.topic.to_string(), origin.instance.epoch, seq);
+            let before = taken.len() as u64;
+            taken.extend(origin.taken.stretches().flatten().map(of));
+            reported.extend(origin.reported.stretches().flatten().map(of));
+            prop_assert_eq!(origin.taken_count, taken.len() as u64 - before);
+            prop_assert_eq!(origin.last_seq, origin.taken.stretches().last().map_or(0, |last| *last.end()));
+        }
+        prop_assert_eq!(&taken, &model.taken, "{}", name);
+        prop_assert_eq!(&reported, &model.reported, "{}", name);
+        let foreign: BTreeSet<u64> = topic.origins.foreign.stretches().flatten().collect();
+        prop_assert_eq!(&foreign, &model.foreign, "{}", name);
+        Ok(())
+    }
+
+    /// Every live seq of a topic with its time and origin in order of its runs, from memory and checkpoint.
+    fn live(&self, topic: &str) -> Vec<(u64, u64, Option<ModelOrigin>)> {
         let Some(shared) = self.state.catalog().get(topic) else { return Vec::new() };
         let mut cursor = shared.read().earliest_seq - 1;
         let (mut live, mut block) = (Vec::new(), None);
@@ -234,7 +301,15 @@ impl Member {
                 Located::Runs(runs) => {
                     for run in runs {
                         assert!(run.first_seq > cursor && run.count > 0);
-                        live.extend((run.first_seq..=run.last_seq()).map(|seq| (seq, run.ts_ms)));
+                        live.extend((run.first_seq..=run.last_seq()).map(|seq| {
+                            let origin = run.part(seq, 1).origin.map(|origin| {
+                                let topic = shared.read();
+                                let instance = topic.origins.instance(origin.number).expect("a known origin");
+                                let (name, epoch) = (instance.topic.to_string(), instance.epoch);
+                                (name, epoch, origin.first_seq, origin.ts_ms)
+                            });
+                            (seq, run.ts_ms, origin)
+                        }));
                         cursor = run.last_seq();
                     }
                 }
@@ -265,6 +340,17 @@ impl Member {
             prop_assert_eq!((held.head_seq, held.earliest_seq, held.count, held.bytes), expected, "{}", name);
             let evict_floor = topic.gone.iter().map(|(record, _)| record.seq + 1).max().unwrap_or(1);
             prop_assert_eq!(held.floors.evict(), evict_floor, "{}", name);
+            // C-GAP-01
+            let floors = (held.floors.evict(), held.earliest_seq);
+            prop_assert!(floors.0 <= floors.1 && floors.1 <= held.head_seq + 1, "{}: {:?}", name, floors);
+            let before = self.floors.borrow_mut().insert(held.epoch, floors).unwrap_or_default();
+            prop_assert!(before.0 <= floors.0 && before.1 <= floors.1, "{}: {:?}", name, (before, floors));
+            let gaps = held.origins.gaps_in(0..=held.head_seq).map(|(seq, gap)| {
+                let instance = held.origins.instance(gap.number).expect("gaps name origins");
+                (seq, (instance.topic.to_string(), instance.epoch, gap.from_seq, gap.to_seq))
+            });
+            prop_assert!(gaps.eq(topic.gaps.iter().map(|(seq, gap)| (*seq, gap.clone()))), "{}", name);
+            prop_assert_eq!(held.epoch, topic.epoch);
         }
         let routers = self.state.routers();
         prop_assert_eq!(routers.len(), model.routers.len());
@@ -272,8 +358,8 @@ impl Member {
             let held = shared.read();
             let position = held.positions.get(router.source.as_str()).expect("a local router has its place");
             let (held, expected) = (
-                (&*held.name, position.seq, held.is_paused),
-                (name.as_str(), router.position, router.is_paused),
+                (&*held.name, position.seq, held.is_paused, held.forwarded_total),
+                (name.as_str(), router.position, router.is_paused, router.forwarded),
             );
             prop_assert_eq!(held, expected);
         }
@@ -286,8 +372,9 @@ impl Member {
     /// Everything that a reader can see.
     fn check_reads(&self, model: &Model) -> Result<(), TestCaseError> {
         for (name, topic) in &model.topics {
-            let live: Vec<(u64, u64)> = topic.live.iter().map(|record| (record.seq, record.ts_ms)).collect();
-            prop_assert_eq!(self.live(name), live, "{}", name);
+            let live = topic.live.iter().map(|record| (record.seq, record.ts_ms, record.origin.clone()));
+            prop_assert_eq!(self.live(name), live.collect::<Vec<_>>(), "{}", name);
+            self.check_origins(name, topic)?;
             let shared = self.state.catalog().get(name).expect("the model has it");
             let floors = shared.read().floors;
             for (record, _) in topic.gone.iter().rev().step_by(1 + topic.gone.len() / 20) {
@@ -312,6 +399,23 @@ impl Member {
         prop_assert_eq!(self.state.catalog().len(), model.topics.len());
         Ok(())
     }
+}
+
+/// What the leader would have a router do next.
+fn due(model: &Model, route: &Route) -> ModelPart {
+    let router = format!("{}>{}", route.source, route.dest);
+    let Some(known) = model.routers.get(&router) else {
+        return ModelPart { router, from_seq: 0, to_seq: 9, picked: None };
+    };
+    let source = &model.topics[&known.source];
+    let from_seq = known.position - u64::from(route.is_late && known.position > 0);
+    let to_seq = from_seq + (route.part * (source.head - from_seq) as f64) as u64;
+    let picked = route.tags.map(|tags| {
+        let has_tag = |tag: &u8| tag_match(tags).matches(&tag_text(*tag));
+        let passing = source.live.iter().filter(|record| record.tag.as_ref().is_some_and(has_tag));
+        passing.map(|record| record.seq).collect::<BTreeSet<u64>>()
+    });
+    ModelPart { router, from_seq, to_seq, picked }
 }
 
 fn append(topic: &str, count: usize, create: bool, expect: Option<u64>, key: Option<u8>) -> Draft {
@@ -405,11 +509,12 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                 let delete = DeleteRecords { topic: &topic, before_seq, listed };
                 (Draft::delete_records(&delete), model.delete_records(&topic, before_seq, tags))
             }
-            Step::PutRouter { source, dest, start, create_dest, allow_cycle } => {
+            Step::PutRouter { source, dest, start, create_dest, allow_cycle, preserve_tag } => {
                 let head = model.topics.get(&name(source)).map_or(0, |topic| topic.head);
                 let config = RouterConfig {
                     create_dest,
                     allow_cycle,
+                    preserve_tag,
                     start: match start {
                         None => Start::Latest,
                         Some(RouterStart::Earliest) => Start::Earliest,
@@ -422,6 +527,11 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
                 let expected = model.put_router(&router, &config, is_start_given);
                 let put = PutRouter { name: &router, config, is_start_given };
                 (Draft::put_router(&put), expected)
+            }
+            Step::Route { routes } => {
+                let parts: Vec<ModelPart> = routes.iter().map(|route| due(&model, route)).collect();
+                let drafted: Vec<RoutePart> = parts.iter().map(|part| steady.part(part)).collect();
+                (Draft::route(&drafted), model.route(&parts))
             }
             Step::DeleteRouter { source, dest } => {
                 let router = format!("{source}>{dest}");
@@ -518,7 +628,14 @@ fn a_router_starts_at_a_time_long_ago() {
     steps.push(Step::Restart);
     for (dest, ago_ms) in [(1, 3000), (2, 1500), (3, 10)] {
         let start = Some(RouterStart::Ts(ago_ms));
-        steps.push(Step::PutRouter { source: 0, dest, start, create_dest: true, allow_cycle: false });
+        steps.push(Step::PutRouter {
+            source: 0,
+            dest,
+            start,
+            create_dest: true,
+            allow_cycle: false,
+            preserve_tag: true,
+        });
     }
     steps.push(Step::Restart);
     run(steps).unwrap();

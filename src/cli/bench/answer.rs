@@ -69,13 +69,13 @@ pub fn parse_page(body: &[u8], from_seq: u64, payload_bytes: usize) -> Result<Pa
 }
 
 /// Where `key` ends at or behind `from`.
-fn end_of(body: &[u8], from: usize, key: &[u8]) -> Option<usize> {
+pub fn end_of(body: &[u8], from: usize, key: &[u8]) -> Option<usize> {
     let found = body.get(from..)?.windows(key.len()).position(|window| window == key)?;
     Some(from + found + key.len())
 }
 
 /// The number behind `key`, and where it ends.
-fn number_after(body: &[u8], from: usize, key: &[u8]) -> Option<(u64, usize)> {
+pub fn number_after(body: &[u8], from: usize, key: &[u8]) -> Option<(u64, usize)> {
     let start = end_of(body, from, key)?;
     let digits = body[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
     let text = std::str::from_utf8(&body[start..start + digits]).ok()?;

@@ -38,6 +38,11 @@ impl Ledger {
         self.accounts.iter().map(|account| account.acked.records()).sum()
     }
 
+    /// The next payload is numbered `number` or higher.
+    pub fn number_from(&mut self, number: u64) {
+        self.next_number = self.next_number.max(number);
+    }
+
     /// Appends of unknown outcome over all topics.
     pub fn unknown(&self) -> u64 {
         self.accounts.iter().map(|account| account.unknown).sum()

@@ -36,7 +36,7 @@ impl Control {
 
     /// The body of the answer to a request that must succeed. One that a cluster which is looking for its
     /// leader refuses is sent again: all that is asked here may be repeated.
-    async fn call(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<Vec<u8>> {
+    pub async fn call(&mut self, method: &str, path: &str, body: &str) -> anyhow::Result<Vec<u8>> {
         let request = request(method, &self.url, path, body);
         let what = || format!("{method} http://{}{path}", self.url.authority);
         for tries in 1.. {

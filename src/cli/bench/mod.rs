@@ -12,6 +12,7 @@ mod alarm;
 mod answer;
 mod append;
 mod control;
+mod delivery;
 mod http;
 mod load;
 mod options;
@@ -20,8 +21,11 @@ mod read;
 mod report;
 mod request;
 mod scratch;
+mod stream;
 mod tally;
 mod usage;
+mod watch;
+mod watch_report;
 
 use std::cell::RefCell;
 use std::process::ExitCode;
@@ -122,7 +126,13 @@ async fn measure(
     let ledger = Ledger::new(topics.count, options.batch);
     let appends = |url: &Url, number: usize| Append::new(url, topics, &ledger, number, options.payload_bytes);
     let measured = match options.verb {
-        Verb::Append => put_load(options, targets, pids, appends).await?,
+        Verb::Watch { watchers, is_idle: false } => {
+            return watch::under_load(options, watchers, targets, topics, control, pids).await;
+        }
+        Verb::Watch { watchers, is_idle: true } => {
+            return watch::idle(options, watchers, targets, topics, control, pids).await;
+        }
+        Verb::Append => put_load(options, targets, pids, appends, |_| {}).await?,
         Verb::Read { page, preload } => {
             // Whole batches for every topic, so that all have the same number of records.
             let batches_per_topic = preload.div_ceil(options.batch as u64 * u64::from(topics.count));
@@ -133,7 +143,7 @@ async fn measure(
                 page,
             };
             let reads = |url: &Url, number: usize| Read::new(url, topics, shelf, number, options.connections);
-            put_load(options, targets, pids, reads).await?
+            put_load(options, targets, pids, reads, |_| {}).await?
         }
     };
     let heads = control.heads(topics).await?;
@@ -171,12 +181,13 @@ struct Measured {
     client_cpu_s: f64,
 }
 
-/// Connects, warms up, measures.
+/// Connects, warms up, measures. `begin` is told the window before the load starts.
 async fn put_load<O: Operation + 'static>(
     options: &Options,
     targets: &[Url],
     pids: &[(String, u32)],
     mut operation: impl FnMut(&Url, usize) -> O,
+    begin: impl FnOnce(Window),
 ) -> anyhow::Result<Measured> {
     // The clock starts once all are connected, so the window is set twice.
     let window = window_from(Instant::now(), options);
@@ -187,6 +198,7 @@ async fn put_load<O: Operation + 'static>(
     }
     let window = window_from(Instant::now(), options);
     tally.borrow_mut().set_window(window);
+    begin(window);
     let mut running = JoinSet::new();
     for (number, worker) in workers.into_iter().enumerate() {
         let schedule = Schedule::new(options.rate, window.load_start, number, options.connections);

@@ -5,10 +5,12 @@ use std::time::Duration;
 use anyhow::{bail, ensure};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use super::request::{MAX_TOPICS, MIN_PAYLOAD_BYTES};
+use super::request::{MAX_TOPICS, MIN_PAYLOAD_BYTES, MIN_TIMED_PAYLOAD_BYTES};
 use crate::limits::{MAX_PAGE_BYTES, MAX_PAGE_RECORDS, MAX_RECORD_BYTES, MAX_RECORDS_PER_WRITE};
 
 const MAX_CONNECTIONS: u64 = 4096;
+/// Watchers have a port each towards one address.
+const MAX_WATCHERS: u64 = 20_000;
 const MAX_SECONDS: f64 = 86_400.0;
 /// Largest body of a request, half of what members accept by default.
 const MAX_REQUEST_BYTES: usize = 32 << 20;
@@ -25,6 +27,12 @@ pub enum Verb {
     Read {
         page: usize,
         preload: u64,
+    },
+    /// That many event streams of one topic at one member, to which is published.
+    Watch {
+        watchers: usize,
+        /// Nothing is published meanwhile; what counts is the memory that they cost.
+        is_idle: bool,
     },
 }
 
@@ -112,6 +120,25 @@ pub fn command() -> Command {
                         .help("Records to fill the topics with before; rounded up to whole batches"),
                 ),
         )
+        .subcommand(
+            shared(Command::new("watch").about("Follow a topic with many event streams while records come"))
+                .mut_arg("connections", |arg| arg.default_value("4").help("Connections that publish"))
+                .mut_arg("topics", |arg| arg.value_parser(value_parser!(u64).range(1..=1)).hide(true))
+                .arg(batch("1"))
+                .arg(
+                    Arg::new("watchers")
+                        .long("watchers")
+                        .value_name("N")
+                        .value_parser(value_parser!(u64).range(1..=MAX_WATCHERS))
+                        .default_value("100")
+                        .help("Event streams, all at the first member that gets load"),
+                )
+                .arg(
+                    Arg::new("idle").long("idle").action(ArgAction::SetTrue).help(
+                        "Publish nothing but a last record, and tell the memory that each stream costs",
+                    ),
+                ),
+        )
 }
 
 fn batch(default: &'static str) -> Arg {
@@ -190,13 +217,14 @@ fn parse_positive(text: &str) -> Result<f64, String> {
 impl Options {
     /// What the matches of [`command`] ask for.
     pub fn of(matches: &ArgMatches) -> anyhow::Result<Self> {
-        let Some((verb, matches)) = matches.subcommand() else { bail!("bench append, or bench read?") };
+        let Some((verb, matches)) = matches.subcommand() else { bail!("bench append, read or watch?") };
         // All that is asked for here has a default, but for those that are lists or absent.
         let number = |name: &str| matches.get_one::<u64>(name).copied().unwrap_or_default();
         let size = |name: &str| usize::try_from(number(name)).unwrap_or(usize::MAX);
         let float = |name: &str| matches.get_one::<f64>(name).copied();
         let verb = match verb {
             "append" => Verb::Append,
+            "watch" => Verb::Watch { watchers: size("watchers"), is_idle: matches.get_flag("idle") },
             _ => Verb::Read { page: size("page"), preload: number("preload") },
         };
         let target = match (matches.get_flag("leader"), matches.get_flag("follower")) {
@@ -260,6 +288,12 @@ impl Options {
                 "--page times --payload-bytes is more than the {MAX_PAGE_BYTES} bytes that one page may have"
             );
         }
+        if let Verb::Watch { .. } = self.verb {
+            ensure!(
+                self.payload_bytes >= MIN_TIMED_PAYLOAD_BYTES,
+                "--payload-bytes is {MIN_TIMED_PAYLOAD_BYTES} or more: records tell when they were sent"
+            );
+        }
         Ok(())
     }
 }
@@ -282,6 +316,8 @@ mod tests {
         let read = options("read --warmup-s 0 --duration-s 0.5").unwrap();
         assert_eq!((read.verb, read.batch), (Verb::Read { page: 1000, preload: 100_000 }, 1000));
         assert_eq!((read.warmup, read.duration), (Duration::ZERO, Duration::from_millis(500)));
+        let watch = options("watch --watchers 7").unwrap();
+        assert_eq!((watch.verb, watch.connections), (Verb::Watch { watchers: 7, is_idle: false }, 4));
     }
 
     #[test]
@@ -302,6 +338,8 @@ mod tests {
             "append --batch 1000 --payload-bytes 30000 --connections 64",
             "read --page 1000 --payload-bytes 8300",
             "append --topics 100001",
+            "watch --payload-bytes 17",
+            "watch --topics 2",
         ] {
             assert!(options(words).is_err(), "{words:?}");
         }

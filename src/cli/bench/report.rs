@@ -61,33 +61,6 @@ impl Report<'_> {
         Some(cpu_s * 1e6 / self.records as f64)
     }
 
-    /// The load in words.
-    fn load(&self) -> String {
-        let options = self.options;
-        let what = match options.verb {
-            Verb::Append => format!("append, batch {}", options.batch),
-            Verb::Read { page, .. } => format!("read, pages of {page}"),
-        };
-        let at = match options.target {
-            Target::All => "",
-            Target::Leader => " at the leader",
-            Target::Followers => " at followers",
-        };
-        let plural = if options.connections == 1 { "" } else { "s" };
-        let mut load =
-            format!("{what}, {} connection{plural}{at}, {} B", options.connections, options.payload_bytes);
-        if options.durability != "disk" {
-            load += &format!(", {}", options.durability);
-        }
-        if options.topics > 1 {
-            load += &format!(", {} topics", options.topics);
-        }
-        if let Some(rate) = options.rate {
-            load += &format!(", open loop {rate}/s");
-        }
-        load
-    }
-
     /// A heading and one row, in Markdown, with what went wrong below.
     pub fn table(&self) -> String {
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
@@ -100,7 +73,7 @@ impl Report<'_> {
             or_dash(each.filter(|each| !each.is_empty()).map(|each| each.join(" / ")))
         };
         let cells = [
-            self.load(),
+            load_of(self.options),
             format!("{:.0}", self.ops as f64 / self.seconds()),
             format!("{:.0}", self.records as f64 / self.seconds()),
             format!("{:.1}", self.payload_bytes_per_s() / 1e6),
@@ -133,6 +106,7 @@ impl Report<'_> {
         let (verb, page) = match options.verb {
             Verb::Append => ("append", None),
             Verb::Read { page, .. } => ("read", Some(page)),
+            Verb::Watch { .. } => ("watch", None),
         };
         let members: Vec<Value> = self
             .members
@@ -189,11 +163,38 @@ impl Report<'_> {
     }
 }
 
-fn ms(us: u64) -> f64 {
+/// The load in words.
+pub fn load_of(options: &Options) -> String {
+    let what = match options.verb {
+        Verb::Append => format!("append, batch {}", options.batch),
+        Verb::Read { page, .. } => format!("read, pages of {page}"),
+        Verb::Watch { watchers, .. } => format!("{watchers} watchers, batch {}", options.batch),
+    };
+    let at = match options.target {
+        Target::All => "",
+        Target::Leader => " at the leader",
+        Target::Followers => " at followers",
+    };
+    let plural = if options.connections == 1 { "" } else { "s" };
+    let mut load =
+        format!("{what}, {} connection{plural}{at}, {} B", options.connections, options.payload_bytes);
+    if options.durability != "disk" {
+        load += &format!(", {}", options.durability);
+    }
+    if options.topics > 1 {
+        load += &format!(", {} topics", options.topics);
+    }
+    if let Some(rate) = options.rate {
+        load += &format!(", open loop {rate}/s");
+    }
+    load
+}
+
+pub fn ms(us: u64) -> f64 {
     us as f64 / 1e3
 }
 
 /// To three places: what lies behind them was not measured.
-fn rounded(value: f64) -> f64 {
+pub fn rounded(value: f64) -> f64 {
     (value * 1e3).round() / 1e3
 }

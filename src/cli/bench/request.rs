@@ -12,7 +12,9 @@ pub const MAX_TOPICS: u32 = 100_000;
 /// A payload is a JSON string of one character at least.
 pub const MIN_PAYLOAD_BYTES: usize = 3;
 /// Hex digits at the start of a payload that make it unlike all others, as far as there is room.
-const UNIQUE_DIGITS: usize = 16;
+pub const UNIQUE_DIGITS: usize = 16;
+/// A payload with room for all of them.
+pub const MIN_TIMED_PAYLOAD_BYTES: usize = UNIQUE_DIGITS + 2;
 /// Characters of the largest seq.
 const CURSOR_WIDTH: usize = 20;
 

@@ -44,6 +44,19 @@ impl Usage {
     }
 }
 
+/// Memory that the process `pid` has now, in bytes.
+pub fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    parse_resident(&status).with_context(|| format!("read VmRSS in {path}"))
+}
+
+fn parse_resident(status: &str) -> Option<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = value.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib << 10)
+}
+
 /// `utime` plus `stime` of a `stat` line. The name of the program, in brackets, may hold anything.
 fn parse_cpu_ticks(stat: &str) -> Option<u64> {
     let (_, behind_name) = stat.rsplit_once(')')?;
@@ -71,6 +84,7 @@ mod tests {
         assert_eq!(parse_io(io, "wchar"), Some(22));
         assert_eq!(parse_io(io, "write_bytes"), Some(4096));
         assert_eq!(parse_io(io, "bytes"), None);
+        assert_eq!(parse_resident("VmHWM:\t    9 kB\nVmRSS:\t    5 kB\n"), Some(5 << 10));
     }
 
     #[test]
