@@ -1,16 +1,8 @@
 //! Names, as contract section 1.2 has them: checked by hand, byte by byte, and never normalised.
 
 use crate::error::Error;
-use crate::limits::{MAX_ROUTER_NAME_CHARS, MAX_TOPIC_NAME_CHARS};
-
-/// `^[A-Za-z0-9][A-Za-z0-9._:-]{0,254}$`. All allowed characters are one byte long.
-pub fn is_topic_name(name: &str) -> bool {
-    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'-');
-    let bytes = name.as_bytes();
-    bytes.len() <= MAX_TOPIC_NAME_CHARS
-        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
-        && bytes.iter().all(allowed)
-}
+use crate::limits::MAX_ROUTER_NAME_CHARS;
+pub use crate::state::is_topic_name;
 
 /// As a topic, and `>` is allowed too after the first character.
 pub fn is_router_name(name: &str) -> bool {

@@ -71,6 +71,11 @@ impl Links {
         self.statuses.lock().get(&generation).cloned()
     }
 
+    /// Forgets that of a router that does well, or is gone.
+    pub fn forget(&self, generation: u64) {
+        self.statuses.lock().remove(&generation);
+    }
+
     /// Forgets those of other generations: routers that are gone, or all when this member no longer leads.
     pub fn retain(&self, mut is_wanted: impl FnMut(u64) -> bool) {
         self.statuses.lock().retain(|generation, _| is_wanted(*generation));

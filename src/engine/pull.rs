@@ -24,6 +24,8 @@ use crate::storage::EntryId;
 const MAX_PULLED_RECORDS: usize = 10_000;
 /// The least that each topic may send, in bytes, however many have something to say.
 const MIN_TOPIC_BYTES: usize = 64 << 10;
+/// What a record or gap counts for beside its stored bytes: about the most that its place and origin take up.
+const ITEM_BYTES: usize = 32;
 /// Topics of one answer.
 const MAX_PULLED_TOPICS: usize = 1024;
 /// Stretches of seqs that are told of one origin, and origins, when something was lost.
@@ -302,7 +304,10 @@ impl Engine {
             let Some(read) = self.read_page(shared, &page_query(query, limits), start).await? else {
                 continue;
             };
-            page.items.extend(gap.filter(|gap| !is_echo(&gap.instance)).map(PulledItem::Gap));
+            if let Some(gap) = gap.filter(|gap| !is_echo(&gap.instance)) {
+                page.items.push(PulledItem::Gap(gap));
+                bytes += ITEM_BYTES;
+            }
             let is_end = read.next_from_seq <= cursor_after && read.records.is_empty();
             bytes += records_bytes(&read);
             records += read.records.len();
@@ -362,7 +367,7 @@ fn entry_at(page: &Page) -> Option<EntryId> {
 }
 
 fn records_bytes(page: &Page) -> usize {
-    page.records.iter().map(|record| record.stored().len()).sum()
+    page.records.iter().map(|record| record.stored().len() + ITEM_BYTES).sum()
 }
 
 fn page_query(query: &PullQuery, (limit, max_bytes): (usize, usize)) -> PageQuery {

@@ -14,8 +14,9 @@ use crate::limits::{MAX_PULL_ANSWER_BYTES, REMOTE_CONNECT_TIMEOUT, REMOTE_READ_T
 pub const PULL_PATH: &str = "/v0/mirror/pull";
 /// The form of pulls and their answers.
 pub const PULL_CONTENT_TYPE: &str = "application/octet-stream";
-/// Longest message of another cluster that is kept.
+/// Longest message and code of another cluster that are kept.
 const MAX_MESSAGE_CHARS: usize = 300;
+const MAX_CODE_CHARS: usize = 64;
 
 /// Asks over connections that stay open.
 pub struct HttpRemote {
@@ -47,7 +48,13 @@ impl HttpRemote {
         client.map(|client| HttpRemote { client }).map_err(|error| error.to_string())
     }
 
-    async fn ask(&self, url: &str, token: Option<&str>, request: Bytes) -> Result<Bytes, RemoteError> {
+    async fn ask(
+        &self,
+        url: &str,
+        token: Option<&str>,
+        request: Bytes,
+        timeout: Duration,
+    ) -> Result<Bytes, RemoteError> {
         let url = format!("{}{PULL_PATH}", url.trim_end_matches('/'));
         let mut post = self.client.post(&url).header(CONTENT_TYPE, PULL_CONTENT_TYPE).body(request);
         if let Some(token) = token {
@@ -60,7 +67,13 @@ impl HttpRemote {
             value.set_sensitive(true);
             post = post.header(AUTHORIZATION, value);
         }
-        let response = post.send().await.map_err(|error| broken(&error))?;
+        let response = match tokio::time::timeout(timeout, post.send()).await {
+            Ok(response) => response.map_err(|error| broken(&error))?,
+            Err(_) => {
+                let message = format!("no answer within {} ms", timeout.as_millis());
+                return Err(RemoteError::unreachable(message));
+            }
+        };
         let status = response.status().as_u16();
         let body = whole_body(response).await?;
         match status {
@@ -78,20 +91,13 @@ impl Remote for HttpRemote {
         request: Bytes,
         timeout: Duration,
     ) -> Answering<'a> {
-        Box::pin(async move {
-            match tokio::time::timeout(timeout, self.ask(url, token, request)).await {
-                Ok(answer) => answer,
-                Err(_) => {
-                    let message = format!("no answer within {} ms", timeout.as_millis());
-                    Err(RemoteError::unreachable(message))
-                }
-            }
-        })
+        Box::pin(self.ask(url, token, request, timeout))
     }
 }
 
 async fn whole_body(mut response: Response) -> Result<Bytes, RemoteError> {
     let mut body = BytesMut::new();
+    // However slow the way is: it is one as long as something comes now and then.
     while let Some(chunk) = response.chunk().await.map_err(|error| broken(&error))? {
         if body.len() + chunk.len() > MAX_PULL_ANSWER_BYTES {
             let message = format!("the answer is of more than {MAX_PULL_ANSWER_BYTES} bytes");
@@ -111,10 +117,14 @@ fn broken(error: &reqwest::Error) -> RemoteError {
     RemoteError::unreachable(cause.to_string())
 }
 
+fn cut(text: &str, most_chars: usize) -> String {
+    text.chars().take(most_chars).collect()
+}
+
 fn refused(status: u16, body: &[u8]) -> RemoteError {
     let told = serde_json::from_slice::<ErrorBody>(body);
     let (code, message) = match told {
-        Ok(ErrorBody { error }) => (error.code, error.message.chars().take(MAX_MESSAGE_CHARS).collect()),
+        Ok(ErrorBody { error }) => (cut(&error.code, MAX_CODE_CHARS), cut(&error.message, MAX_MESSAGE_CHARS)),
         // Something else answers there.
         Err(_) => {
             ("unreachable".into(), format!("an answer with status {status} that is none of a member's"))

@@ -13,12 +13,13 @@ use tokio::time::Instant;
 use super::backoff::Backoff;
 use super::{Context, status};
 use crate::engine::{Bell, LinkState, Listener};
+use crate::error::Error;
 use crate::limits::{MAX_ROUTE_PARTS, MAX_ROUTE_PAUSE_MS, MAX_ROUTED_RECORDS, MAX_ROUTED_RECORDS_PER_ROUTER};
 use crate::state::{
-    Discard, Draft, Forwarded, Outcome, Refusal, RoutePart, RouterConfig, SharedRouter, SharedTopic,
+    Discard, Draft, Forwarded, Outcome, Position, Refusal, RoutePart, RouterConfig, SharedRouter, SharedTopic,
 };
 
-/// Pause after a command that could not be carried out.
+/// Pause of a router that was changed while a command was on its way.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const FIRST_PAUSE_MS: u64 = 50;
 
@@ -36,8 +37,10 @@ struct Route {
     router: Arc<SharedRouter>,
     config: Arc<RouterConfig>,
     backoff: Backoff,
-    /// Its destination took nothing more the last time; not before this time again.
+    /// The last attempt failed; not before this time again.
     waits_until: Option<Instant>,
+    /// When it last had its turn, in turns of all routers.
+    last_turn: u64,
 }
 
 struct LocalRoutes {
@@ -45,8 +48,7 @@ struct LocalRoutes {
     bell: Bell,
     /// By the slot of the bell.
     sources: Vec<Source>,
-    /// Which source is looked at first: of several with one destination only one gets into a command.
-    turn: usize,
+    turn: u64,
 }
 
 /// Runs all local routers while this member leads. Never returns.
@@ -100,7 +102,7 @@ impl LocalRoutes {
             let Some(topic) = topic.filter(|_| !router.is_remote && !is_paused) else { continue };
             let (_, routes) = by_source.entry(topic.epoch).or_insert_with(|| (topic, Vec::new()));
             let backoff = Backoff::new((FIRST_PAUSE_MS, MAX_ROUTE_PAUSE_MS));
-            routes.push(Route { router, config, backoff, waits_until: None });
+            routes.push(Route { router, config, backoff, waits_until: None, last_turn: 0 });
         }
         let sources = by_source.into_values().zip(0..).map(|((shared, routes), slot)| {
             let listener = self.bell.listen(shared.epoch, slot);
@@ -120,64 +122,92 @@ impl LocalRoutes {
         }
     }
 
+    /// Which routers have something to examine and need not wait: their last turn, source, and number there.
+    fn due_routes(&mut self) -> Vec<(u64, usize, usize)> {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (at, source) in self.sources.iter_mut().enumerate().filter(|(_, source)| source.is_due) {
+            let head_seq = source.shared.read().head_seq;
+            source.is_due = false;
+            for (number, route) in source.routes.iter_mut().enumerate() {
+                if route.position().is_none_or(|position| position.seq >= head_seq) {
+                    route.waits_until = None;
+                    continue;
+                }
+                source.is_due = true;
+                if route.waits_until.is_none_or(|until| until <= now) {
+                    due.push((route.last_turn, at, number));
+                }
+            }
+        }
+        // Who had to stand back comes first: a source that always has something keeps no other from its turn.
+        due.sort();
+        due
+    }
+
     /// What the next command should do.
     async fn due_parts(&mut self) -> Vec<RoutePart> {
+        let due = self.due_routes();
         let engine = self.context.engine.clone();
-        let now = Instant::now();
         let (mut parts, mut dests) = (Vec::new(), BTreeSet::new());
         let mut records_left = MAX_ROUTED_RECORDS;
-        self.turn = (self.turn + 1) % self.sources.len().max(1);
-        let (before, from_turn) = self.sources.split_at_mut(self.turn);
-        for source in from_turn.iter_mut().chain(before).filter(|source| source.is_due) {
-            let head_seq = source.shared.read().head_seq;
-            let mut is_done = true;
-            for route in &mut source.routes {
-                let position = {
-                    let router = route.router.read();
-                    router.positions.get(&*route.router.source).copied()
-                };
-                let Some(position) = position.filter(|position| position.seq < head_seq) else { continue };
-                is_done = false;
-                let is_waiting = route.waits_until.is_some_and(|until| until > now);
-                let has_room = parts.len() < MAX_ROUTE_PARTS && records_left > 0;
-                if is_waiting || !has_room || !dests.insert(route.router.dest.clone()) {
-                    continue;
-                }
-                let dest = engine.catalog().get(&route.router.dest);
-                if dest.is_some_and(|dest| is_full(&dest)) {
-                    route.wait(&self.context, LinkState::Blocked, full());
-                    continue;
-                }
-                let most = MAX_ROUTED_RECORDS_PER_ROUTER.min(records_left);
-                let (to_seq, picked) = match &route.config.filter {
-                    None => (head_seq.min(position.seq + most), None),
-                    Some(filter) => match engine.pick(&source.shared, position.seq, filter).await {
-                        Ok((to_seq, picked)) => (to_seq, Some(picked)),
-                        Err(error) => {
-                            let told = (error.code.name().to_owned(), error.message.clone());
-                            route.wait(&self.context, LinkState::Retrying, told);
-                            continue;
-                        }
-                    },
-                };
-                records_left = records_left.saturating_sub(to_seq - position.seq);
-                let generation = route.router.generation;
-                parts.push(RoutePart { generation, from_seq: position.seq, to_seq, picked });
+        self.turn += 1;
+        for (_, at, number) in due {
+            if parts.len() >= MAX_ROUTE_PARTS || records_left == 0 {
+                break;
             }
-            source.is_due = !is_done;
+            let source = &mut self.sources[at];
+            let route = &mut source.routes[number];
+            let Some(position) = route.position() else { continue };
+            if !dests.insert(route.router.dest.clone()) {
+                continue;
+            }
+            route.last_turn = self.turn;
+            let dest = engine.catalog().get(&route.router.dest);
+            if dest.is_some_and(|dest| is_full(&dest)) {
+                route.wait(&self.context, LinkState::Blocked, full());
+                continue;
+            }
+            let head_seq = source.shared.read().head_seq;
+            let most = MAX_ROUTED_RECORDS_PER_ROUTER.min(records_left);
+            let (to_seq, picked) = match &route.config.filter {
+                None => (head_seq.min(position.seq + most), None),
+                Some(filter) => match engine.pick(&source.shared, position.seq, filter).await {
+                    Ok((to_seq, picked)) => (to_seq, Some(picked)),
+                    Err(error) => {
+                        route.wait(&self.context, LinkState::Retrying, told(error));
+                        continue;
+                    }
+                },
+            };
+            records_left = records_left.saturating_sub(to_seq.saturating_sub(position.seq));
+            let generation = route.router.generation;
+            parts.push(RoutePart { generation, from_seq: position.seq, to_seq, picked });
         }
         parts
     }
 
     async fn carry_out(&mut self, parts: &[RoutePart]) {
         let proposed = self.context.engine.propose(Draft::route(parts)).await;
-        let Ok((Outcome::Forwarded(forwarded), _)) = proposed else {
+        let generations = parts.iter().map(|part| part.generation);
+        let forwarded = match proposed {
+            Ok((Outcome::Forwarded(forwarded), _)) => forwarded,
             // Whatever became of it is in the positions.
-            tokio::time::sleep(RETRY_PAUSE).await;
-            return;
+            other => {
+                let told = match other {
+                    Err(error) => told(error),
+                    Ok(_) => ("no_leader".to_owned(), "the copies were refused".to_owned()),
+                };
+                let failed: BTreeSet<u64> = generations.collect();
+                for route in self.sources.iter_mut().flat_map(|source| &mut source.routes) {
+                    if failed.contains(&route.router.generation) {
+                        route.wait(&self.context, LinkState::Retrying, told.clone());
+                    }
+                }
+                return;
+            }
         };
-        let outcomes: BTreeMap<u64, Forwarded> =
-            parts.iter().map(|part| part.generation).zip(forwarded).collect();
+        let outcomes: BTreeMap<u64, Forwarded> = generations.zip(forwarded).collect();
         for route in self.sources.iter_mut().flat_map(|source| &mut source.routes) {
             match outcomes.get(&route.router.generation).map(|outcome| (outcome.taken, outcome.stopped)) {
                 None => {}
@@ -190,8 +220,7 @@ impl LocalRoutes {
                     if taken > 0 {
                         route.backoff.reset();
                     }
-                    let error = refusal.into_error(&route.router.dest);
-                    let told = (error.code.name().to_owned(), error.message);
+                    let told = told(refusal.into_error(&route.router.dest));
                     route.wait(&self.context, LinkState::Blocked, told);
                 }
             }
@@ -206,16 +235,21 @@ impl LocalRoutes {
 }
 
 impl Route {
+    /// How far it has come.
+    fn position(&self) -> Option<Position> {
+        self.router.read().positions.get(&*self.router.source).copied()
+    }
+
     fn wait(&mut self, context: &Context, state: LinkState, told: (String, String)) {
         self.waits_until = Some(Instant::now() + self.backoff.pause(&*context.random));
         status::set(context, self.router.generation, state, 0, Some(told));
     }
 
     fn succeeded(&mut self, context: &Context) {
-        if self.waits_until.take().is_some() {
-            self.backoff.reset();
-            status::set(context, self.router.generation, LinkState::Running, 0, None);
-        }
+        self.waits_until = None;
+        self.backoff.reset();
+        // Also what was told before the routers were looked up anew. Without a word it runs.
+        context.engine.links().forget(self.router.generation);
     }
 }
 
@@ -226,6 +260,10 @@ fn is_full(dest: &SharedTopic) -> bool {
     topic.config.discard == Discard::Reject
         && (is_reached(topic.config.cap_records, topic.count)
             || is_reached(topic.config.cap_bytes, topic.bytes))
+}
+
+fn told(error: Error) -> (String, String) {
+    (error.code.name().to_owned(), error.message)
 }
 
 fn full() -> (String, String) {

@@ -8,29 +8,37 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
+use super::page::{dest_of, is_covered, is_records, lost, part, untaken};
 use super::remote::RemoteError;
+use super::standing::Standing;
 use super::wire::{Answered, AnsweredPage, AnsweredTopic, PullAnswer, PullRequest};
 use super::{Context, status};
 use crate::engine::{LinkState, PullCursor, PullQuery, Sources};
 use crate::limits::{MAX_PULL_BYTES, MIRROR_PAUSE_MS, PULL_WAIT_MS};
 use crate::record::HeaderEdit;
 use crate::state::{
-    Cluster, Copy, CopyItem, CopyPart, Draft, Forwarded, Instance, Outcome, Ranges, Refusal, RouterConfig,
-    SharedRouter, SharedTopic,
+    Cluster, Copy, CopyItem, Draft, Forwarded, Instance, Outcome, Refusal, RouterConfig, SharedRouter,
+    SharedTopic,
 };
 
-/// Added to the time that a pull may wait, for a large answer to come over a slow line.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Added to the time that a pull may wait, for the answer to begin.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// How far a topic is examined without writing that down; a new leader examines it again.
 const MAX_AHEAD_SEQS: u64 = 10_000;
 
+/// How often it is looked whether what was asked for is still for the same topics here.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The instances here for which a pull goes on from where they are, by source topic.
+type Asked = BTreeMap<String, u64>;
+
 /// A code of the contract and a sentence.
-type Told = (String, String);
+pub(super) type Told = (String, String);
 
 /// Why a mirror cannot go on at once.
 struct Halt {
@@ -55,13 +63,6 @@ impl From<RemoteError> for Halt {
     }
 }
 
-/// A topic that is left alone for a while.
-struct Blocked {
-    until: Instant,
-    backoff: Backoff,
-    told: Told,
-}
-
 struct Mirror {
     context: Context,
     router: Arc<SharedRouter>,
@@ -69,13 +70,13 @@ struct Mirror {
     own: Cluster,
     /// Which of the URLs is asked.
     next_url: usize,
-    /// By source topic.
-    blocked: BTreeMap<String, Blocked>,
-    /// Seqs not examined, by source topic, of those that had any.
-    lags: BTreeMap<String, u64>,
+    standing: Standing,
     /// How far topics were examined beyond the positions that are stored, by source topic: there was nothing to
-    /// copy, so there was nothing to write. In a mirror both ways all that comes back is such.
-    ahead: BTreeMap<String, PullCursor>,
+    /// copy, so there was nothing to write. In a mirror both ways all that comes back is such. Each with the
+    /// instance here that needed nothing.
+    ahead: BTreeMap<String, (u64, PullCursor)>,
+    /// The last pull failed: the next one waits for nothing, so that it is told at once if the link is well again.
+    has_failed: bool,
 }
 
 /// Runs one mirror while this member leads. Returns when there is no such router any more.
@@ -91,18 +92,20 @@ pub(super) async fn run(context: Context, router: Arc<SharedRouter>) {
             router.is_paused
         };
         if is_paused {
-            status::set(&context, router.generation, LinkState::Paused, mirror.lag(), None);
+            status::set(&context, router.generation, LinkState::Paused, mirror.standing.lag(), None);
             if versions.changed().await.is_err() {
                 return;
             }
             continue;
         }
+        let config = mirror.config.clone();
         // A pull may wait for long; what is configured anew counts at once.
         let pulled = tokio::select! {
             biased;
-            _ = versions.changed() => continue,
+            () = changed(&mut versions, &router, &config) => continue,
             pulled = mirror.step() => pulled,
         };
+        mirror.has_failed = pulled.is_err();
         let Err(halt) = pulled else {
             backoff.reset();
             mirror.tell_progress();
@@ -110,11 +113,26 @@ pub(super) async fn run(context: Context, router: Arc<SharedRouter>) {
         };
         mirror.next_url += 1;
         let pause = backoff.pause(&*context.random);
-        status::set(&context, router.generation, halt.state, mirror.lag(), Some(halt.told));
+        status::set(&context, router.generation, halt.state, mirror.standing.lag(), Some(halt.told));
         tokio::select! {
             biased;
-            _ = versions.changed() => {}
+            () = changed(&mut versions, &router, &config) => {}
             () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// Returns when `router` is paused, is gone, or is not configured as `config` says any more; what becomes of other
+/// routers is no reason to give a pull up.
+async fn changed(versions: &mut watch::Receiver<u64>, router: &SharedRouter, config: &Arc<RouterConfig>) {
+    loop {
+        // Without a sender this member is ending, and this task with it.
+        if versions.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        let now = router.read();
+        if now.is_paused || router.is_deleted() || !Arc::ptr_eq(&now.config, config) {
+            return;
         }
     }
 }
@@ -130,40 +148,30 @@ impl Mirror {
             config,
             own,
             next_url: 0,
-            blocked: BTreeMap::new(),
-            lags: BTreeMap::new(),
+            standing: Standing::default(),
             ahead: BTreeMap::new(),
+            has_failed: false,
         })
     }
 
     fn take_config(&mut self, config: &Arc<RouterConfig>) {
         if !Arc::ptr_eq(&self.config, config) {
             self.config = config.clone();
-            self.blocked.clear();
+            self.standing.unblock_all();
         }
-    }
-
-    fn lag(&self) -> u64 {
-        self.lags.values().sum()
     }
 
     fn tell_progress(&self) {
         // One of a topic is told, though others may have another.
-        let worst = self.blocked.values().next().map(|blocked| blocked.told.clone());
+        let worst = self.standing.worst();
         let state = if worst.is_some() { LinkState::Blocked } else { LinkState::Running };
-        status::set(&self.context, self.router.generation, state, self.lag(), worst);
+        status::set(&self.context, self.router.generation, state, self.standing.lag(), worst);
     }
 
     /// One pull, and what comes of it.
     async fn step(&mut self) -> Result<(), Halt> {
         let now = Instant::now();
-        let excluded: BTreeSet<String> = self
-            .blocked
-            .iter()
-            .filter(|(_, blocked)| blocked.until > now)
-            .map(|(topic, _)| topic.clone())
-            .collect();
-        let next_try = self.blocked.values().map(|blocked| blocked.until).filter(|until| *until > now).min();
+        let (excluded, next_try) = (self.standing.excluded(now), self.standing.next_try(now));
         let sources = match self.config.source.strip_suffix('*') {
             Some(prefix) => Sources::Prefix(prefix.to_owned()),
             None => Sources::One(self.config.source.clone()),
@@ -172,32 +180,60 @@ impl Mirror {
             tokio::time::sleep_until(until).await;
             return Ok(());
         }
-        let longest = Duration::from_millis(PULL_WAIT_MS);
+        // A topic whose time has come is looked at now: if it says nothing, it is well or gone.
+        let is_curious = self.is_first_contact() || self.has_failed || self.standing.has_due(now);
+        let longest = Duration::from_millis(if is_curious { 0 } else { PULL_WAIT_MS });
         let wait = next_try.map_or(longest, |until| longest.min(until - now));
-        let (request, dest_epochs) = self.request(sources, excluded, wait);
-        let answer = self.pull(&request, wait).await?;
-        let Some(answer) = answer else { return Ok(()) };
-        self.write(answer, &dest_epochs).await
+        let (request, asked) = self.request(sources, excluded, wait);
+        let answer = tokio::select! {
+            biased;
+            answer = self.pull(&request, wait) => answer?,
+            () = self.until_moved(&asked) => return Ok(()),
+        };
+        let speaking = answer.topics.iter().map(|topic| topic.topic.as_str()).collect();
+        self.standing.forget_silent(&speaking, &request.query.excluded);
+        if answer.topics.is_empty() && !self.is_first_contact() {
+            return Ok(());
+        }
+        self.write(answer, &asked).await
     }
 
-    /// Also gives the destination that each cursor counts for, its epoch by source topic.
-    fn request(
-        &self,
-        sources: Sources,
-        excluded: BTreeSet<String>,
-        wait: Duration,
-    ) -> (PullRequest, BTreeMap<String, u64>) {
+    /// Whether nothing was written yet of what the remote has said. Where to begin is asked only then, so that it
+    /// has met an empty cluster is written down too: topics that appear later begin with their first record.
+    fn is_first_contact(&self) -> bool {
+        self.router.read().remote_cluster.is_none()
+    }
+
+    /// Returns when a topic is gone for which something was asked.
+    async fn until_moved(&self, asked: &Asked) {
+        loop {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            if asked.keys().any(|source| self.has_moved(asked, source)) {
+                return;
+            }
+        }
+    }
+
+    /// Whether what was asked of `source` goes on from where a topic was that is gone by now.
+    fn has_moved(&self, asked: &Asked, source: &str) -> bool {
+        let dest = || self.context.engine.catalog().get(dest_of(&self.config, source));
+        asked.get(source).is_some_and(|epoch| dest().is_none_or(|dest| dest.epoch != *epoch))
+    }
+
+    fn request(&self, sources: Sources, excluded: BTreeSet<String>, wait: Duration) -> (PullRequest, Asked) {
         let router = self.router.read();
-        let (mut cursors, mut dest_epochs) = (BTreeMap::new(), BTreeMap::new());
+        let (mut cursors, mut asked) = (BTreeMap::new(), Asked::new());
         for (source, position) in &router.positions {
             let dest = self.context.engine.catalog().get(dest_of(&self.config, source));
             // A destination that was made anew gets everything anew.
             if dest.is_some_and(|dest| dest.epoch == position.dest_epoch) {
                 let (epoch, seq, entry) = (position.source_epoch, position.seq, position.entry);
-                let ahead = self.ahead.get(&**source).filter(|ahead| ahead.epoch == epoch && ahead.seq > seq);
-                let cursor = ahead.copied().unwrap_or(PullCursor { epoch, seq, entry });
+                let ahead = self.ahead.get(&**source).filter(|(dest_epoch, ahead)| {
+                    *dest_epoch == position.dest_epoch && ahead.epoch == epoch && ahead.seq > seq
+                });
+                let cursor = ahead.map_or(PullCursor { epoch, seq, entry }, |(_, ahead)| *ahead);
                 cursors.insert(source.to_string(), cursor);
-                dest_epochs.insert(source.to_string(), position.dest_epoch);
+                asked.insert(source.to_string(), position.dest_epoch);
             }
         }
         let query = PullQuery {
@@ -212,12 +248,13 @@ impl Mirror {
             wait_ms: wait.as_millis() as u64,
             max_bytes: MAX_PULL_BYTES,
         };
-        (PullRequest { puller: self.own.clone(), query }, dest_epochs)
+        (PullRequest { puller: self.own.clone(), query }, asked)
     }
 
-    /// `None` if there was nothing to say.
-    async fn pull(&self, request: &PullRequest, wait: Duration) -> Result<Option<PullAnswer>, Halt> {
-        let Some(remote) = &self.config.remote else { return Ok(None) };
+    async fn pull(&self, request: &PullRequest, wait: Duration) -> Result<PullAnswer, Halt> {
+        let Some(remote) = &self.config.remote else {
+            return Err(Halt::blocked("internal", "the router is no mirror".into()));
+        };
         let url = &remote.urls[self.next_url % remote.urls.len()];
         let token = remote.token.as_ref().map(|token| token.expose());
         let answer = self.context.remote.pull(url, token, request.encode(), wait + ANSWER_TIMEOUT).await?;
@@ -225,13 +262,7 @@ impl Mirror {
             Halt::retrying("unreachable", format!("what answers at {url} is no member: {malformed}"))
         })?;
         self.check_cluster(&answer.cluster)?;
-        Ok((!answer.topics.is_empty() || self.is_first_contact()).then_some(answer))
-    }
-
-    /// Whether nothing was written yet of what the remote has said. Where to begin is asked only then, so that it
-    /// has met an empty cluster is written down too.
-    fn is_first_contact(&self) -> bool {
-        self.router.read().remote_cluster.is_none()
+        Ok(answer)
     }
 
     /// C-MIRROR-15
@@ -251,9 +282,13 @@ impl Mirror {
     }
 
     /// Has written what is new in `answer`.
-    async fn write(&mut self, answer: PullAnswer, dest_epochs: &BTreeMap<String, u64>) -> Result<(), Halt> {
+    async fn write(&mut self, answer: PullAnswer, asked: &Asked) -> Result<(), Halt> {
         let PullAnswer { cluster, instances, topics } = answer;
         let (config, router) = (self.config.clone(), self.router.clone());
+        if let Some(stray) = topics.iter().find(|topic| !is_covered(&config.source, &topic.topic)) {
+            let message = format!("the remote names {:?}, for which it was not asked", stray.topic);
+            return Err(Halt::retrying("internal", message));
+        }
         let mut has_diverged = false;
         let (mut parts, mut records, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for topic in &topics {
@@ -265,18 +300,17 @@ impl Mirror {
                 }
                 Answered::Diverged => {
                     has_diverged = true;
-                    let told = "its history there is another one";
-                    self.block(&topic.topic, ("source_diverged".into(), told.into()));
+                    let told = diverged("its history there is another one").told;
+                    self.standing.block(&topic.topic, told, &*self.context.random);
                     continue;
                 }
             };
-            let dest_name = dest_of(&config, &topic.topic);
-            let dest = self.context.engine.catalog().get(dest_name);
-            // If it was made anew since the pull began, it lacks what is before the cursor too.
-            let asked_for = dest_epochs.get(topic.topic.as_str());
-            if asked_for.is_some_and(|epoch| dest.as_ref().is_none_or(|dest| dest.epoch != *epoch)) {
+            // One that was made anew gets everything, and not what follows the end of the one before.
+            if self.has_moved(asked, &topic.topic) {
                 continue;
             }
+            let dest_name = dest_of(&config, &topic.topic);
+            let dest = self.context.engine.catalog().get(dest_name);
             let (items, kept) = untaken(page, &instances, dest.as_deref());
             if items.is_empty() && page.lost.seqs.is_empty() && self.may_wait(topic, page, dest.as_deref()) {
                 continue;
@@ -286,8 +320,10 @@ impl Mirror {
                 let origin = &instances[*instance as usize];
                 records.extend(records_of_item.iter().map(|record| (record.clone(), origin)));
             }
+            // By now it may be another one again; then the command changes nothing.
+            let dest_epoch = asked.get(&topic.topic).copied().or(dest.as_ref().map(|dest| dest.epoch));
             let lost = lost(page, &instances, dest.as_deref()).clone();
-            parts.push(part(&router, dest_name, (topic, page), items, lost, dest.as_deref()));
+            parts.push(part(&router, dest_name, (topic, page), items, lost, dest_epoch));
         }
         if parts.is_empty() && gone.is_empty() && !self.is_first_contact() {
             // With one source there is nothing else to do.
@@ -318,28 +354,23 @@ impl Mirror {
 
     /// Whether it is enough to remember that this page had nothing to copy; then it is remembered.
     fn may_wait(&mut self, topic: &AnsweredTopic, page: &AnsweredPage, dest: Option<&SharedTopic>) -> bool {
+        let Some(dest) = dest else { return false };
         let stored_seq = {
             let router = self.router.read();
-            let position = router.positions.get(topic.topic.as_str()).filter(|position| {
-                position.source_epoch == topic.epoch && dest.is_some_and(|it| it.epoch == position.dest_epoch)
-            });
+            let position = router
+                .positions
+                .get(topic.topic.as_str())
+                .filter(|position| position.source_epoch == topic.epoch && dest.epoch == position.dest_epoch);
             position.map(|position| position.seq)
         };
         if stored_seq.is_none_or(|seq| page.to_seq - seq.min(page.to_seq) > MAX_AHEAD_SEQS) {
             return false;
         }
         let cursor = PullCursor { epoch: topic.epoch, seq: page.to_seq, entry: page.to_entry };
-        self.ahead.insert(topic.topic.clone(), cursor);
-        self.note_lag(&topic.topic, topic.head_seq.saturating_sub(page.to_seq));
+        self.ahead.insert(topic.topic.clone(), (dest.epoch, cursor));
+        self.standing.unblock(&topic.topic);
+        self.standing.note_lag(&topic.topic, topic.head_seq.saturating_sub(page.to_seq));
         true
-    }
-
-    fn note_lag(&mut self, source: &str, lag: u64) {
-        if lag > 0 {
-            self.lags.insert(source.to_owned(), lag);
-        } else {
-            self.lags.remove(source);
-        }
     }
 
     /// How a record that comes from `remote` is labelled here (C-MIRROR-07).
@@ -359,11 +390,6 @@ impl Mirror {
         topics: &[AnsweredTopic],
         forwarded: &[Forwarded],
     ) -> Result<(), Halt> {
-        for source in &copy.gone {
-            self.lags.remove(*source);
-            self.blocked.remove(*source);
-            self.ahead.remove(*source);
-        }
         let heads: BTreeMap<&str, u64> =
             topics.iter().map(|topic| (topic.topic.as_str(), topic.head_seq)).collect();
         let mut has_moved = false;
@@ -372,16 +398,25 @@ impl Mirror {
             match outcome.stopped {
                 Some(Refusal::RouterMoved) => has_moved = true,
                 None => {
-                    self.note_lag(part.source, left);
-                    self.blocked.remove(part.source);
+                    self.standing.note_lag(part.source, left);
+                    self.standing.unblock(part.source);
                 }
                 Some(refusal) => {
-                    self.note_lag(part.source, left);
+                    self.standing.note_lag(part.source, left);
+                    if outcome.taken > 0 {
+                        // It comes along, if slowly.
+                        self.standing.unblock(part.source);
+                    }
                     let error = refusal.into_error(part.dest);
-                    self.block(part.source, (error.code.name().into(), error.message));
+                    let told = (error.code.name().into(), error.message);
+                    self.standing.block(part.source, told, &*self.context.random);
                 }
             }
             self.ahead.remove(part.source);
+        }
+        for source in &copy.gone {
+            self.standing.forget(source);
+            self.ahead.remove(*source);
         }
         if !has_moved {
             return Ok(());
@@ -389,107 +424,8 @@ impl Mirror {
         // Positions are not what they were when the pull began; the next one begins with them.
         Err(Halt::retrying("no_leader", "the router was changed meanwhile".into()))
     }
-
-    fn block(&mut self, source: &str, told: Told) {
-        let now = Instant::now();
-        let backoff = Backoff::new(MIRROR_PAUSE_MS);
-        let blocked = self.blocked.entry(source.to_owned()).or_insert(Blocked {
-            until: now,
-            backoff,
-            told: told.clone(),
-        });
-        blocked.told = told;
-        blocked.until = now + blocked.backoff.pause(&*self.context.random);
-    }
-}
-
-/// What the command says of one topic.
-fn part<'a>(
-    router: &SharedRouter,
-    dest_name: &'a str,
-    (topic, page): (&'a AnsweredTopic, &AnsweredPage),
-    items: Vec<CopyItem>,
-    lost: Ranges,
-    dest: Option<&SharedTopic>,
-) -> CopyPart<'a> {
-    let router = router.read();
-    let dest_epoch = dest.map(|dest| dest.epoch);
-    let position = router
-        .positions
-        .get(topic.topic.as_str())
-        .filter(|position| position.source_epoch == topic.epoch && Some(position.dest_epoch) == dest_epoch);
-    CopyPart {
-        source: &topic.topic,
-        source_epoch: topic.epoch,
-        source_type: topic.topic_type,
-        source_instance: page.instance,
-        dest: dest_name,
-        dest_epoch,
-        from_seq: position.map(|position| position.seq),
-        to_seq: page.to_seq,
-        to_entry: page.to_entry,
-        lost,
-        items,
-    }
-}
-
-/// The name here of a topic there.
-fn dest_of<'a>(config: &'a RouterConfig, source: &'a str) -> &'a str {
-    if config.dest == "*" { source } else { &config.dest }
 }
 
 fn diverged(message: &str) -> Halt {
     Halt::blocked("source_diverged", format!("{message}; delete the router and make it anew"))
-}
-
-fn is_records(item: &CopyItem) -> bool {
-    matches!(item, CopyItem::Records { .. })
-}
-
-/// Which seqs of the source `dest` has lost. Copies that the source gave up are not lost if `dest` has all that the
-/// source ever had from where they come.
-fn lost<'a>(page: &'a AnsweredPage, instances: &[Instance], dest: Option<&SharedTopic>) -> &'a Ranges {
-    let (Some(dest), Some(others)) = (dest, &page.lost.others) else { return &page.lost.seqs };
-    let topic = dest.read();
-    let has_all = |(number, taken): &(u32, Ranges)| {
-        let number = instances.get(*number as usize).and_then(|instance| topic.origins.number(instance));
-        taken.iter().all(|range| topic.origins.unreported_in(number, range.clone()).is_none())
-    };
-    if others.iter().all(has_all) { &page.lost.own } else { &page.lost.seqs }
-}
-
-/// What of a page `dest` does not have, and the records of each of those items.
-fn untaken<'a>(
-    page: &'a AnsweredPage,
-    instances: &[Instance],
-    dest: Option<&SharedTopic>,
-) -> (Vec<CopyItem>, Vec<&'a [Bytes]>) {
-    let topic = dest.map(SharedTopic::read);
-    let (mut items, mut kept) = (Vec::new(), Vec::new());
-    let mut at = 0;
-    for item in &page.items {
-        let CopyItem::Records { instance, origin_seq, origin_ts_ms, source_seq, count } = item else {
-            items.push(item.clone());
-            continue;
-        };
-        let records = &page.records[at..at + *count as usize];
-        at += *count as usize;
-        let range = *origin_seq..=origin_seq + u64::from(*count) - 1;
-        let stretches = match (&topic, instances.get(*instance as usize)) {
-            (Some(topic), Some(instance)) => topic.origins.untaken_in(topic.origins.number(instance), range),
-            _ => vec![range],
-        };
-        for stretch in stretches {
-            let (skipped, more) = (stretch.start() - origin_seq, stretch.end() - stretch.start() + 1);
-            items.push(CopyItem::Records {
-                instance: *instance,
-                origin_seq: *stretch.start(),
-                origin_ts_ms: *origin_ts_ms,
-                source_seq: source_seq + skipped,
-                count: more as u32,
-            });
-            kept.push(&records[skipped as usize..(skipped + more) as usize]);
-        }
-    }
-    (items, kept)
 }

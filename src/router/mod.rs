@@ -8,12 +8,14 @@ mod backoff;
 mod http;
 mod local;
 mod mirror;
+mod page;
 mod remote;
 mod source;
+mod standing;
 mod status;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::task::JoinHandle;
@@ -65,11 +67,15 @@ pub async fn run_routers(context: Context) {
 /// Keeps one task running per mirror and one for all local routers. Never returns.
 async fn lead(context: &Context) {
     let mut versions = context.engine.watch_routers();
+    // A task that was ended may have told something more.
+    context.engine.links().retain(|_| false);
     let _local = Running(task::spawn(local::run(context.clone())));
     let mut mirrors: BTreeMap<u64, Running> = BTreeMap::new();
     loop {
         versions.borrow_and_update();
         let routers = context.engine.routers().all();
+        let generations: BTreeSet<u64> = routers.iter().map(|router| router.generation).collect();
+        context.engine.links().retain(|generation| generations.contains(&generation));
         let wanted: BTreeMap<u64, _> = routers
             .into_iter()
             .filter(|router| router.is_remote)

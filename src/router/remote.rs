@@ -25,7 +25,7 @@ pub type Answering<'a> = Pin<Box<dyn Future<Output = Result<Bytes, RemoteError>>
 
 /// Asks members of other clusters.
 pub trait Remote: Send + Sync + 'static {
-    /// Sends the body of a pull to the member at `url` and gives the body of its answer, waiting at most for
+    /// Sends the body of a pull to the member at `url` and gives the body of its answer, which must begin within
     /// `timeout`.
     fn pull<'a>(
         &'a self,

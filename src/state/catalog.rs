@@ -16,6 +16,16 @@ use super::quota::Totals;
 use super::run::SealedBlock;
 use super::topic::Topic;
 use crate::digest::Digest;
+use crate::limits::MAX_TOPIC_NAME_CHARS;
+
+/// `^[A-Za-z0-9][A-Za-z0-9._:-]{0,254}$`. All allowed characters are one byte long.
+pub fn is_topic_name(name: &str) -> bool {
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'-');
+    let bytes = name.as_bytes();
+    bytes.len() <= MAX_TOPIC_NAME_CHARS
+        && bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.iter().all(allowed)
+}
 
 /// A topic instance as readers hold it; it outlives its deletion for as long as somebody reads.
 #[derive(Debug)]

@@ -48,7 +48,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 
 pub use blocks::TimePlace;
-pub use catalog::{Catalog, SharedTopic};
+pub use catalog::{Catalog, SharedTopic, is_topic_name};
 pub use checkpoint::Changes;
 pub use checkpoint_form::Key;
 pub use command::{

@@ -21,6 +21,7 @@ pub const MAX_BODY_BYTES: usize = 12 << 20;
 pub const ORIGIN: &str = "https://page.example";
 
 static SHARED: OnceCell<Vec<String>> = OnceCell::const_new();
+static OTHER: OnceCell<Vec<String>> = OnceCell::const_new();
 static TURN: AtomicUsize = AtomicUsize::new(0);
 
 /// Where this process keeps its cluster's data, after what earlier ones left is gone.
@@ -46,6 +47,19 @@ async fn start_shared() -> Vec<String> {
     // It ends with this process.
     std::mem::forget(cluster);
     urls
+}
+
+async fn start_other() -> Vec<String> {
+    let cluster = Cluster::start_named("other", clean_dir(), None, 1, &["--api-keys", KEYS]).await;
+    let urls = cluster.urls();
+    std::mem::forget(cluster);
+    urls
+}
+
+/// Another cluster, of one member, for mirrors.
+pub async fn other() -> Api {
+    let urls = OTHER.get_or_init(start_other).await.clone();
+    Api { urls, http: client(), key: Some("all") }
 }
 
 /// The shared cluster, through a client of this test's own: connections belong to a test's runtime.

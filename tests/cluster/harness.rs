@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -119,9 +120,12 @@ impl Member {
     }
 
     pub fn signal_term(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.pid()).ok().and_then(rustix::process::Pid::from_raw);
-        rustix::process::kill_process(pid.expect("a pid"), rustix::process::Signal::TERM)
-            .expect("send SIGTERM");
+        rustix::process::kill_process(pid.expect("a pid"), signal).expect("send a signal");
     }
 }
 
@@ -129,6 +133,7 @@ impl Member {
 pub struct Cluster {
     pub members: Vec<Member>,
     pub client: Client,
+    name: String,
     arguments: Vec<String>,
     dir: TempDir,
     /// `None` if it runs beside others.
@@ -156,9 +161,21 @@ impl Cluster {
         size: usize,
         arguments: &[&str],
     ) -> Cluster {
+        Cluster::start_named(CLUSTER, dir, permit, size, arguments).await
+    }
+
+    /// As [`Cluster::start_in`], of a cluster with another name.
+    pub async fn start_named(
+        name: &str,
+        dir: TempDir,
+        permit: Option<SemaphorePermit<'static>>,
+        size: usize,
+        arguments: &[&str],
+    ) -> Cluster {
         let mut cluster = Cluster {
             members: Vec::new(),
             client: Client::new(),
+            name: name.to_owned(),
             arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
             dir,
             _permit: permit,
@@ -227,7 +244,7 @@ impl Cluster {
         let mut command = antiphon();
         command
             .arg("serve")
-            .args(["--cluster", CLUSTER, "--member", &member.name])
+            .args(["--cluster", &self.name, "--member", &member.name])
             .args(["--host", "127.0.0.1", "--port", &member.client_port.to_string()])
             .args(["--peer-listen", &format!("127.0.0.1:{}", member.peer_port)])
             .arg("--data-dir")

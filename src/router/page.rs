@@ -1,0 +1,124 @@
+//! What a pull brought of one topic, made into a part of a command.
+
+use bytes::Bytes;
+
+use super::wire::{AnsweredPage, AnsweredTopic};
+use crate::state::{
+    CopyItem, CopyPart, Instance, Ranges, RouterConfig, SharedRouter, SharedTopic, is_topic_name,
+};
+
+/// The name here of a topic there.
+pub(super) fn dest_of<'a>(config: &'a RouterConfig, source: &'a str) -> &'a str {
+    if config.dest == "*" { source } else { &config.dest }
+}
+
+/// Whether `topic` is one that a mirror of `source` may bring: another cluster is not trusted with any other.
+pub(super) fn is_covered(source: &str, topic: &str) -> bool {
+    match source.strip_suffix('*') {
+        Some(prefix) => topic.starts_with(prefix) && is_topic_name(topic),
+        None => topic == source,
+    }
+}
+
+/// What the command says of one topic.
+pub(super) fn part<'a>(
+    router: &SharedRouter,
+    dest_name: &'a str,
+    (topic, page): (&'a AnsweredTopic, &AnsweredPage),
+    items: Vec<CopyItem>,
+    lost: Ranges,
+    dest_epoch: Option<u64>,
+) -> CopyPart<'a> {
+    let router = router.read();
+    let position = router
+        .positions
+        .get(topic.topic.as_str())
+        .filter(|position| position.source_epoch == topic.epoch && Some(position.dest_epoch) == dest_epoch);
+    CopyPart {
+        source: &topic.topic,
+        source_epoch: topic.epoch,
+        source_type: topic.topic_type,
+        source_instance: page.instance,
+        dest: dest_name,
+        dest_epoch,
+        from_seq: position.map(|position| position.seq),
+        to_seq: page.to_seq,
+        to_entry: page.to_entry,
+        lost,
+        items,
+    }
+}
+
+pub(super) fn is_records(item: &CopyItem) -> bool {
+    matches!(item, CopyItem::Records { .. })
+}
+
+/// Which seqs of the source `dest` has lost. Copies that the source gave up are not lost if `dest` has all that the
+/// source ever had from where they come.
+pub(super) fn lost<'a>(
+    page: &'a AnsweredPage,
+    instances: &[Instance],
+    dest: Option<&SharedTopic>,
+) -> &'a Ranges {
+    let (Some(dest), Some(others)) = (dest, &page.lost.others) else { return &page.lost.seqs };
+    let topic = dest.read();
+    let has_all = |(number, taken): &(u32, Ranges)| {
+        let number = instances.get(*number as usize).and_then(|instance| topic.origins.number(instance));
+        taken.iter().all(|range| topic.origins.unreported_in(number, range.clone()).is_none())
+    };
+    if others.iter().all(has_all) { &page.lost.own } else { &page.lost.seqs }
+}
+
+/// What of a page `dest` does not have, and the records of each of those items.
+pub(super) fn untaken<'a>(
+    page: &'a AnsweredPage,
+    instances: &[Instance],
+    dest: Option<&SharedTopic>,
+) -> (Vec<CopyItem>, Vec<&'a [Bytes]>) {
+    let topic = dest.map(SharedTopic::read);
+    let (mut items, mut kept) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    for item in &page.items {
+        let CopyItem::Records { instance, origin_seq, origin_ts_ms, source_seq, count } = item else {
+            items.push(item.clone());
+            continue;
+        };
+        let records = &page.records[at..at + *count as usize];
+        at += *count as usize;
+        let range = *origin_seq..=origin_seq + u64::from(*count) - 1;
+        let stretches = match (&topic, instances.get(*instance as usize)) {
+            (Some(topic), Some(instance)) => topic.origins.untaken_in(topic.origins.number(instance), range),
+            _ => vec![range],
+        };
+        for stretch in stretches {
+            let (skipped, more) = (stretch.start() - origin_seq, stretch.end() - stretch.start() + 1);
+            items.push(CopyItem::Records {
+                instance: *instance,
+                origin_seq: *stretch.start(),
+                origin_ts_ms: *origin_ts_ms,
+                source_seq: source_seq + skipped,
+                count: more as u32,
+            });
+            kept.push(&records[skipped as usize..(skipped + more) as usize]);
+        }
+    }
+    (items, kept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_remote_brings_only_what_it_was_asked_for() {
+        // C-MIRROR-04
+        for (source, topic) in [("a:*", "a:"), ("a:*", "a:b"), ("*", "x"), ("a", "a")] {
+            assert!(is_covered(source, topic), "{source} {topic}");
+        }
+        for (source, topic) in
+            [("a:*", "b:a:"), ("a:*", "a"), ("a:*", "a:/"), ("*", ""), ("a", "ab"), ("a", "*")]
+        {
+            assert!(!is_covered(source, topic), "{source} {topic}");
+        }
+    }
+}
