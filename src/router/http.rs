@@ -111,7 +111,8 @@ fn broken(error: &reqwest::Error) -> RemoteError {
     RemoteError::unreachable(cause.to_string())
 }
 
-fn refused(status: u16, body: &[u8]) -> RemoteError {
+/// What an answer that is none of a pull says.
+pub fn refused(status: u16, body: &[u8]) -> RemoteError {
     let told = serde_json::from_slice::<ErrorBody>(body);
     let (code, message) = match told {
         Ok(ErrorBody { error }) => (error.code, error.message.chars().take(MAX_MESSAGE_CHARS).collect()),
