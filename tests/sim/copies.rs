@@ -88,7 +88,11 @@ impl Book {
             }
         }
         let mut story = self.story.lock();
-        let mut before = page.tombstone.as_ref().map_or(from_seq, |tombstone| tombstone.gap_to);
+        let mut before = match &page.tombstone {
+            None => from_seq,
+            Some(tombstone) if tombstone.reason == "recreated" => tombstone.earliest_seq - 1,
+            Some(tombstone) => tombstone.gap_to,
+        };
         for record in &page.records {
             let has_hole = record.seq != before + 1 && kind(topic) == Kind::Steady;
             if record.seq <= before || has_hole {

@@ -59,6 +59,8 @@ pub struct Mirroring {
     /// The tags of which records were deleted somewhere.
     pruned: Arc<Mutex<BTreeSet<String>>>,
     is_ordered: bool,
+    /// No router is deleted and made anew, which would not tell what went meanwhile.
+    is_kept: bool,
     running: Vec<JoinHandle<()>>,
 }
 
@@ -77,12 +79,18 @@ pub fn begin(worlds: &[Arc<World>], trace: Trace, dice: &mut Dice) -> Mirroring 
         routers: Arc::new(routers),
         pruned: Arc::default(),
         is_ordered,
+        is_kept: dice.chance(50),
         running: Vec::new(),
     };
     let mut running = vec![tokio::spawn(spoil(worlds.to_vec(), dice.fork()))];
     for world in worlds {
-        let (routers, pause_ms) = (mirroring.routers.clone(), dice.between(300, 5000));
-        running.push(tokio::spawn(operate(world.clone(), routers, pause_ms, dice.fork())));
+        let operator = Operator {
+            world: world.clone(),
+            routers: mirroring.routers.clone(),
+            pause_ms: dice.between(300, 5000),
+            deletes: !mirroring.is_kept,
+        };
+        running.push(tokio::spawn(operate(operator, dice.fork())));
         for _ in 0..dice.between(1, 3) {
             let user = User {
                 world: world.clone(),
@@ -169,8 +177,17 @@ fn plan(count: usize, dice: &mut Dice) -> (Vec<Planned>, bool) {
     (routers, is_ordered)
 }
 
+/// Who runs the routers of a cluster.
+struct Operator {
+    world: Arc<World>,
+    routers: Arc<Vec<Planned>>,
+    pause_ms: u64,
+    deletes: bool,
+}
+
 /// Makes the routers of a cluster and plays with them, until the history is over.
-async fn operate(world: Arc<World>, routers: Arc<Vec<Planned>>, pause_ms: u64, mut dice: Dice) {
+async fn operate(operator: Operator, mut dice: Dice) {
+    let Operator { world, routers, pause_ms, deletes } = operator;
     let own: Vec<&Planned> = routers.iter().filter(|router| router.cluster == world.cluster).collect();
     while !world.is_over() && !world.trace.has_complaints() {
         for router in &own {
@@ -184,7 +201,7 @@ async fn operate(world: Arc<World>, routers: Arc<Vec<Planned>>, pause_ms: u64, m
         let name = &own[dice.below(own.len() as u64) as usize].name;
         let member = dice.below(MEMBERS as u64) as usize;
         let (what, draft) = match dice.below(10) {
-            0..2 => ("delete", Draft::delete_router(name)),
+            0..2 if deletes => ("delete", Draft::delete_router(name)),
             2..4 => ("pause", Draft::pause_router(name, true)),
             4..8 => ("resume", Draft::pause_router(name, false)),
             _ => continue,
@@ -380,6 +397,7 @@ impl Mirroring {
             book: &self.book,
             routers: &self.routers,
             pruned: self.pruned.lock().clone(),
+            is_kept: self.is_kept,
         };
         self.wide.mend();
         if !rest.has_begun().await || !rest.has_come().await {
@@ -398,6 +416,7 @@ struct Rest<'a> {
     book: &'a Book,
     routers: &'a [Planned],
     pruned: BTreeSet<String>,
+    is_kept: bool,
 }
 
 impl Rest<'_> {
@@ -540,7 +559,15 @@ impl Rest<'_> {
         let held = shared.read();
         let number = held.origins.number(&mine.instance);
         let untaken = from.own.iter().flat_map(|range| held.origins.untaken_in(number, range.clone()));
+        // What went before a mirror began is not told; nor are those that were made anew.
+        let first_taken =
+            number.and_then(|number| held.origins.all()[number as usize].taken.stretches().next());
+        let first_lost = theirs.and_then(|view| view.lost.first());
+        let begins_at = first_taken.iter().chain(first_lost).map(|range| *range.start()).min();
         let is_told = |seq: u64| {
+            if !self.is_kept || begins_at.is_none_or(|first| seq < first) {
+                return true;
+            }
             let mut lost = to.views.iter().filter(|view| !view.lost.is_empty());
             theirs.is_some_and(|view| view.lost.iter().any(|range| range.contains(&seq)))
                 // On the way there it went with what was copied: that is told in seqs of where it went.

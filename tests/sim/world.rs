@@ -28,7 +28,7 @@ use crate::wide::Wide;
 /// Members of a simulated cluster.
 pub const MEMBERS: usize = 3;
 /// Sets dice apart.
-const WIDE_SEED: u64 = 0x9E37_79B9_7F4A_7C15;
+const WIDE_SEED: u64 = 0x5157_4D1D_E5C0_77E5;
 /// A healed cluster must serve again within this time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -185,7 +185,7 @@ async fn live(seed: u64, is_traced: bool, clusters: Option<usize>) -> (Trace, Ta
     let wide = Wide::new(wide_dice.fork(), count);
     let (mut worlds, mut all_dice) = (Vec::new(), Vec::new());
     for cluster in 0..count {
-        let mut dice = Dice::new(seed.wrapping_add(WIDE_SEED.wrapping_mul(cluster as u64)));
+        let mut dice = if cluster == 0 { Dice::new(seed) } else { wide_dice.fork() };
         let setup = Setup::new(&mut dice);
         let setup = if count > 1 { setup.leave_room_for_others(&mut wide_dice) } else { setup };
         let name = format!("c{}", cluster + 1);
