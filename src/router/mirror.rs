@@ -62,6 +62,13 @@ struct Blocked {
     told: Told,
 }
 
+/// A cursor, and the destination that it counts for: one that was made anew has nothing of what is before it.
+#[derive(Clone, Copy)]
+struct Progress {
+    cursor: PullCursor,
+    dest_epoch: u64,
+}
+
 struct Mirror {
     context: Context,
     router: Arc<SharedRouter>,
@@ -75,7 +82,7 @@ struct Mirror {
     lags: BTreeMap<String, u64>,
     /// How far topics were examined beyond the positions that are stored, by source topic: there was nothing to
     /// copy, so there was nothing to write. In a mirror both ways all that comes back is such.
-    ahead: BTreeMap<String, PullCursor>,
+    ahead: BTreeMap<String, Progress>,
 }
 
 /// Runs one mirror while this member leads. Returns when there is no such router any more.
@@ -174,31 +181,46 @@ impl Mirror {
         }
         let longest = Duration::from_millis(PULL_WAIT_MS);
         let wait = next_try.map_or(longest, |until| longest.min(until - now));
-        let request = self.request(sources, excluded, wait);
+        let progress = self.progress();
+        let request = self.request(sources, excluded, &progress, wait);
         let answer = self.pull(&request, wait).await?;
         let Some(answer) = answer else { return Ok(()) };
-        self.write(answer).await
+        self.write(answer, &progress).await
     }
 
-    fn request(&self, sources: Sources, excluded: BTreeSet<String>, wait: Duration) -> PullRequest {
+    /// Where each source topic goes on.
+    fn progress(&self) -> BTreeMap<String, Progress> {
         let router = self.router.read();
-        let mut cursors = BTreeMap::new();
+        let mut all = BTreeMap::new();
         for (source, position) in &router.positions {
             let dest = self.context.engine.catalog().get(dest_of(&self.config, source));
             // A destination that was made anew gets everything anew.
             if dest.is_some_and(|dest| dest.epoch == position.dest_epoch) {
                 let (epoch, seq, entry) = (position.source_epoch, position.seq, position.entry);
-                let ahead = self.ahead.get(&**source).filter(|ahead| ahead.epoch == epoch && ahead.seq > seq);
-                let cursor = ahead.copied().unwrap_or(PullCursor { epoch, seq, entry });
-                cursors.insert(source.to_string(), cursor);
+                let (stored, dest_epoch) = (PullCursor { epoch, seq, entry }, position.dest_epoch);
+                let ahead = self.ahead.get(&**source).filter(|ahead| {
+                    ahead.dest_epoch == dest_epoch && ahead.cursor.epoch == epoch && ahead.cursor.seq > seq
+                });
+                let cursor = ahead.map_or(stored, |ahead| ahead.cursor);
+                all.insert(source.to_string(), Progress { cursor, dest_epoch });
             }
         }
+        all
+    }
+
+    fn request(
+        &self,
+        sources: Sources,
+        excluded: BTreeSet<String>,
+        progress: &BTreeMap<String, Progress>,
+        wait: Duration,
+    ) -> PullRequest {
         let query = PullQuery {
             sources,
             excluded,
-            cursors,
+            cursors: progress.iter().map(|(topic, known)| (topic.clone(), known.cursor)).collect(),
             // Topics that appear later begin with their first record (C-MIRROR-04).
-            start: router.remote_cluster.is_none().then_some(self.config.start),
+            start: self.router.read().remote_cluster.is_none().then_some(self.config.start),
             filter: self.config.filter.clone(),
             puller_id: self.own.id,
             dest: (self.config.dest != "*").then(|| self.config.dest.clone()),
@@ -237,8 +259,8 @@ impl Mirror {
         Ok(())
     }
 
-    /// Has written what is new in `answer`.
-    async fn write(&mut self, answer: PullAnswer) -> Result<(), Halt> {
+    /// Has written what is new in `answer` to a pull with the cursors of `progress`.
+    async fn write(&mut self, answer: PullAnswer, progress: &BTreeMap<String, Progress>) -> Result<(), Halt> {
         let PullAnswer { cluster, instances, topics } = answer;
         let (config, router) = (self.config.clone(), self.router.clone());
         let mut has_diverged = false;
@@ -254,6 +276,12 @@ impl Mirror {
             };
             let dest_name = dest_of(&config, &topic.topic);
             let dest = self.context.engine.catalog().get(dest_name);
+            // The page begins behind a cursor. If the destination went away while it was on its way, what is to be
+            // there now begins with the first record: the next pull asks for that.
+            let known = progress.get(&topic.topic).filter(|known| known.cursor.epoch == topic.epoch);
+            if known.is_some_and(|known| dest.as_ref().is_none_or(|dest| dest.epoch != known.dest_epoch)) {
+                continue;
+            }
             let (items, kept) = untaken(page, &instances, dest.as_deref());
             if items.is_empty() && page.lost.is_empty() && self.may_wait(topic, page, dest.as_deref()) {
                 continue;
@@ -293,18 +321,19 @@ impl Mirror {
 
     /// Whether it is enough to remember that this page had nothing to copy; then it is remembered.
     fn may_wait(&mut self, topic: &AnsweredTopic, page: &AnsweredPage, dest: Option<&SharedTopic>) -> bool {
-        let stored_seq = {
+        let stored = {
             let router = self.router.read();
             let position = router.positions.get(topic.topic.as_str()).filter(|position| {
                 position.source_epoch == topic.epoch && dest.is_some_and(|it| it.epoch == position.dest_epoch)
             });
-            position.map(|position| position.seq)
+            position.map(|position| (position.seq, position.dest_epoch))
         };
-        if stored_seq.is_none_or(|seq| page.to_seq - seq.min(page.to_seq) > MAX_AHEAD_SEQS) {
+        let Some((stored_seq, dest_epoch)) = stored else { return false };
+        if page.to_seq.saturating_sub(stored_seq) > MAX_AHEAD_SEQS {
             return false;
         }
         let cursor = PullCursor { epoch: topic.epoch, seq: page.to_seq, entry: page.to_entry };
-        self.ahead.insert(topic.topic.clone(), cursor);
+        self.ahead.insert(topic.topic.clone(), Progress { cursor, dest_epoch });
         self.note_lag(&topic.topic, topic.head_seq.saturating_sub(page.to_seq));
         true
     }
