@@ -46,7 +46,7 @@ pub use links::{LinkError, LinkState, LinkStatus, Links};
 pub use origins::OriginView;
 pub use page::{LostAtSource, Page, PageQuery, PageRecord, RecordOrigin, Tombstone};
 pub use propose::Timings;
-pub use pull::{PullCursor, PullQuery, Pulled, PulledItem, PulledPage, PulledTopic, Sources};
+pub use pull::{Lost, PullCursor, PullQuery, Pulled, PulledItem, PulledPage, PulledTopic, Sources};
 pub use read_index::Fence;
 pub use readiness::Readiness;
 pub use routers::RouterView;

@@ -5,6 +5,7 @@
 //! need not ask for again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,9 @@ use super::page::{PageQuery, Start};
 use super::{Consistency, Engine, LostAtSource, Page, PageRecord};
 use crate::error::Error;
 use crate::filter::Filter;
-use crate::state::{Instance, Ranges, SharedTopic, Start as RouterStart, TopicType, lost_seqs};
+use crate::state::{
+    Instance, Origin, Ranges, SharedTopic, Start as RouterStart, Topic, TopicType, lost_seqs,
+};
 use crate::storage::EntryId;
 
 /// Records of one topic in one answer.
@@ -25,6 +28,8 @@ const MIN_TOPIC_BYTES: usize = 64 << 10;
 const ITEM_BYTES: usize = 32;
 /// Topics of one answer.
 const MAX_PULLED_TOPICS: usize = 1024;
+/// Stretches of seqs that are told of one origin, and origins, when something was lost.
+const MAX_TOLD_RANGES: usize = 1000;
 /// How often it is looked whether a topic was made that the mirror covers.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -90,9 +95,33 @@ pub struct PulledPage {
     /// The cursor after it.
     pub to_seq: u64,
     pub to_entry: Option<EntryId>,
-    /// Seqs that went before they could be pulled.
-    pub lost: Ranges,
+    pub lost: Lost,
     pub items: Vec<PulledItem>,
+}
+
+/// What went before it could be pulled.
+#[derive(Debug, Clone, Default)]
+pub struct Lost {
+    /// All of it.
+    pub seqs: Ranges,
+    /// Those of the seqs that were first written in this topic.
+    pub own: Ranges,
+    /// What this topic has ever taken from each other origin: the other seqs are among that. `None` if it is too
+    /// much to tell.
+    pub others: Option<Vec<(Arc<Instance>, Ranges)>>,
+}
+
+impl Lost {
+    fn of(topic: &Topic, evicted: RangeInclusive<u64>, is_echo: impl Fn(&Instance) -> bool) -> Self {
+        let seqs = lost_seqs(topic, evicted.clone(), |origin| is_echo(&origin.instance));
+        let others = topic.origins.all().iter().filter(|origin| !is_echo(&origin.instance));
+        let taken = |origin: &Origin| -> Option<(Arc<Instance>, Ranges)> {
+            let ranges: Ranges = origin.taken.stretches().take(MAX_TOLD_RANGES + 1).collect();
+            (ranges.len() <= MAX_TOLD_RANGES).then(|| (origin.instance.clone(), ranges))
+        };
+        let others: Option<Vec<_>> = others.take(MAX_TOLD_RANGES).map(taken).collect();
+        Lost { seqs, own: lost_seqs(topic, evicted, |_| true), others }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -231,7 +260,7 @@ impl Engine {
         let mut page = PulledPage {
             to_seq: from_seq,
             to_entry: known.and_then(|cursor| cursor.entry),
-            lost: Vec::new(),
+            lost: Lost::default(),
             items: Vec::new(),
         };
         let bytes = match max_bytes {
@@ -259,11 +288,11 @@ impl Engine {
                 let evicted_to_seq = topic.floors.evict() - 1;
                 if evicted_to_seq > page.to_seq {
                     // Only before everything else: what is evicted later is above what the page has by then.
-                    if !page.items.is_empty() || !page.lost.is_empty() {
+                    if !page.items.is_empty() || !page.lost.seqs.is_empty() {
                         break;
                     }
                     let evicted = page.to_seq + 1..=evicted_to_seq;
-                    page.lost = lost_seqs(&topic, evicted, |origin| is_echo(&origin.instance));
+                    page.lost = Lost::of(&topic, evicted, &is_echo);
                     // Not further: a gap right behind it is one of its own.
                     (page.to_seq, page.to_entry) = (evicted_to_seq, None);
                 }

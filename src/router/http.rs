@@ -121,7 +121,8 @@ fn cut(text: &str, most_chars: usize) -> String {
     text.chars().take(most_chars).collect()
 }
 
-fn refused(status: u16, body: &[u8]) -> RemoteError {
+/// What an answer that is none of a pull says.
+pub fn refused(status: u16, body: &[u8]) -> RemoteError {
     let told = serde_json::from_slice::<ErrorBody>(body);
     let (code, message) = match told {
         Ok(ErrorBody { error }) => (cut(&error.code, MAX_CODE_CHARS), cut(&error.message, MAX_MESSAGE_CHARS)),

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
-use super::page::{dest_of, is_covered, is_records, part, untaken};
+use super::page::{dest_of, is_covered, is_records, lost, part, untaken};
 use super::remote::RemoteError;
 use super::standing::Standing;
 use super::wire::{Answered, AnsweredPage, AnsweredTopic, PullAnswer, PullRequest};
@@ -312,7 +312,7 @@ impl Mirror {
             let dest_name = dest_of(&config, &topic.topic);
             let dest = self.context.engine.catalog().get(dest_name);
             let (items, kept) = untaken(page, &instances, dest.as_deref());
-            if items.is_empty() && page.lost.is_empty() && self.may_wait(topic, page, dest.as_deref()) {
+            if items.is_empty() && page.lost.seqs.is_empty() && self.may_wait(topic, page, dest.as_deref()) {
                 continue;
             }
             for (item, records_of_item) in items.iter().filter(|item| is_records(item)).zip(kept) {
@@ -321,8 +321,9 @@ impl Mirror {
                 records.extend(records_of_item.iter().map(|record| (record.clone(), origin)));
             }
             // By now it may be another one again; then the command changes nothing.
-            let dest_epoch = asked.get(&topic.topic).copied().or(dest.map(|dest| dest.epoch));
-            parts.push(part(&router, dest_name, topic, page, items, dest_epoch));
+            let dest_epoch = asked.get(&topic.topic).copied().or(dest.as_ref().map(|dest| dest.epoch));
+            let lost = lost(page, &instances, dest.as_deref()).clone();
+            parts.push(part(&router, dest_name, (topic, page), items, lost, dest_epoch));
         }
         if parts.is_empty() && gone.is_empty() && !self.is_first_contact() {
             // With one source there is nothing else to do.

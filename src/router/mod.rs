@@ -20,8 +20,8 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-pub use http::{HttpRemote, PULL_CONTENT_TYPE};
-pub use remote::{Remote, RemoteError};
+pub use http::{HttpRemote, PULL_CONTENT_TYPE, PULL_PATH, refused};
+pub use remote::{Answering, Remote, RemoteError};
 pub use source::answer_pull;
 pub use wire::{PullAnswer, PullRequest};
 

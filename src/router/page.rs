@@ -3,7 +3,9 @@
 use bytes::Bytes;
 
 use super::wire::{AnsweredPage, AnsweredTopic};
-use crate::state::{CopyItem, CopyPart, Instance, RouterConfig, SharedRouter, SharedTopic, is_topic_name};
+use crate::state::{
+    CopyItem, CopyPart, Instance, Ranges, RouterConfig, SharedRouter, SharedTopic, is_topic_name,
+};
 
 /// The name here of a topic there.
 pub(super) fn dest_of<'a>(config: &'a RouterConfig, source: &'a str) -> &'a str {
@@ -22,9 +24,9 @@ pub(super) fn is_covered(source: &str, topic: &str) -> bool {
 pub(super) fn part<'a>(
     router: &SharedRouter,
     dest_name: &'a str,
-    topic: &'a AnsweredTopic,
-    page: &AnsweredPage,
+    (topic, page): (&'a AnsweredTopic, &AnsweredPage),
     items: Vec<CopyItem>,
+    lost: Ranges,
     dest_epoch: Option<u64>,
 ) -> CopyPart<'a> {
     let router = router.read();
@@ -42,13 +44,29 @@ pub(super) fn part<'a>(
         from_seq: position.map(|position| position.seq),
         to_seq: page.to_seq,
         to_entry: page.to_entry,
-        lost: page.lost.clone(),
+        lost,
         items,
     }
 }
 
 pub(super) fn is_records(item: &CopyItem) -> bool {
     matches!(item, CopyItem::Records { .. })
+}
+
+/// Which seqs of the source `dest` has lost. Copies that the source gave up are not lost if `dest` has all that the
+/// source ever had from where they come.
+pub(super) fn lost<'a>(
+    page: &'a AnsweredPage,
+    instances: &[Instance],
+    dest: Option<&SharedTopic>,
+) -> &'a Ranges {
+    let (Some(dest), Some(others)) = (dest, &page.lost.others) else { return &page.lost.seqs };
+    let topic = dest.read();
+    let has_all = |(number, taken): &(u32, Ranges)| {
+        let number = instances.get(*number as usize).and_then(|instance| topic.origins.number(instance));
+        taken.iter().all(|range| topic.origins.unreported_in(number, range.clone()).is_none())
+    };
+    if others.iter().all(has_all) { &page.lost.own } else { &page.lost.seqs }
 }
 
 /// What of a page `dest` does not have, and the records of each of those items.

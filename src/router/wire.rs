@@ -12,7 +12,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use crate::codec::{
     Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint, shared_slice,
 };
-use crate::engine::{PullCursor, PullQuery, Pulled, PulledItem, PulledTopic, Sources};
+use crate::engine::{Lost, PullCursor, PullQuery, Pulled, PulledItem, PulledTopic, Sources};
 use crate::filter::Filter;
 use crate::limits::{MAX_PULL_BYTES, MAX_PULL_WAIT_MS};
 use crate::record::{HeaderEdit, put_edited};
@@ -67,10 +67,19 @@ pub struct AnsweredPage {
     pub instance: u32,
     pub to_seq: u64,
     pub to_entry: Option<EntryId>,
-    pub lost: Ranges,
+    pub lost: AnsweredLost,
     pub items: Vec<CopyItem>,
     /// The stored bytes of the records of all items, one after the other.
     pub records: Vec<Bytes>,
+}
+
+/// As [`Lost`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AnsweredLost {
+    pub seqs: Ranges,
+    pub own: Ranges,
+    /// By number of the instance.
+    pub others: Option<Vec<(u32, Ranges)>>,
 }
 
 impl PullRequest {
@@ -219,7 +228,7 @@ pub fn encode_answer(
         put_varint(&mut body, u64::from(named.number(&own)));
         put_varint(&mut body, page.to_seq);
         put_entry(&mut body, page.to_entry);
-        put_ranges(&mut body, &page.lost);
+        put_lost(&mut body, &page.lost, &mut named);
         let (mut items, mut records) = (Vec::new(), BytesMut::new());
         let mut record_count = 0u64;
         for item in &page.items {
@@ -321,7 +330,7 @@ fn read_page(
 ) -> Result<AnsweredPage, Malformed> {
     let instance = reader.varint_u32()?;
     let (to_seq, to_entry) = (reader.varint()?, read_entry(reader)?);
-    let lost = read_ranges(reader)?;
+    let lost = read_lost(reader)?;
     let items = read_items(reader)?;
     let record_count = reader.count(2)?;
     let records: Vec<Bytes> = (0..record_count)
@@ -329,6 +338,7 @@ fn read_page(
         .collect::<Result<_, _>>()?;
     let mut expected = 0;
     let mut numbers = vec![instance];
+    numbers.extend(lost.others.iter().flatten().map(|(number, _)| *number));
     for item in &items {
         match item {
             CopyItem::Records { instance, count, .. } => {
@@ -342,6 +352,37 @@ fn read_page(
         return Err(reader.malformed());
     }
     Ok(AnsweredPage { instance, to_seq, to_entry, lost, items, records })
+}
+
+fn put_lost(out: &mut BytesMut, lost: &Lost, named: &mut Named) {
+    put_ranges(out, &lost.seqs);
+    if lost.seqs.is_empty() {
+        return;
+    }
+    put_ranges(out, &lost.own);
+    out.put_u8(lost.others.is_some() as u8);
+    if let Some(others) = &lost.others {
+        put_varint(out, others.len() as u64);
+        for (instance, taken) in others {
+            put_varint(out, u64::from(named.number(instance)));
+            put_ranges(out, taken);
+        }
+    }
+}
+
+fn read_lost(reader: &mut Reader<'_>) -> Result<AnsweredLost, Malformed> {
+    let seqs = read_ranges(reader)?;
+    if seqs.is_empty() {
+        return Ok(AnsweredLost::default());
+    }
+    let own = read_ranges(reader)?;
+    let mut others = None;
+    if reader.bool()? {
+        let count = reader.count(2)?;
+        let each = |_| Ok((reader.varint_u32()?, read_ranges(reader)?));
+        others = Some((0..count).map(each).collect::<Result<_, _>>()?);
+    }
+    Ok(AnsweredLost { seqs, own, others })
 }
 
 fn put_cluster(out: &mut BytesMut, cluster: &Cluster) {
@@ -363,4 +404,125 @@ fn put_entry(out: &mut BytesMut, entry: Option<EntryId>) {
 fn read_entry(reader: &mut Reader<'_>) -> Result<Option<EntryId>, Malformed> {
     let Some(term) = reader.optional_number()? else { return Ok(None) };
     Ok(Some(EntryId { term, index: reader.varint()? }))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::{LostAtSource, PageRecord, PulledPage, RecordOrigin};
+    use crate::record::{EntryBuilder, EntryRecords, Record};
+    use crate::state::Overlay;
+
+    fn cluster(name: &str, id: u128) -> Cluster {
+        Cluster { id, name: name.into() }
+    }
+
+    fn instance(cluster: &str, id: u128) -> Arc<Instance> {
+        Arc::new(Instance { cluster_id: id, cluster: cluster.into(), topic: "t".into(), epoch: 3 })
+    }
+
+    #[test]
+    fn a_pull_comes_back() {
+        let cursor = PullCursor { epoch: 2, seq: 9, entry: Some(EntryId { term: 1, index: 7 }) };
+        let query = PullQuery {
+            sources: Sources::Prefix("m:".into()),
+            excluded: BTreeSet::from(["m:x".into()]),
+            cursors: BTreeMap::from([("m:a".into(), cursor)]),
+            start: Some(Start::Ts(7)),
+            filter: Some(Filter::parse(r#"["tag","Eq","x"]"#).unwrap()),
+            puller_id: 5,
+            dest: Some("d".into()),
+            wait_ms: 100,
+            max_bytes: 1000,
+        };
+        let request = PullRequest { puller: cluster("west", 5), query };
+        let bytes = request.encode();
+        let read = PullRequest::decode(&bytes).unwrap();
+        assert_eq!(format!("{read:?}"), format!("{request:?}"));
+        let mut later = bytes.to_vec();
+        later[0] += 1;
+        assert!(PullRequest::decode(&later).unwrap_err().contains("version"));
+    }
+
+    #[test]
+    fn an_answer_says_what_was_pulled() {
+        let records = [
+            Record { node: Some("n"), tag: Some("x"), data: "1", ..Record::default() },
+            Record { data: "2", ..Record::default() },
+        ];
+        let mut builder = EntryBuilder::new(1, 2, 0);
+        records.iter().for_each(|record| builder.push(record));
+        let entry = EntryRecords::parse(builder.finish().freeze()).unwrap();
+        let north = instance("north", 8);
+        let record = |position: u32, overlay, origin| PageRecord {
+            seq: 10 + u64::from(position),
+            ts_ms: 77,
+            entry: entry.clone(),
+            position,
+            entry_id: EntryId { term: 1, index: 4 },
+            overlay,
+            origin,
+        };
+        let copied = Some(RecordOrigin { instance: north.clone(), seq: 5, ts_ms: 60 });
+        let hidden = Overlay { drops_node: true, drops_tag: true };
+        let gap = LostAtSource { instance: north.clone(), gap_from: 1, gap_to: 3 };
+        let page = PulledPage {
+            to_seq: 11,
+            to_entry: Some(EntryId { term: 1, index: 4 }),
+            lost: Lost {
+                seqs: vec![2..=4],
+                own: vec![2..=2],
+                others: Some(vec![(north.clone(), vec![1..=9])]),
+            },
+            items: vec![
+                PulledItem::Gap(gap),
+                PulledItem::Record(record(0, hidden, copied)),
+                PulledItem::Record(record(1, Overlay::default(), None)),
+            ],
+        };
+        let topic = |content| PulledTopic {
+            topic: "t".into(),
+            epoch: 3,
+            topic_type: TopicType::Queue,
+            head_seq: 12,
+            content,
+        };
+        let topics = [topic(Pulled::Page(page)), topic(Pulled::Diverged), topic(Pulled::Gone)];
+        let east = instance("east", 9);
+        let bytes = encode_answer(&cluster("east", 9), &topics, |_| east.clone()).unwrap();
+        let answer = PullAnswer::decode(&bytes).unwrap();
+        assert_eq!(answer.cluster, cluster("east", 9));
+        assert_eq!(answer.instances, [(*east).clone(), (*north).clone()]);
+        assert_eq!(answer.topics[1].answer, Answered::Diverged);
+        assert_eq!(answer.topics[2].answer, Answered::Gone);
+        let Answered::Page(page) = &answer.topics[0].answer else { panic!("no page") };
+        assert_eq!((page.instance, page.to_seq), (0, 11));
+        assert_eq!((&page.lost.seqs[..], &page.lost.own[..]), (&[2..=4][..], &[2..=2][..]));
+        assert_eq!(page.lost.others, Some(vec![(1, vec![1..=9])]));
+        let of = |instance, origin_seq, origin_ts_ms, source_seq| CopyItem::Records {
+            instance,
+            origin_seq,
+            origin_ts_ms,
+            source_seq,
+            count: 1,
+        };
+        let gap = CopyItem::Gap { instance: 1, from_seq: 1, to_seq: 3 };
+        assert_eq!(page.items, [gap, of(1, 5, 60, 10), of(0, 11, 77, 11)]);
+        let shown = Record { node: None, tag: None, ..records[0] };
+        assert_eq!(Record::decode(&page.records[0]), Ok(shown));
+        assert_eq!(Record::decode(&page.records[1]), Ok(records[1]));
+        for cut in 0..bytes.len() {
+            assert!(PullAnswer::decode(&bytes.slice(..cut)).is_err(), "cut at {cut}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
+            let _ = PullRequest::decode(&bytes);
+            let _ = PullAnswer::decode(&Bytes::from(bytes));
+        }
+    }
 }

@@ -104,7 +104,8 @@ pub async fn at<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
     scope.spawn(call(engine)).await.ok()
 }
 
-async fn propose(world: &World, member: usize, draft: Draft) -> Told {
+/// Has `draft` carried out by a member, if that is possible.
+pub async fn propose(world: &World, member: usize, draft: Draft) -> Told {
     if engine_of(&world.machines[member]).is_none() {
         return Told::Down;
     }

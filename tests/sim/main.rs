@@ -8,6 +8,7 @@
 //! ```text
 //! cargo sim --seeds 200             seeds 0 to 199
 //! cargo sim --from 17 --seeds 1 --trace     one history, told in full
+//! cargo sim --seeds 50 --clusters 3         only histories of three clusters with mirrors between them
 //! ```
 //!
 //! Why not only the tests with real processes: those meet a few crashes a minute, at moments that nobody
@@ -15,13 +16,16 @@
 //! and the disk loses whatever it may.
 
 mod clients;
+mod copies;
 mod faults;
 mod member;
+mod mirrors;
 mod network;
 mod oracle;
 mod seeded;
 mod trace;
 mod watchers;
+mod wide;
 mod world;
 
 use std::process::ExitCode;
@@ -45,11 +49,19 @@ struct Args {
     seeds: u64,
     is_traced: bool,
     twice_every: u64,
+    /// How many clusters each history has; the seed decides if `None`.
+    clusters: Option<usize>,
 }
 
 impl Args {
     fn parse() -> Result<Args, String> {
-        let mut args = Args { from: 0, seeds: DEFAULT_SEEDS, is_traced: false, twice_every: TWICE_EVERY };
+        let mut args = Args {
+            from: 0,
+            seeds: DEFAULT_SEEDS,
+            is_traced: false,
+            twice_every: TWICE_EVERY,
+            clusters: None,
+        };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let mut number = || {
@@ -59,6 +71,7 @@ impl Args {
             match word.as_str() {
                 "--from" => args.from = number()?,
                 "--seeds" => args.seeds = number()?,
+                "--clusters" => args.clusters = Some(number()?.clamp(1, 3) as usize),
                 "--trace" => args.is_traced = true,
                 "--twice" => args.twice_every = 1,
                 // What `cargo test` hands to every test program.
@@ -70,12 +83,13 @@ impl Args {
 }
 
 /// Runs one history on a thread of its own: what a thread remembers (random states) starts afresh.
-fn run(seed: u64, is_traced: bool) -> Verdict {
+fn run(seed: u64, args: &Args) -> Verdict {
+    let (is_traced, clusters) = (args.is_traced, args.clusters);
     let run = std::thread::Builder::new().name(format!("seed {seed}")).spawn(move || {
         if is_traced {
             trace::tell_all();
         }
-        world::run(seed, is_traced)
+        world::run(seed, is_traced, clusters)
     });
     match run.map(std::thread::JoinHandle::join) {
         Ok(Ok(verdict)) => verdict,
@@ -87,7 +101,7 @@ fn main() -> ExitCode {
     let args = match Args::parse() {
         Ok(args) => args,
         Err(line) => {
-            eprintln!("{line}\nusage: cargo sim [--from S] [--seeds N] [--trace] [--twice]");
+            eprintln!("{line}\nusage: cargo sim [--from S] [--seeds N] [--trace] [--twice] [--clusters C]");
             return ExitCode::FAILURE;
         }
     };
@@ -103,13 +117,13 @@ fn main() -> ExitCode {
                 if seed >= end {
                     return verdicts;
                 }
-                let mut verdict = run(seed, args.is_traced);
+                let mut verdict = run(seed, &args);
                 if IS_EXACT
                     && seed % args.twice_every == 0
                     && !args.is_traced
                     && verdict.complaints.is_empty()
                 {
-                    verdict.compare(&run(seed, false));
+                    verdict.compare(&run(seed, &args));
                 }
                 if !verdict.complaints.is_empty() {
                     println!("{verdict}");
@@ -127,8 +141,8 @@ fn report(args: &Args, verdicts: &[Verdict], took: Duration) -> ExitCode {
     let failed = verdicts.iter().filter(|verdict| !verdict.complaints.is_empty()).count();
     let sum = |of: fn(&Verdict) -> u64| verdicts.iter().map(of).sum::<u64>();
     println!(
-        "sim: seeds {} to {}: {failed} failed; {} acked, {} refused, {} unknown, {} reads, {} watched, {} faults, \
-         {} digests agreed, {} s simulated in {:.1} s",
+        "sim: seeds {} to {}: {failed} failed; {} acked, {} refused, {} unknown, {} reads, {} watched, {} mirrored, \
+         {} faults, {} digests agreed, {} s simulated in {:.1} s",
         args.from,
         (args.from + args.seeds).saturating_sub(1),
         sum(|verdict| verdict.tally.acked),
@@ -136,6 +150,7 @@ fn report(args: &Args, verdicts: &[Verdict], took: Duration) -> ExitCode {
         sum(|verdict| verdict.tally.unknown),
         sum(|verdict| verdict.tally.reads),
         sum(|verdict| verdict.tally.watched),
+        sum(|verdict| verdict.tally.mirrored),
         sum(|verdict| verdict.tally.faults),
         sum(|verdict| verdict.tally.digests),
         sum(|verdict| verdict.simulated_ms) / 1000,

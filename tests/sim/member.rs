@@ -10,6 +10,7 @@ use antiphon::raft::{
     Member, Node, Parts, PeerTransport, Peers, accept_peers, clear_garbage, found_listed, free_space,
     index_log, keep_membership, purge_log, seek_admission,
 };
+use antiphon::router;
 use antiphon::state::{ClusterLimits, SharedTopic};
 use antiphon::storage::sim_disk::Dice;
 use antiphon::storage::{Disk, Log, MemoryCheckpoints, Room, SimDisk, Stores};
@@ -20,6 +21,7 @@ use tokio::sync::mpsc;
 use crate::network::{SimTransport, address};
 use crate::oracle::Oracle;
 use crate::seeded::{SimClock, SimRandom, Throw};
+use crate::wide::SimRemote;
 use crate::world::{MEMBERS, World};
 
 const DATA_DIR: &str = "/data";
@@ -177,7 +179,7 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     let dir = Path::new(DATA_DIR);
 
     let listener = transport.listen(&address(number)).await.map_err(|error| error.to_string())?;
-    let identity = Identity::open(&*disk, dir, "sim", &name, &*random)?;
+    let identity = Identity::open(&*disk, dir, &world.name, &name, &*random)?;
     let room_disk = disk.clone();
     // A cluster of several writes none.
     let export = Export::new(disk.clone(), dir.to_path_buf());
@@ -252,7 +254,9 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
         watch_session_ttl: Duration::from_secs(300),
         max_streams: 0,
     };
-    let engine = Engine::new(node.clone(), log.clone(), hub, random, options);
+    let engine = Engine::new(node.clone(), log.clone(), hub, random.clone(), options);
+    let remote = Arc::new(SimRemote { wide: world.wide.clone(), cluster: world.cluster });
+    task::spawn(router::run_routers(router::Context { engine: engine.clone(), remote, random }));
     let mut machine = world.machines[number].lock();
     if machine.life == life
         && let Some(running) = &mut machine.running

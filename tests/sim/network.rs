@@ -152,6 +152,11 @@ impl Net {
         });
     }
 
+    /// Whether the machine has no power.
+    pub fn is_dark(&self, number: usize) -> bool {
+        self.0.lock().is_dark[number]
+    }
+
     fn for_each_pipe(&self, mut change: impl FnMut(&mut Pipe)) {
         let pipes: Vec<_> = self.0.lock().pipes.iter().filter_map(Weak::upgrade).collect();
         pipes.iter().for_each(|pipe| change(&mut pipe.lock()));

@@ -78,9 +78,24 @@ pub struct Tally {
     pub reads: u64,
     /// Records that watchers were shown.
     pub watched: u64,
+    /// Copies that the clusters hold in the end.
+    pub mirrored: u64,
     pub faults: u64,
     /// Times that a member came by an entry that another one, or itself, had applied before.
     pub digests: u64,
+}
+
+impl Tally {
+    pub fn add(&mut self, other: Tally) {
+        self.acked += other.acked;
+        self.refused += other.refused;
+        self.unknown += other.unknown;
+        self.reads += other.reads;
+        self.watched += other.watched;
+        self.mirrored += other.mirrored;
+        self.faults += other.faults;
+        self.digests += other.digests;
+    }
 }
 
 /// The book of one history.
@@ -139,7 +154,8 @@ impl Prune {
     }
 }
 
-fn parse_id(data: &str) -> Option<RecordId> {
+/// The record that has this data.
+pub fn parse_id(data: &str) -> Option<RecordId> {
     let (attempt, part) = data.strip_prefix('"')?.split_once(':')?.0.split_once('.')?;
     Some((attempt.parse().ok()?, part.parse().ok()?))
 }

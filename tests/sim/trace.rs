@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -37,11 +38,13 @@ pub fn tell_all() {
         .try_init();
 }
 
-/// The story of one history.
+/// The story of one history, as one of its clusters tells it.
 pub struct Trace {
     start: Instant,
     is_loud: bool,
-    told: Mutex<Told>,
+    /// Before every line; empty if there is one cluster.
+    prefix: String,
+    told: Arc<Mutex<Told>>,
 }
 
 #[derive(Default)]
@@ -53,12 +56,19 @@ struct Told {
 
 impl Trace {
     pub fn new(is_loud: bool) -> Self {
-        Trace { start: Instant::now(), is_loud, told: Mutex::default() }
+        Trace { start: Instant::now(), is_loud, prefix: String::new(), told: Arc::default() }
+    }
+
+    /// The same story, told by `who`.
+    pub fn of(&self, who: &str) -> Self {
+        let Trace { start, is_loud, .. } = *self;
+        let prefix = if who.is_empty() { String::new() } else { format!("{who} ") };
+        Trace { start, is_loud, prefix, told: self.told.clone() }
     }
 
     /// Notes one event.
     pub fn note(&self, what: impl std::fmt::Display) {
-        let line = format!("{:>10.6} {what}", self.start.elapsed().as_secs_f64());
+        let line = format!("{:>10.6} {}{what}", self.start.elapsed().as_secs_f64(), self.prefix);
         if self.is_loud {
             println!("{line}");
         }
@@ -75,7 +85,7 @@ impl Trace {
     /// Notes that a promise was broken.
     pub fn complain(&self, what: impl std::fmt::Display) {
         self.note(format_args!("BROKEN: {what}"));
-        let line = format!("at {:.6} s: {what}", self.start.elapsed().as_secs_f64());
+        let line = format!("at {:.6} s: {}{what}", self.start.elapsed().as_secs_f64(), self.prefix);
         self.told.lock().complaints.push(line);
     }
 

@@ -1,4 +1,4 @@
-//! One history: a cluster, its clients and its faults, from the seed to the verdict.
+//! One history: a cluster or several, their clients and their faults, from the seed to the verdict.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,20 +10,25 @@ use antiphon::engine::Consistency;
 use antiphon::raft::{Timers, seed_thread};
 use antiphon::storage::LogOptions;
 use antiphon::storage::sim_disk::Dice;
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::clients::{self, Told};
 use crate::faults;
 use crate::member::{self, Machine, engine_of};
+use crate::mirrors;
 use crate::network::Net;
 use crate::oracle::{Oracle, Tally};
 use crate::seeded::Throw;
 use crate::trace::{self, Trace};
 use crate::watchers;
+use crate::wide::Wide;
 
-/// Members of the simulated cluster.
+/// Members of a simulated cluster.
 pub const MEMBERS: usize = 3;
+/// Sets dice apart.
+const WIDE_SEED: u64 = 0x5157_4D1D_E5C0_77E5;
 /// A healed cluster must serve again within this time.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -73,10 +78,23 @@ impl Setup {
             is_founded_in_peace: dice.chance(75),
         }
     }
+
+    /// With several clusters the time goes to what is between them.
+    fn leave_room_for_others(mut self, dice: &mut Dice) -> Self {
+        self.clients = dice.below(3) as usize;
+        self.watchers = dice.below(2) as usize;
+        self.faults_for = dice.time_ms(4_000, 12_000);
+        self
+    }
 }
 
-/// A history while it goes on.
+/// A cluster in a history, while that goes on.
 pub struct World {
+    /// Its place among the clusters of the history, and its name.
+    pub cluster: usize,
+    pub name: String,
+    /// What the clusters reach each other by.
+    pub wide: Arc<Wide>,
     pub trace: Arc<Trace>,
     pub oracle: Arc<Oracle>,
     pub net: Arc<Net>,
@@ -95,6 +113,7 @@ impl World {
 /// How a history went.
 pub struct Verdict {
     seed: u64,
+    clusters: Option<usize>,
     pub complaints: Vec<String>,
     lines: Vec<String>,
     hash: u64,
@@ -105,7 +124,7 @@ pub struct Verdict {
 impl Verdict {
     pub fn broken(seed: u64, complaint: String) -> Self {
         let (complaints, lines) = (vec![complaint], Vec::new());
-        Verdict { seed, complaints, lines, hash: 0, tally: Tally::default(), simulated_ms: 0 }
+        Verdict { seed, clusters: None, complaints, lines, hash: 0, tally: Tally::default(), simulated_ms: 0 }
     }
 
     /// The same seed must give the same history.
@@ -123,12 +142,13 @@ impl fmt::Display for Verdict {
         writeln!(f, "seed {} FAILED; its last events:", self.seed)?;
         self.lines.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
         self.complaints.iter().try_for_each(|complaint| writeln!(f, "seed {}: {complaint}", self.seed))?;
-        write!(f, "replay: cargo sim --from {} --seeds 1 --trace", self.seed)
+        write!(f, "replay: cargo sim --from {} --seeds 1 --trace", self.seed)?;
+        self.clusters.map_or(Ok(()), |count| write!(f, " --clusters {count}"))
     }
 }
 
-/// Runs the history of `seed` on this thread.
-pub fn run(seed: u64, is_traced: bool) -> Verdict {
+/// Runs the history of `seed` on this thread; the seed decides of how many clusters if `clusters` does not.
+pub fn run(seed: u64, is_traced: bool, clusters: Option<usize>) -> Verdict {
     seed_thread(seed);
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_time().start_paused(true);
@@ -139,31 +159,69 @@ pub fn run(seed: u64, is_traced: bool) -> Verdict {
         Ok(runtime) => runtime,
         Err(error) => return Verdict::broken(seed, error.to_string()),
     };
-    let (trace, tally, simulated_ms) = runtime.block_on(live(seed, is_traced));
+    let (trace, tally, simulated_ms) = runtime.block_on(live(seed, is_traced, clusters));
     drop(runtime);
     let (hash, mut complaints, lines) = trace.end();
     complaints.extend(trace::take_panics());
-    Verdict { seed, complaints, lines, hash, tally, simulated_ms }
+    Verdict { seed, clusters, complaints, lines, hash, tally, simulated_ms }
 }
 
-async fn live(seed: u64, is_traced: bool) -> (Arc<Trace>, Tally, u64) {
+/// Of how many clusters the history of a seed is: mostly one, as there is much to find in one.
+fn cluster_count(dice: &mut Dice) -> usize {
+    match dice.below(100) {
+        0..80 => 1,
+        80..92 => 2,
+        _ => 3,
+    }
+}
+
+async fn live(seed: u64, is_traced: bool, clusters: Option<usize>) -> (Trace, Tally, u64) {
     let begin = Instant::now();
-    let mut dice = Dice::new(seed);
-    let trace = Arc::new(Trace::new(is_traced));
-    let setup = Setup::new(&mut dice);
-    let world = Arc::new(World {
-        oracle: Arc::new(Oracle::new(trace.clone())),
-        net: Net::new(dice.fork(), (100, 2000)),
-        machines: std::array::from_fn(|_| Mutex::new(Machine::new(dice.fork()))),
-        is_over: AtomicBool::new(false),
-        setup,
-        trace,
-    });
-    let watching = tokio::spawn(watch_digests(world.clone()));
-    story(&world, &mut dice).await;
-    watching.abort();
-    world.machines.iter().for_each(|machine| machine.lock().kill());
-    (world.trace.clone(), world.oracle.tally(), begin.elapsed().as_millis() as u64)
+    let trace = Trace::new(is_traced);
+    // Dice of their own: what happens in a single cluster does not depend on there being others elsewhere.
+    let mut wide_dice = Dice::new(seed ^ WIDE_SEED);
+    let drawn = cluster_count(&mut wide_dice);
+    let count = clusters.unwrap_or(drawn);
+    let wide = Wide::new(wide_dice.fork(), count);
+    let (mut worlds, mut all_dice) = (Vec::new(), Vec::new());
+    for cluster in 0..count {
+        let mut dice = if cluster == 0 { Dice::new(seed) } else { wide_dice.fork() };
+        let setup = Setup::new(&mut dice);
+        let setup = if count > 1 { setup.leave_room_for_others(&mut wide_dice) } else { setup };
+        let name = format!("c{}", cluster + 1);
+        let trace = Arc::new(trace.of(if count > 1 { &name } else { "" }));
+        worlds.push(Arc::new(World {
+            cluster,
+            name,
+            wide: wide.clone(),
+            oracle: Arc::new(Oracle::new(trace.clone())),
+            net: Net::new(dice.fork(), (100, 2000)),
+            machines: std::array::from_fn(|_| Mutex::new(Machine::new(dice.fork()))),
+            is_over: AtomicBool::new(false),
+            setup,
+            trace,
+        }));
+        all_dice.push(dice);
+    }
+    wide.connect(&worlds);
+    let watching: Vec<_> = worlds.iter().map(|world| tokio::spawn(watch_digests(world.clone()))).collect();
+    let mirroring = (count > 1).then(|| mirrors::begin(&worlds, trace.of("all"), &mut wide_dice));
+    join_all(worlds.iter().zip(&mut all_dice).map(|(world, dice)| story(world, dice))).await;
+    let mut tally = Tally::default();
+    if let Some(mirroring) = mirroring {
+        tally.mirrored = mirroring.finish().await;
+    }
+    for world in &worlds {
+        if !trace.has_complaints() {
+            check_everything(world).await;
+        }
+    }
+    watching.iter().for_each(|watching| watching.abort());
+    for world in &worlds {
+        world.machines.iter().for_each(|machine| machine.lock().kill());
+        tally.add(world.oracle.tally());
+    }
+    (trace, tally, begin.elapsed().as_millis() as u64)
 }
 
 async fn story(world: &Arc<World>, dice: &mut Dice) {
@@ -200,9 +258,6 @@ async fn story(world: &Arc<World>, dice: &mut Dice) {
     }
     for watcher in &watching {
         watchers::finish(world, watcher, dice).await;
-    }
-    if !world.trace.has_complaints() {
-        check_everything(world).await;
     }
 }
 

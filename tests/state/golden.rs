@@ -81,6 +81,7 @@ fn copy() -> Copy<'static> {
             instance(7 << 64 | 9, "site-b", "jobs", 44),
         ],
         parts: vec![known, new],
+        gone: vec!["m:gone"],
     }
 }
 

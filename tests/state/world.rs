@@ -342,7 +342,7 @@ impl Member {
             items,
         };
         let (generation, cluster_id) = (router.generation, cluster_id(from.at));
-        let copy = Copy { generation, cluster_id, instances, parts: vec![part] };
+        let copy = Copy { generation, cluster_id, instances, parts: vec![part], gone: Vec::new() };
         Some(Pulled { to: self.at, copy, records })
     }
 
