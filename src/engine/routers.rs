@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::links::{LinkError, LinkState};
 use super::{Consistency, Engine};
 use crate::error::Error;
-use crate::state::{Draft, Outcome, PutRouter, Refusal, RouterConfig, Routers, SharedRouter};
+use crate::state::{Draft, Outcome, Position, PutRouter, Refusal, RouterConfig, Routers, SharedRouter};
 
 /// One router at one moment.
 pub struct RouterView {
@@ -57,23 +57,29 @@ impl Engine {
             Consistency::Eventual => self.inner.links_of(&generations),
         };
         let view = |(shared, status): (&Arc<SharedRouter>, Option<_>)| {
-            let router = shared.read().clone();
+            let (is_paused, config, forwarded_total, last_forwarded_ts_ms, position) = {
+                // Not all of it: a mirror may have a position in each of very many topics.
+                let router = shared.read();
+                let position = router.positions.get(&*shared.source).copied();
+                let totals = (router.forwarded_total, router.last_forwarded_ts_ms);
+                (router.is_paused, router.config.clone(), totals.0, totals.1, position)
+            };
             let (state, link_lag, last_error) = match status {
                 Some(super::LinkStatus { state, lag, last_error }) => (state, lag, last_error),
                 None => (LinkState::Running, 0, None),
             };
             // A link that is paused a moment later, or goes on, has not told yet.
-            let state = match (router.is_paused, state) {
+            let state = match (is_paused, state) {
                 (true, _) => LinkState::Paused,
                 (false, LinkState::Paused) => LinkState::Running,
                 (false, state) => state,
             };
-            let lag = if shared.is_remote { link_lag } else { self.local_lag(&router) };
+            let lag = if shared.is_remote { link_lag } else { self.local_lag(&shared.source, position) };
             RouterView {
-                name: router.name,
-                config: router.config,
-                forwarded_total: router.forwarded_total,
-                last_forwarded_ts_ms: router.last_forwarded_ts_ms,
+                name: shared.name.clone(),
+                config,
+                forwarded_total,
+                last_forwarded_ts_ms,
                 state,
                 lag,
                 last_error,
@@ -82,10 +88,10 @@ impl Engine {
         routers.iter().zip(statuses).map(view).collect()
     }
 
-    /// What a local router has still to examine.
-    fn local_lag(&self, router: &crate::state::Router) -> u64 {
-        let Some(position) = router.positions.get(router.config.source.as_str()) else { return 0 };
-        let source = self.catalog().get(&router.config.source);
+    /// What a local router at `position` has still to examine.
+    fn local_lag(&self, source: &str, position: Option<Position>) -> u64 {
+        let Some(position) = position else { return 0 };
+        let source = self.catalog().get(source);
         let source = source.filter(|source| source.epoch == position.source_epoch);
         source.map_or(0, |source| source.read().head_seq.saturating_sub(position.seq))
     }
