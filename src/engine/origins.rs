@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Consistency, Engine};
 use crate::error::{Code, Error};
-use crate::state::{Instance, Ranges, Removed};
+use crate::state::{Instance, Ranges, SeqSet};
 use crate::task;
 
 /// What one topic has taken of one instance.
@@ -59,7 +59,7 @@ impl Engine {
                     records,
                     last_seq: taken.stretches().last().map_or(0, |last| *last.end()),
                     digest: digest(taken.stretches()),
-                    lost: reported.stretches().flat_map(|lost| taken.live_in(lost)).collect(),
+                    lost: reported.stretches().flat_map(|lost| taken.absent_in(lost)).collect(),
                 })
                 .collect();
             others.sort_by(|one, other| order(&one.instance).cmp(&order(&other.instance)));
@@ -75,8 +75,8 @@ fn order(instance: &Instance) -> (&str, u128, &str, u64) {
     (&instance.cluster, instance.cluster_id, &instance.topic, instance.epoch)
 }
 
-fn own_view(instance: Arc<Instance>, head_seq: u64, foreign: &Removed) -> OriginView {
-    let own = || foreign.live_in(1..=head_seq);
+fn own_view(instance: Arc<Instance>, head_seq: u64, foreign: &SeqSet) -> OriginView {
+    let own = || foreign.absent_in(1..=head_seq);
     OriginView {
         instance,
         is_own: true,
@@ -109,7 +109,7 @@ mod tests {
         let digests: Vec<_> = sets
             .into_iter()
             .map(|ranges| {
-                let mut set = Removed::default();
+                let mut set = SeqSet::default();
                 ranges.into_iter().for_each(|range| set.insert(range));
                 digest(set.stretches())
             })
@@ -121,11 +121,11 @@ mod tests {
     #[test]
     fn what_was_written_here_is_what_is_not_foreign() {
         let instance = Instance { cluster_id: 7, cluster: "east".into(), topic: "t".into(), epoch: 1 };
-        let mut foreign = Removed::default();
+        let mut foreign = SeqSet::default();
         [2..=3, 6..=6].into_iter().for_each(|range| foreign.insert(range));
         let view = own_view(Arc::new(instance), 6, &foreign);
         assert_eq!((view.records, view.last_seq, view.is_own), (3, 5, true));
-        let mut same = Removed::default();
+        let mut same = SeqSet::default();
         [1..=1, 4..=5].into_iter().for_each(|range| same.insert(range));
         assert_eq!(view.digest, digest(same.stretches()));
     }

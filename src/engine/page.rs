@@ -156,7 +156,7 @@ impl Start {
             return Start::at(topic, live_seq - 1, Some(tombstone));
         }
         let gap =
-            topic.origins.next_gap(cursor).filter(|(seq, _)| *seq < topic.removed().next_live(live_seq));
+            topic.origins.next_gap(cursor).filter(|(seq, _)| *seq < topic.removed().next_absent(live_seq));
         let Some((seq, gap)) = gap else { return Start::at(topic, live_seq - 1, None) };
         let origin = topic.origins.instance(gap.number).map(|instance| LostAtSource {
             instance: instance.clone(),

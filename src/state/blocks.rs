@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::removed::Removed;
 use super::run::{FrontCursor, OpenBlock, Run, SealedBlock, runs};
+use super::seq_set::SeqSet;
 use super::topic::TopicKey;
 use crate::codec::Malformed;
 use crate::storage::EntryId;
@@ -76,7 +76,7 @@ pub(super) struct Blocks {
     /// Where retention stopped in the first block.
     pub front: Option<FrontCursor>,
     /// What was removed above the floor. A sealed block of which nothing live is left is dropped at once.
-    pub removed: Removed,
+    pub removed: SeqSet,
 }
 
 impl Blocks {
@@ -88,7 +88,7 @@ impl Blocks {
             unsaved: BTreeMap::new(),
             fetched: BTreeMap::new(),
             front: None,
-            removed: Removed::default(),
+            removed: SeqSet::default(),
         }
     }
 
@@ -181,7 +181,7 @@ impl Blocks {
                 live.push(run);
                 continue;
             }
-            for part in self.removed.live_in(run.first_seq..=run.last_seq()) {
+            for part in self.removed.absent_in(run.first_seq..=run.last_seq()) {
                 if live.len() >= MAX_LIVE_PARTS {
                     return Ok(live);
                 }
@@ -199,7 +199,7 @@ impl Blocks {
         let Some(block) = block else { return Ok(TimePlace::AtHead) };
         let first_seq = block.first_seq;
         if block.first_ts_ms >= ts_ms {
-            return Ok(TimePlace::After(self.removed.next_live(first_seq).saturating_sub(1)));
+            return Ok(TimePlace::After(self.removed.next_absent(first_seq).saturating_sub(1)));
         }
         let bytes = match (self.in_memory(first_seq), fetched) {
             (Some(bytes), _) => bytes,
@@ -208,7 +208,7 @@ impl Blocks {
         };
         for run in runs(first_seq, bytes) {
             let run = run?;
-            let live = self.removed.next_live(run.first_seq);
+            let live = self.removed.next_absent(run.first_seq);
             if run.ts_ms >= ts_ms && live <= run.last_seq() {
                 return Ok(TimePlace::After(live - 1));
             }
@@ -253,13 +253,13 @@ impl Blocks {
         let mut iter = runs(first_seq, bytes);
         while let Some((run, sizes)) = iter.next_sized()? {
             let Some(rest) = run.after(earliest_seq - 1) else { continue };
-            if !self.removed.has_live_in(rest.first_seq..=rest.last_seq()) {
+            if !self.removed.has_absent_in(rest.first_seq..=rest.last_seq()) {
                 continue;
             }
             each_live(run.entry.index);
             summary.name_entry(run.entry.index);
             let sizes = sizes.table(run.count)?;
-            for part in self.removed.live_in(rest.first_seq..=rest.last_seq()) {
+            for part in self.removed.absent_in(rest.first_seq..=rest.last_seq()) {
                 let count = part.end() - part.start() + 1;
                 summary.add(run.ts_ms, count, sizes.sum(part.start() - run.first_seq, count));
             }

@@ -6,7 +6,7 @@ use bytes::{BufMut, BytesMut};
 
 use super::delete::Ranges;
 use super::origins::Instance;
-use super::removed::{put_ranges, read_ranges};
+use super::seq_set::{put_ranges, read_ranges};
 use super::topic_config::TopicType;
 use super::{put_entry_id, read_entry_id};
 use crate::codec::{Malformed, Reader, put_blob, put_optional_number, put_varint, unzigzag, zigzag};

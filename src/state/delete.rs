@@ -9,7 +9,7 @@
 //! over.
 //!
 //! What is removed below all that is live only moves the floor, by whole blocks unread. Out of the middle a
-//! seq is noted in [`Removed`](super::removed::Removed), and the block that holds it is needed for what the
+//! seq is noted in [`SeqSet`](super::seq_set::SeqSet), and the block that holds it is needed for what the
 //! record counts for.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,7 +71,7 @@ impl Blocks {
             let mut place = self.place_of(first);
             while let Some(block) = self.summaries.get(place).filter(|block| block.first_seq <= last) {
                 let part = first.max(block.first_seq)..=last.min(self.last_seq(place, head_seq));
-                if self.removed.has_live_in(part.clone()) {
+                if self.removed.has_absent_in(part.clone()) {
                     touched.entry(block.first_seq).or_default().push(part);
                 }
                 place += 1;
@@ -93,7 +93,7 @@ impl Blocks {
         let place = self.place_of(first_seq);
         let bounds = first_seq.max(*live.start())..=self.last_seq(place, *live.end());
         let ends = |blocks: &Blocks| {
-            (blocks.removed.next_live(*bounds.start()), blocks.removed.previous_live(*bounds.end()))
+            (blocks.removed.next_absent(*bounds.start()), blocks.removed.previous_absent(*bounds.end()))
         };
         let ends_before = ends(self);
         let mut gone = Gone::default();
@@ -107,11 +107,11 @@ impl Blocks {
             if ranges.peek().is_none_or(|range| *range.start() > last_seq) {
                 continue;
             }
-            let was_live = self.removed.has_live_in(rest.first_seq..=last_seq);
+            let was_live = self.removed.has_absent_in(rest.first_seq..=last_seq);
             let sizes = sizes.table(run.count)?;
             while let Some(range) = ranges.peek().filter(|range| *range.start() <= last_seq).cloned() {
                 let part = (*range.start()).max(rest.first_seq)..=(*range.end()).min(last_seq);
-                for stretch in self.removed.live_in(part.clone()) {
+                for stretch in self.removed.absent_in(part.clone()) {
                     let count = stretch.end() - stretch.start() + 1;
                     gone.count += count;
                     gone.bytes += sizes.sum(stretch.start() - run.first_seq, count);
@@ -122,7 +122,7 @@ impl Blocks {
                 }
                 ranges.next();
             }
-            if was_live && !self.removed.has_live_in(rest.first_seq..=last_seq) {
+            if was_live && !self.removed.has_absent_in(rest.first_seq..=last_seq) {
                 freed.entries.push(run.entry.index);
             }
         }
@@ -240,7 +240,7 @@ impl Topic {
             let next_seq = self.blocks.last_seq(0, self.head_seq) + 1;
             let gone = self.blocks.drop_first((self.epoch, self.earliest_seq), freed)?;
             all = Gone { count: all.count + gone.count, bytes: all.bytes + gone.bytes };
-            self.earliest_seq = self.blocks.removed.next_live(next_seq);
+            self.earliest_seq = self.blocks.removed.next_absent(next_seq);
         }
         self.digest.add(before_seq);
         self.origins.forget_gaps_below(before_seq);
@@ -255,7 +255,7 @@ impl Topic {
     fn settle_removed(&mut self, gone: Gone) {
         self.count -= gone.count;
         self.bytes -= gone.bytes;
-        self.earliest_seq = self.blocks.removed.next_live(self.earliest_seq);
+        self.earliest_seq = self.blocks.removed.next_absent(self.earliest_seq);
         self.blocks.removed.forget_below(self.earliest_seq);
         self.digest.add(gone.count);
         self.removal_count += 1;
@@ -285,7 +285,7 @@ impl Topic {
                     continue;
                 };
                 let rest = Run { count: rest.count.min(last_seq + 1 - rest.first_seq), ..rest };
-                if !self.blocks.removed.has_live_in(rest.first_seq..=rest.last_seq()) {
+                if !self.blocks.removed.has_absent_in(rest.first_seq..=rest.last_seq()) {
                     continue;
                 }
                 count += rest.count;

@@ -18,10 +18,10 @@ use super::local_route::{LocalRoute, Looked};
 use super::origins::{Instance, InstanceKey};
 use super::outcome::{Forwarded, Outcome, Refusal};
 use super::quota::Limit;
-use super::removed::Removed;
 use super::router::Reached;
 use super::routers::SharedRouter;
 use super::run::{Overlay, Run};
+use super::seq_set::SeqSet;
 use super::topic::Topic;
 use super::topic_config::{Discard, TopicConfig, TopicType};
 use super::{Applied, Missing, MissingBlock, SharedTopic, State};
@@ -271,7 +271,7 @@ impl State {
         let topic = dest.as_ref().map(|dest| dest.read());
         let mut planner = self.planner(cluster.id, topic.as_deref(), part.dest, quota_left);
         // Two of `instances` may be the same.
-        let mut offered: BTreeMap<InstanceKey, Removed> = BTreeMap::new();
+        let mut offered: BTreeMap<InstanceKey, SeqSet> = BTreeMap::new();
         let mut position = first_position;
         // Nothing is examined twice.
         let from_seq = part.from_seq.unwrap_or(0);
@@ -293,7 +293,7 @@ impl State {
                     let seqs = *origin_seq..=origin_seq.saturating_add(u64::from(*count) - 1);
                     let mut is_new = |instance: &Instance| {
                         let offered = offered.entry(instance.key()).or_default();
-                        let is_new = offered.next_removed(*origin_seq).is_none_or(|seq| seq > *seqs.end());
+                        let is_new = offered.next_present(*origin_seq).is_none_or(|seq| seq > *seqs.end());
                         offered.insert(seqs.clone());
                         is_new
                     };
@@ -384,7 +384,9 @@ impl State {
                 touched.push(shared);
             }
         }
-        if let Some(copy) = copy {
+        // Where to begin is asked until something was written of it.
+        let is_carried_out = |part: &Forwarded| part.stopped != Some(Refusal::RouterMoved);
+        if let Some(copy) = copy.filter(|_| forwarded.is_empty() || forwarded.iter().any(is_carried_out)) {
             self.note_remote(copy);
         }
         // Not earlier: another part may have them evicted from.

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use super::catalog::SharedTopic;
 use super::checkpoint_form::Key;
-use super::removed::Removed;
 use super::run::SealedBlock;
+use super::seq_set::SeqSet;
 use super::topic::TopicKey;
 use crate::storage::{Change, Checkpoint, LiveEntries};
 
@@ -28,7 +28,7 @@ pub struct EvictedBlock {
     /// Runs that end below this seq have released their entries already.
     pub live_from_seq: u64,
     /// What of it had been removed before.
-    pub removed: Removed,
+    pub removed: SeqSet,
 }
 
 /// Deleted topics whose blocks the checkpoint still holds.

@@ -154,7 +154,7 @@ pub fn lost_seqs(
     if has_foreign || source.origins.all().is_empty() {
         return vec![evicted];
     }
-    let mut own: Ranges = source.origins.foreign.live_in(evicted).collect();
+    let mut own: Ranges = source.origins.foreign.absent_in(evicted).collect();
     if own.len() > MAX_LOST_RANGES
         && let (Some(first), Some(last)) = (own.first(), own.last())
     {

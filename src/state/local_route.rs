@@ -55,14 +55,14 @@ impl LocalRoute<'_> {
                 };
                 let last_seq = rest.last_seq().min(to_seq);
                 if run.ts_ms < expired_before_ms {
-                    let expired = blocks.removed.previous_live(last_seq);
+                    let expired = blocks.removed.previous_absent(last_seq);
                     if expired >= rest.first_seq {
                         looked.expired_to_seq = expired;
                     }
                     continue;
                 }
                 let sizes = sizes.table(run.count)?;
-                for live in blocks.removed.live_in(rest.first_seq..=last_seq) {
+                for live in blocks.removed.absent_in(rest.first_seq..=last_seq) {
                     let mut at = *live.start();
                     while at <= *live.end() {
                         let wanted = match &mut picked {

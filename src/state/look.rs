@@ -95,7 +95,7 @@ impl Look {
                         ranges.sort_unstable_by_key(|range| *range.start());
                         let topic = self.topic.read();
                         let live =
-                            ranges.iter().flat_map(|range| topic.blocks.removed.live_in(range.clone()));
+                            ranges.iter().flat_map(|range| topic.blocks.removed.absent_in(range.clone()));
                         live.for_each(|range| push_range(&mut self.ranges, range));
                         self.seen_seq = end_seq;
                     })
@@ -199,7 +199,7 @@ impl Blocks {
             let run = Run { count: run.count.min(seqs.end() + 1 - run.first_seq), ..run };
             let index = run.entry.index;
             if !is_covered && !found.covers(&(index..=index)) {
-                if self.removed.has_live_in(run.first_seq..=run.last_seq()) {
+                if self.removed.has_absent_in(run.first_seq..=run.last_seq()) {
                     unindexed.push(run);
                 }
                 continue;

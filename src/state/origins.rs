@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 
-use super::removed::Removed;
 use super::reported::Reported;
+use super::seq_set::SeqSet;
 use super::topic::TopicKey;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 
@@ -64,7 +64,7 @@ pub(super) type InstanceKey = (u128, Arc<str>, u64);
 #[derive(Debug)]
 pub struct Origin {
     pub instance: Arc<Instance>,
-    pub taken: Removed,
+    pub taken: SeqSet,
     /// Seqs that were lost before they could be taken, and were reported as gaps.
     pub reported: Reported,
     pub taken_count: u64,
@@ -77,7 +77,7 @@ impl Origin {
     fn new(instance: Arc<Instance>) -> Self {
         Origin {
             instance,
-            taken: Removed::default(),
+            taken: SeqSet::default(),
             reported: Reported::default(),
             taken_count: 0,
             last_seq: 0,
@@ -110,7 +110,7 @@ pub struct Origins {
     all: Vec<Origin>,
     numbers: BTreeMap<InstanceKey, u32>,
     /// Seqs of the topic itself at which nothing was first written: copies and gaps.
-    pub foreign: Removed,
+    pub foreign: SeqSet,
     /// By the seq that it takes up.
     gaps: BTreeMap<u64, Gap>,
     dirty_gaps: BTreeSet<u64>,
@@ -160,7 +160,7 @@ impl Origins {
     /// The stretches of `range` that were not taken yet.
     pub fn untaken_in(&self, number: Option<u32>, range: RangeInclusive<u64>) -> Vec<RangeInclusive<u64>> {
         match number.and_then(|number| self.all.get(number as usize)) {
-            Some(origin) if origin.last_seq >= *range.start() => origin.taken.live_in(range).collect(),
+            Some(origin) if origin.last_seq >= *range.start() => origin.taken.absent_in(range).collect(),
             _ => vec![range],
         }
     }
@@ -174,7 +174,7 @@ impl Origins {
         let Some(origin) = number.and_then(|number| self.all.get(number as usize)) else {
             return Some(range);
         };
-        let untaken = origin.taken.live_in(range);
+        let untaken = origin.taken.absent_in(range);
         let mut open = untaken.filter_map(|stretch| origin.reported.ends_outside(stretch));
         let first = open.next()?;
         let last = open.last().unwrap_or(first.clone());

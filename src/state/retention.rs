@@ -176,7 +176,7 @@ impl Blocks {
                 removed: self.removed.part(block.first_seq..=next_seq - 1),
             });
             return Ok(Some(Evicted {
-                last_seq: self.removed.previous_live(next_seq - 1),
+                last_seq: self.removed.previous_absent(next_seq - 1),
                 last_ts_ms: block.last_ts_ms,
                 count: block.count,
                 bytes: block.bytes,
@@ -189,7 +189,7 @@ impl Blocks {
         let mut evicted = Evicted { last_seq: 0, last_ts_ms: 0, count: 0, bytes: 0 };
         while let Some(run) = cursor.run(runs)? {
             let run_last_seq = run.last_seq();
-            let Some(live) = self.removed.live_in(run.first_seq..=run_last_seq).next() else {
+            let Some(live) = self.removed.absent_in(run.first_seq..=run_last_seq).next() else {
                 // The last live record took the entry with it.
                 cursor.pass(runs, run.count, 0, run.count)?;
                 continue;
@@ -216,7 +216,7 @@ impl Blocks {
             evicted.last_ts_ms = passed.ts_ms;
             evicted.count += passed.count;
             evicted.bytes += passed.bytes;
-            if !self.removed.has_live_in(passed.last_seq + 1..=run_last_seq) {
+            if !self.removed.has_absent_in(passed.last_seq + 1..=run_last_seq) {
                 freed.entries.push(run.entry.index);
             }
         }
@@ -302,7 +302,7 @@ impl Topic {
             let Some(evicted) = self.blocks.evict_some(goal, place, totals, freed)? else { return Ok(()) };
             self.count -= evicted.count;
             self.bytes -= evicted.bytes;
-            self.earliest_seq = self.blocks.removed.next_live(evicted.last_seq + 1);
+            self.earliest_seq = self.blocks.removed.next_absent(evicted.last_seq + 1);
             self.blocks.removed.forget_below(self.earliest_seq);
             let floor = if reason == Reason::Cap { &mut self.floors.cap } else { &mut self.floors.ttl };
             *floor = evicted.last_seq + 1;

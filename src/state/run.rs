@@ -17,7 +17,7 @@
 
 use bytes::Bytes;
 
-use super::removed::Removed;
+use super::seq_set::SeqSet;
 use crate::codec::{Malformed, Reader, put_varint, unzigzag, zigzag};
 use crate::limits::RUN_BLOCK_BYTES;
 use crate::record::Record;
@@ -447,9 +447,9 @@ impl SealedBlock {
     pub fn entry_indexes_from(
         &self,
         from_seq: u64,
-        removed: &Removed,
+        removed: &SeqSet,
     ) -> impl Iterator<Item = Result<u64, Malformed>> {
-        let is_live = move |run: &Run| removed.has_live_in(run.first_seq.max(from_seq)..=run.last_seq());
+        let is_live = move |run: &Run| removed.has_absent_in(run.first_seq.max(from_seq)..=run.last_seq());
         let runs = runs(self.first_seq, &self.bytes);
         runs.filter(move |run| run.as_ref().map_or(true, is_live)).map(|run| Ok(run?.entry.index))
     }

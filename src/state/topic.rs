@@ -9,9 +9,9 @@ use super::checkpoint_form::Key;
 use super::dedupe::{Dedupe, Remembered};
 use super::origins::{Gap, Instance, Origins};
 use super::outcome::Appended;
-use super::removed::Removed;
 use super::retention::{Floors, Freed};
 use super::run::{Run, RunOrigin, SealedBlock};
+use super::seq_set::SeqSet;
 use super::topic_config::TopicConfig;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
@@ -189,7 +189,7 @@ impl Topic {
         self.origins.report(seq, gap);
         self.origins.foreign.insert(seq..=seq);
         [seq, u64::from(gap.number), from_seq, to_seq].into_iter().for_each(|value| self.digest.add(value));
-        self.earliest_seq = self.blocks.removed.next_live(self.earliest_seq);
+        self.earliest_seq = self.blocks.removed.next_absent(self.earliest_seq);
         self.blocks.removed.forget_below(self.earliest_seq);
         self.is_dirty = true;
     }
@@ -284,7 +284,7 @@ impl Topic {
     }
 
     /// What was removed one by one above the floor.
-    pub fn removed(&self) -> &Removed {
+    pub fn removed(&self) -> &SeqSet {
         &self.blocks.removed
     }
 

@@ -280,6 +280,24 @@ async fn a_record_arrives_if_any_of_the_filters_lets_it_through() {
     assert_eq!((found, gaps.len()), (vec![1, 3, 10, 11], 0));
 }
 
+/// C-FILT-04
+#[tokio::test]
+async fn a_filter_sees_the_source_and_not_the_copy() {
+    let api = api().await;
+    let (source, bare, end) = ("routing-sees", "routing-sees-bare", "routing-sees-end");
+    let filter = json!(["And", [["tag", "Eq", "x"], ["node", "Eq", "n"]]]);
+    let hides = json!({ "preserve_node": false, "preserve_tag": false, "filter": filter });
+    route(&api, source, bare, hides).await;
+    let onward = route(&api, bare, end, json!({ "filter": filter })).await;
+    let labelled = |number: u64, tag: &str| json!({ "data": number, "node": "n", "tag": tag });
+    write(&api, source, json!([labelled(1, "x"), labelled(2, "y"), labelled(3, "x")])).await;
+    let copies = arrives(&api, bare, &[json!(1), json!(3)]).await;
+    assert!(copies.iter().all(|copy| copy.get("$node").is_none() && copy.get("$tag").is_none()));
+    // What the copies do not show is not there for the next router either.
+    settled(&api, &onward).await;
+    assert_eq!(data(&read(&api, end).await.0), Vec::<Value>::new());
+}
+
 /// C-ROUTE-13
 #[tokio::test]
 async fn a_destination_evicts_for_copies_as_for_writes() {
@@ -366,7 +384,7 @@ async fn what_was_evicted_before_it_was_copied_is_a_gap() {
     settled(&api, &onward).await;
 }
 
-/// C-ROUTE-16, C-TOPIC-13
+/// C-ROUTE-16, C-DEL-08, C-TOPIC-13
 #[tokio::test]
 async fn deletes_do_not_travel_along_a_router() {
     let api = api().await;

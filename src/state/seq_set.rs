@@ -1,8 +1,8 @@
-//! Which records of a topic were removed one by one, between its floor and its head.
+//! A set of seqs: which records of a topic were removed one by one, or which of another one were taken.
 //!
-//! Runs never change, so what a delete takes out of their middle is noted beside them: a bit per seq at most,
-//! in chunks of 32,768 seqs, each one value of the checkpoint of 4 KiB at most. A topic of which nothing was
-//! removed has no chunk and pays nothing.
+//! Runs never change, so what a delete takes out of their middle is noted beside them, and what came by which way
+//! is noted too: a bit per seq at most, in chunks of 32,768 seqs, each one value of the checkpoint of 4 KiB at most.
+//! An empty set costs nothing, and a stretch without holes next to nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -20,14 +20,14 @@ const FORM_BITS: u8 = 1;
 
 /// A set of seqs.
 #[derive(Debug, Clone, Default)]
-pub struct Removed {
+pub struct SeqSet {
     /// By number; none is empty. What they hold counts from the start of the chunk.
     chunks: BTreeMap<u64, RoaringBitmap>,
     /// Numbers of chunks that changed since the last checkpoint.
     dirty: BTreeSet<u64>,
 }
 
-impl Removed {
+impl SeqSet {
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }
@@ -38,7 +38,7 @@ impl Removed {
     }
 
     /// The first seq from `seq` on that is not in the set.
-    pub fn next_live(&self, seq: u64) -> u64 {
+    pub fn next_absent(&self, seq: u64) -> u64 {
         let mut seq = seq;
         while let Some(chunk) = self.chunks.get(&(seq / CHUNK_SEQS)) {
             let place = (seq % CHUNK_SEQS) as u32;
@@ -57,7 +57,7 @@ impl Removed {
     }
 
     /// The last seq up to `seq` that is not in the set; 0 if there is none.
-    pub fn previous_live(&self, seq: u64) -> u64 {
+    pub fn previous_absent(&self, seq: u64) -> u64 {
         let mut seq = seq;
         while let Some(chunk) = self.chunks.get(&(seq / CHUNK_SEQS)) {
             let place = (seq % CHUNK_SEQS) as u32;
@@ -80,7 +80,7 @@ impl Removed {
     }
 
     /// The first seq from `seq` on that is in the set.
-    pub fn next_removed(&self, seq: u64) -> Option<u64> {
+    pub fn next_present(&self, seq: u64) -> Option<u64> {
         let number = seq / CHUNK_SEQS;
         if let Some(chunk) = self.chunks.get(&number) {
             let mut rest = chunk.iter();
@@ -94,37 +94,37 @@ impl Removed {
     }
 
     /// Whether all of `other` is in the set. Only for sets of which nothing was forgotten.
-    pub fn includes(&self, other: &Removed) -> bool {
+    pub fn includes(&self, other: &SeqSet) -> bool {
         let includes =
             |number, part: &RoaringBitmap| self.chunks.get(number).is_some_and(|chunk| part.is_subset(chunk));
         other.chunks.iter().all(|(number, part)| includes(number, part))
     }
 
     /// The stretches of `range` that are not in the set, in order.
-    pub fn live_in(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = RangeInclusive<u64>> {
+    pub fn absent_in(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = RangeInclusive<u64>> {
         let (mut at, last) = range.into_inner();
         std::iter::from_fn(move || {
-            let first = if at <= last { self.next_live(at) } else { at };
+            let first = if at <= last { self.next_absent(at) } else { at };
             if first > last {
                 return None;
             }
-            let end = self.next_removed(first).map_or(last, |removed| last.min(removed - 1));
+            let end = self.next_present(first).map_or(last, |removed| last.min(removed - 1));
             at = end + 1;
             Some(first..=end)
         })
     }
 
     /// Whether anything of `range` is not in the set.
-    pub fn has_live_in(&self, range: RangeInclusive<u64>) -> bool {
-        !range.is_empty() && self.next_live(*range.start()) <= *range.end()
+    pub fn has_absent_in(&self, range: RangeInclusive<u64>) -> bool {
+        !range.is_empty() && self.next_absent(*range.start()) <= *range.end()
     }
 
     /// The stretches of seqs that are in the set, in order, none touching the next.
     pub fn stretches(&self) -> impl Iterator<Item = RangeInclusive<u64>> {
         let mut at = 0;
         std::iter::from_fn(move || {
-            let first = self.next_removed(at)?;
-            let end = self.next_live(first) - 1;
+            let first = self.next_present(at)?;
+            let end = self.next_absent(first) - 1;
             at = end + 1;
             Some(first..=end)
         })
@@ -156,10 +156,10 @@ impl Removed {
     }
 
     /// The part of the set that lies in `range`.
-    pub fn part(&self, range: RangeInclusive<u64>) -> Removed {
+    pub fn part(&self, range: RangeInclusive<u64>) -> SeqSet {
         let numbers = range.start() / CHUNK_SEQS..=range.end() / CHUNK_SEQS;
         let chunks = self.chunks.range(numbers).map(|(number, chunk)| (*number, chunk.clone()));
-        Removed { chunks: chunks.collect(), dirty: BTreeSet::new() }
+        SeqSet { chunks: chunks.collect(), dirty: BTreeSet::new() }
     }
 
     /// Numbers of all chunks that a checkpoint may hold.
@@ -181,7 +181,7 @@ impl Removed {
     pub fn restore(&mut self, number: u64, bytes: &[u8]) -> Result<(), Malformed> {
         let chunk = decode(bytes)?;
         if chunk.is_empty() || number > u64::MAX / CHUNK_SEQS - 1 {
-            return Err(Malformed("removed seqs"));
+            return Err(Malformed("set of seqs"));
         }
         self.chunks.insert(number, chunk);
         Ok(())
@@ -207,7 +207,7 @@ fn encode(chunk: &RoaringBitmap) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Result<RoaringBitmap, Malformed> {
-    let mut reader = Reader::new(bytes, "removed seqs");
+    let mut reader = Reader::new(bytes, "set of seqs");
     let mut chunk = RoaringBitmap::new();
     match reader.u8()? {
         FORM_RANGES => {
@@ -273,7 +273,7 @@ mod tests {
             dense in proptest::option::of(0u64..60_000),
             looked_at in proptest::collection::vec(1u64..80_000, 20),
         ) {
-            let (mut removed, mut naive) = (Removed::default(), BTreeSet::new());
+            let (mut removed, mut naive) = (SeqSet::default(), BTreeSet::new());
             // Too many ranges for a list of them.
             let scattered = dense.into_iter().flat_map(|from| (from + 1..from + 9000).step_by(2)).map(|seq| seq..=seq);
             for range in inserted.iter().map(|(from, more)| *from..=from + more).chain(scattered) {
@@ -282,7 +282,7 @@ mod tests {
             }
             let mut stored = BTreeMap::new();
             removed.take_changes(|number, bytes| { stored.insert(number, bytes.unwrap()); });
-            let mut restored = Removed::default();
+            let mut restored = SeqSet::default();
             for (number, bytes) in &stored {
                 prop_assert!(bytes.len() <= 4097);
                 restored.restore(*number, bytes).unwrap();
@@ -291,11 +291,11 @@ mod tests {
                 prop_assert_eq!(set.stretches().flatten().collect::<BTreeSet<u64>>(), naive.clone());
                 for seq in &looked_at {
                     prop_assert_eq!(set.contains(*seq), naive.contains(seq));
-                    prop_assert_eq!(set.next_live(*seq), (*seq..).find(|seq| !naive.contains(seq)).unwrap());
-                    prop_assert_eq!(set.previous_live(*seq), (0..=*seq).rev().find(|seq| !naive.contains(seq)).unwrap());
-                    let live: Vec<u64> = set.live_in(*seq..=seq + 999).flatten().collect();
+                    prop_assert_eq!(set.next_absent(*seq), (*seq..).find(|seq| !naive.contains(seq)).unwrap());
+                    prop_assert_eq!(set.previous_absent(*seq), (0..=*seq).rev().find(|seq| !naive.contains(seq)).unwrap());
+                    let live: Vec<u64> = set.absent_in(*seq..=seq + 999).flatten().collect();
                     let expected: Vec<u64> = (*seq..=seq + 999).filter(|seq| !naive.contains(seq)).collect();
-                    prop_assert_eq!(set.has_live_in(*seq..=seq + 999), !expected.is_empty());
+                    prop_assert_eq!(set.has_absent_in(*seq..=seq + 999), !expected.is_empty());
                     prop_assert_eq!(live, expected);
                 }
             }
