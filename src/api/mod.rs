@@ -15,6 +15,7 @@ mod openapi;
 mod openapi_schemas;
 mod problem;
 mod query;
+mod raw_path_io;
 mod refusal_io;
 mod reply;
 mod serve;

@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
 use super::envelope::Envelope;
+use super::raw_path_io::RawPathIo;
 use super::refusal_io::RefusalIo;
 use super::write_progress::{CountedIo, WriteProgress};
 use crate::limits::{MAX_HEAD_BYTES, MAX_PAGE_BYTES, MAX_RECORD_BYTES};
@@ -93,7 +94,7 @@ async fn connection(
         // Room for the largest frame of a stream. hyper asks a body nothing while its buffer is full, not even
         // whether the reader has become too slow.
         .max_buf_size(MAX_PAGE_BYTES + MAX_RECORD_BYTES)
-        .serve_connection(RefusalIo::new(io), service)
+        .serve_connection(RefusalIo::new(RawPathIo::new(io)), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     // An error here is the client's: it went away, or sent what is no HTTP and was told so.

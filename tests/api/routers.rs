@@ -418,3 +418,33 @@ async fn the_cluster_has_so_many_routers_and_no_more() {
     api.topic("y1").await.refused(404, "topic_not_found");
     put(&api, "one", between("a", "y2")).await.expect(201);
 }
+
+/// C-ROUTE-01, C-CONV-16: `curl` sends a `>` in a path as it is.
+#[tokio::test]
+async fn a_name_with_an_arrow_can_be_written_as_it_is() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let api = api().await;
+    let address = api.urls[0].trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.expect("connect");
+    let key = api.key.expect("a key");
+    let body = between("routers-arrow", "routers-arrow-b").to_string();
+    // Twice over one connection: the second request begins after an answer.
+    for (method, status, body) in [("PUT", "201", body.as_str()), ("GET", "200", "")] {
+        let close = if method == "GET" { "connection: close\r\n" } else { "" };
+        let request = format!(
+            "{method} /v0/routers/routers-arrow->routers-arrow-b HTTP/1.1\r\nhost: {address}\r\n{close}\
+             authorization: Bearer {key}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).await.expect("write");
+        let mut answer = String::new();
+        while !answer.ends_with('}') {
+            let mut part = [0; 4096];
+            let count = stream.read(&mut part).await.expect("read");
+            assert!(count > 0, "closed after {answer}");
+            answer.push_str(std::str::from_utf8(&part[..count]).expect("text"));
+        }
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+        assert!(answer.contains(r#""router":"routers-arrow->routers-arrow-b""#), "{answer}");
+    }
+}
