@@ -22,6 +22,7 @@ mod member;
 mod mirrors;
 mod network;
 mod oracle;
+mod rest;
 mod seeded;
 mod trace;
 mod watchers;

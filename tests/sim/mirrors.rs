@@ -5,11 +5,10 @@
 //! be reached from it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use antiphon::engine::{Consistency, Engine, OriginView, PageQuery};
+use antiphon::engine::{Consistency, PageQuery};
 use antiphon::error::Code;
 use antiphon::filter::{Filter, TagMatch};
 use antiphon::record::Record;
@@ -17,36 +16,32 @@ use antiphon::state::{Append, Create, Draft, Outcome, PutRouter, Remote, RouterC
 use antiphon::storage::sim_disk::Dice;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::clients::{self, Told};
-use crate::copies::{Book, Kind, Place, kind};
-use crate::member::engine_of;
+use crate::copies::Book;
 use crate::oracle::{Fate, data, tag};
+use crate::rest::Rest;
 use crate::seeded::Throw;
 use crate::trace::Trace;
 use crate::wide::{Wide, url};
 use crate::world::{MEMBERS, World};
 
-const TOPICS: [&str; 5] = ["far-steady", "far-local", "far-fleeting", "far-losing", "far-pruned"];
+pub const TOPICS: [&str; 5] = ["far-steady", "far-local", "far-fleeting", "far-losing", "far-pruned"];
 /// Mirrors wait for up to 30 s after failures, and a chain of them as often as it is long.
-const PATIENCE: Duration = Duration::from_secs(240);
-const LOOK_INTERVAL: Duration = Duration::from_millis(300);
-/// A time in which clusters that have everything must have nothing to do.
-const QUIET: Duration = Duration::from_secs(10);
-/// Entries in that time: expiries, and a position now and then.
-const MAX_QUIET_ENTRIES: u64 = 40;
+pub const PATIENCE: Duration = Duration::from_secs(240);
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(300);
 
 /// A topic in a cluster.
-type Spot = (usize, &'static str);
+pub type Spot = (usize, &'static str);
 
 /// A router that is to be there in the end.
-struct Planned {
-    cluster: usize,
-    name: String,
-    config: RouterConfig,
+pub struct Planned {
+    pub cluster: usize,
+    pub name: String,
+    pub config: RouterConfig,
     /// From where to where everything goes.
-    edges: Vec<(Spot, Spot)>,
+    pub edges: Vec<(Spot, Spot)>,
 }
 
 /// What the clusters of a history have with each other.
@@ -211,7 +206,7 @@ async fn operate(operator: Operator, mut dice: Dice) {
     }
 }
 
-async fn put(world: &World, member: usize, router: &Planned) -> bool {
+pub async fn put(world: &World, member: usize, router: &Planned) -> bool {
     let (name, config) = (router.name.clone(), router.config.clone());
     let told = clients::at(world, member, |engine| async move {
         engine.admit()?;
@@ -348,7 +343,7 @@ impl User {
     }
 }
 
-fn query(from_seq: u64, consistency: Consistency) -> PageQuery {
+pub fn query(from_seq: u64, consistency: Consistency) -> PageQuery {
     PageQuery {
         from_seq,
         from_ts_ms: None,
@@ -363,7 +358,7 @@ fn query(from_seq: u64, consistency: Consistency) -> PageQuery {
 }
 
 /// Errors: the code, if the member told one.
-async fn read_page(
+pub async fn read_page(
     world: &World,
     member: usize,
     topic: &'static str,
@@ -374,15 +369,6 @@ async fn read_page(
         engine.page(topic, query).await
     });
     read.await.ok_or(None)?.map_err(|error| Some(error.code))
-}
-
-/// What one topic has, in the end.
-struct Holding {
-    place: Place,
-    epoch: u64,
-    own: Vec<RangeInclusive<u64>>,
-    engine: Engine,
-    views: Vec<OriginView>,
 }
 
 impl Mirroring {
@@ -406,244 +392,5 @@ impl Mirroring {
         rest.is_quiet().await;
         rest.read_all().await;
         self.book.finish(self.is_ordered)
-    }
-}
-
-/// The clusters when nothing goes wrong any more.
-struct Rest<'a> {
-    worlds: &'a [Arc<World>],
-    trace: &'a Trace,
-    book: &'a Book,
-    routers: &'a [Planned],
-    pruned: BTreeSet<String>,
-    is_kept: bool,
-}
-
-impl Rest<'_> {
-    /// Makes sure that all routers are there and run.
-    async fn has_begun(&self) -> bool {
-        let deadline = Instant::now() + PATIENCE;
-        for router in self.routers {
-            let world = &self.worlds[router.cluster];
-            loop {
-                if self.trace.has_complaints() {
-                    return false;
-                }
-                let resume = Draft::pause_router(&router.name, false);
-                if put(world, 0, router).await
-                    && let Told::Outcome(Outcome::RouterPaused { .. }) =
-                        clients::propose(world, 0, resume).await
-                {
-                    break;
-                }
-                if Instant::now() >= deadline {
-                    self.trace.complain(format_args!("router {} cannot be made", router.name));
-                    return false;
-                }
-                sleep(LOOK_INTERVAL).await;
-            }
-        }
-        self.trace.note("all routers run");
-        true
-    }
-
-    /// Waits until everything has come to everywhere.
-    async fn has_come(&self) -> bool {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if self.trace.has_complaints() {
-                return false;
-            }
-            let lacking = self.lacking().await;
-            let Some(lacking) = lacking else {
-                self.trace.note("everything has come to everywhere");
-                return true;
-            };
-            if Instant::now() >= deadline {
-                self.trace.complain(lacking);
-                self.tell_links().await;
-                return false;
-            }
-            sleep(LOOK_INTERVAL).await;
-        }
-    }
-
-    async fn tell_links(&self) {
-        for router in self.routers {
-            let name = router.name.clone();
-            let told = clients::at(&self.worlds[router.cluster], 0, |engine| async move {
-                let router = engine.routers().get(&name)?;
-                let view =
-                    engine.show_routers(std::slice::from_ref(&router), Consistency::Strong).await.pop()?;
-                let positions = format!("{:?}", router.read().positions);
-                Some(format!("{:?} lag {} {:?} {positions}", view.state, view.lag, view.last_error))
-            });
-            let told = told.await.flatten();
-            self.trace.note(format_args!("c{} {}: {told:?}", router.cluster + 1, router.name));
-        }
-    }
-
-    /// Every spot from which records come to each.
-    fn origins_of(&self) -> BTreeMap<Spot, BTreeSet<Spot>> {
-        let mut reached: BTreeMap<Spot, BTreeSet<Spot>> = BTreeMap::new();
-        loop {
-            let mut has_grown = false;
-            for (from, to) in self.routers.iter().flat_map(|router| &router.edges) {
-                let mut new = reached.get(from).cloned().unwrap_or_default();
-                new.insert(*from);
-                let known = reached.entry(*to).or_default();
-                let before = known.len();
-                known.extend(new);
-                has_grown |= known.len() > before;
-            }
-            if !has_grown {
-                return reached;
-            }
-        }
-    }
-
-    /// What has not come yet, in words.
-    async fn lacking(&self) -> Option<String> {
-        let mut holdings: BTreeMap<Spot, Holding> = BTreeMap::new();
-        for (cluster, world) in self.worlds.iter().enumerate() {
-            for topic in TOPICS {
-                let told = clients::at(world, 0, move |engine| async move {
-                    let told = engine.origins(topic, Consistency::Strong).await;
-                    told.map(|(epoch, views)| (epoch, views, engine))
-                });
-                let (epoch, views, engine) = match told.await {
-                    Some(Ok(told)) => told,
-                    Some(Err(error)) if error.code == Code::TopicNotFound => continue,
-                    Some(Err(error)) => return Some(format!("c{} {topic}: {error}", cluster + 1)),
-                    None => return Some(format!("c{} is not there", cluster + 1)),
-                };
-                let place = (world.name.clone(), topic.to_owned(), epoch);
-                let shared = engine.catalog().get(topic)?;
-                let own = {
-                    let topic = shared.read();
-                    topic.origins.foreign.absent_in(1..=topic.head_seq).collect()
-                };
-                holdings.insert((cluster, topic), Holding { place, epoch, own, engine, views });
-            }
-        }
-        for (spot, sources) in &self.origins_of() {
-            for source in sources.iter().filter(|source| *source != spot) {
-                let Some(from) = holdings.get(source) else { continue };
-                let Some(to) = holdings.get(spot) else {
-                    return Some(format!("{spot:?} is not there, {source:?} is"));
-                };
-                if let Some(lacking) = self.lacks(to, from, sources) {
-                    return Some(lacking);
-                }
-            }
-        }
-        None
-    }
-
-    fn lacks(&self, to: &Holding, from: &Holding, sources: &BTreeSet<Spot>) -> Option<String> {
-        let topic = &from.place.1;
-        let of_from = |view: &&OriginView| {
-            let instance = &view.instance;
-            (&*instance.cluster, &*instance.topic, instance.epoch)
-                == (&from.place.0, &from.place.1, from.epoch)
-        };
-        let (mine, theirs) = (from.views.first()?, to.views.iter().find(of_from));
-        if matches!(kind(topic), Kind::Steady | Kind::Fleeting) {
-            let has_all = theirs.map_or(mine.records == 0, |view| {
-                (view.records, view.last_seq, view.digest) == (mine.records, mine.last_seq, mine.digest)
-                    && view.lost.is_empty()
-            });
-            return (!has_all).then(|| format!("{:?} has {theirs:?} of {mine:?}", to.place));
-        }
-        let shared = to.engine.catalog().get(&to.place.1)?;
-        let held = shared.read();
-        let number = held.origins.number(&mine.instance);
-        let untaken = from.own.iter().flat_map(|range| held.origins.untaken_in(number, range.clone()));
-        // What went before a mirror began is not told; nor are those that were made anew.
-        let first_taken =
-            number.and_then(|number| held.origins.all()[number as usize].taken.stretches().next());
-        let first_lost = theirs.and_then(|view| view.lost.first());
-        let begins_at = first_taken.iter().chain(first_lost).map(|range| *range.start()).min();
-        let is_told = |seq: u64| {
-            if !self.is_kept || begins_at.is_none_or(|first| seq < first) {
-                return true;
-            }
-            let mut lost = to.views.iter().filter(|view| !view.lost.is_empty());
-            theirs.is_some_and(|view| view.lost.iter().any(|range| range.contains(&seq)))
-                // On the way there it went with what was copied: that is told in seqs of where it went.
-                || (sources.len() > 2 && lost.any(|view| !of_from(&view)))
-        };
-        let is_pruned = |seq: u64| {
-            // One that nobody knows is one that was deleted before anybody saw it.
-            self.book.id(&(from.place.clone(), seq)).is_none_or(|id| self.pruned.contains(&tag(id)))
-        };
-        let lacking = untaken.flatten().find(|seq| match kind(topic) {
-            Kind::Losing => !is_told(*seq),
-            _ => !is_pruned(*seq),
-        })?;
-        Some(format!(
-            "{:?} lacks seq {lacking} of {:?}, and is not told why: {theirs:?}",
-            to.place, from.place
-        ))
-    }
-
-    /// Clusters that have everything do not go on telling each other.
-    async fn is_quiet(&self) {
-        let indexes = || -> Vec<u64> {
-            let applied =
-                |world: &Arc<World>| engine_of(&world.machines[0]).map(|(_, applied, _)| applied.index());
-            self.worlds.iter().map(|world| applied(world).unwrap_or_default()).collect()
-        };
-        let before = indexes();
-        sleep(QUIET).await;
-        let after = indexes();
-        if before.iter().zip(&after).any(|(before, after)| after - before > MAX_QUIET_ENTRIES) {
-            self.trace.complain(format_args!("no quiet: the logs went from {before:?} to {after:?}"));
-        }
-    }
-
-    /// Reads every topic at every member from its beginning, and sees to it that nothing is missing.
-    async fn read_all(&self) {
-        let mut holdings: BTreeMap<Spot, (Place, Vec<u64>)> = BTreeMap::new();
-        for (cluster, world) in self.worlds.iter().enumerate() {
-            for topic in TOPICS {
-                for member in 0..MEMBERS {
-                    let mut from_seq = 0;
-                    let mut own = Vec::new();
-                    loop {
-                        let page = match read_page(world, member, topic, query(from_seq, Consistency::Strong))
-                            .await
-                        {
-                            Ok(page) => page,
-                            Err(Some(Code::TopicNotFound)) => break,
-                            Err(code) => {
-                                world.trace.complain(format_args!("m{} {topic}: {code:?}", member + 1));
-                                return;
-                            }
-                        };
-                        self.book.page(&world.name, topic, from_seq, &page);
-                        let first_here = page.records.iter().filter(|record| record.origin.is_none());
-                        own.extend(first_here.map(|record| record.seq));
-                        from_seq = page.next_from_seq;
-                        if page.caught_up {
-                            let place = (world.name.clone(), topic.to_owned(), page.epoch);
-                            holdings.insert((cluster, topic), (place, own));
-                            break;
-                        }
-                    }
-                }
-            }
-        }
-        for (spot, sources) in self.origins_of() {
-            let Some((place, _)) = holdings.get(&spot) else { continue };
-            let kept =
-                sources.iter().filter(|source| matches!(kind(source.1), Kind::Steady | Kind::Fleeting));
-            for (from, own) in kept.filter_map(|source| holdings.get(source)) {
-                let lacking = own.iter().find(|seq| !self.book.is_seen(place, &(from.clone(), **seq)));
-                if let Some(seq) = lacking {
-                    self.trace.complain(format_args!("{place:?} does not show seq {seq} of {from:?}"));
-                }
-            }
-        }
     }
 }
