@@ -9,5 +9,6 @@ mod model;
 mod model_route;
 mod random;
 mod sessions;
+mod steps;
 mod topologies;
 mod world;
