@@ -7,7 +7,7 @@ use antiphon::engine::{Consistency, Engine, Page, PageQuery};
 use antiphon::error::{Code, Error};
 use antiphon::filter::TagMatch;
 use antiphon::record::Record;
-use antiphon::state::{Append, Create, Draft, Outcome, Refusal, TopicConfig};
+use antiphon::state::{Append, AppendPart, Create, Draft, Outcome, Refusal, TopicConfig};
 use antiphon::storage::sim_disk::Dice;
 
 use crate::member::engine_of;
@@ -71,7 +71,8 @@ pub async fn run(world: Arc<World>, number: usize, mut dice: Dice) {
         tokio::time::sleep(dice.time_ms(0, pause_ms)).await;
         let member = dice.below(MEMBERS as u64) as usize;
         match dice.below(100) {
-            0..50 => client.append(member, &mut dice).await,
+            0..45 => client.append(member, &mut dice).await,
+            45..50 => client.append_both(member, &mut dice).await,
             50..85 => client.read(member, &mut dice).await,
             85..92 => client.configure(member, &mut dice).await,
             92..96 => client.prune(member, &mut dice).await,
@@ -223,6 +224,38 @@ impl Client {
             _ => &LOSING,
         };
         group[dice.below(group.len() as u64) as usize]
+    }
+
+    /// One record to each of two topics, in one command.
+    async fn append_both(&self, member: usize, dice: &mut Dice) {
+        let world = &self.world;
+        let begun = [STEADY[0], STEADY[1]].map(|topic| (topic, world.oracle.begin_append(topic, 1)));
+        let parts = begun.map(|(topic, _)| AppendPart {
+            append: Append {
+                topic,
+                create: Create::With(config(topic, dice)),
+                expect_head_seq: None,
+                idempotency_key: None,
+            },
+            record_count: 1,
+        });
+        let texts = begun.map(|(_, number)| (data((number, 0), 0), tag((number, 0))));
+        let records = texts.iter().map(|(data, tag)| Record { data, tag: Some(tag), ..Record::default() });
+        let told = propose(world, member, Draft::append_many(&parts, records, 200)).await;
+        let fates = match &told {
+            Told::Outcome(Outcome::AppendedMany(appended)) if appended.len() == begun.len() => {
+                appended.iter().map(|part| Fate::Acked { first_seq: part.first_seq }).collect()
+            }
+            Told::Outcome(other) => {
+                world.trace.complain(format_args!("an append to two topics came out as {other:?}"));
+                vec![Fate::Unknown; begun.len()]
+            }
+            Told::Refused(_) | Told::Down => vec![Fate::Refused; begun.len()],
+            Told::Unknown => vec![Fate::Unknown; begun.len()],
+        };
+        for ((_, number), fate) in begun.into_iter().zip(fates) {
+            world.oracle.end_append(number, fate, false);
+        }
     }
 
     async fn append(&mut self, first_member: usize, dice: &mut Dice) {
