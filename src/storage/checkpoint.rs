@@ -18,6 +18,7 @@ use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -92,6 +93,9 @@ pub struct SledCheckpoint {
 /// Memory that sled may use to cache pages.
 const CACHE_BYTES: u64 = 32 << 20;
 const TREE: &[u8] = b"checkpoint";
+/// How long a lock is waited for that this process itself still holds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// Where the sum is kept; no other key is empty.
 const SUM_KEY: &[u8] = b"";
 
@@ -106,14 +110,7 @@ fn item_digest(key: &[u8], value: &[u8]) -> u64 {
 impl SledCheckpoint {
     /// Opens or creates the checkpoint in `dir`.
     pub fn open(dir: &Path) -> io::Result<Self> {
-        // Segment size and compression stay at sled's defaults: smaller segments have deadlocked it.
-        // It flushes when we say so, not on a timer: a half-written batch is worth nothing to us.
-        let db = sled::Config::new()
-            .path(dir)
-            .cache_capacity(CACHE_BYTES)
-            .flush_every_ms(None)
-            .open()
-            .map_err(into_io)?;
+        let db = open_database(dir).map_err(into_io)?;
         let tree = db.open_tree(TREE).map_err(into_io)?;
         let file = File::open(dir.join("db"))?;
         file.sync_all()?;
@@ -123,6 +120,27 @@ impl SledCheckpoint {
             None => 0,
         };
         Ok(SledCheckpoint { tree, db, file, sum: Mutex::new(sum) })
+    }
+}
+
+/// Opens sled's database, which holds a lock on its file. The data directory has a lock of its own, so whoever else
+/// holds this one is this very process, and is letting go: an earlier database whose threads are ending, or a child
+/// that was forked and has not become another program yet.
+fn open_database(dir: &Path) -> sled::Result<sled::Db> {
+    // Segment size and compression stay at sled's defaults: smaller segments have deadlocked it.
+    // It flushes when we say so, not on a timer: a half-written batch is worth nothing to us.
+    let config = sled::Config::new().path(dir).cache_capacity(CACHE_BYTES).flush_every_ms(None);
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match config.open() {
+            // sled tells it in words only.
+            Err(sled::Error::Io(error))
+                if error.to_string().contains("could not acquire lock") && Instant::now() < deadline =>
+            {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            opened => return opened,
+        }
     }
 }
 
@@ -340,6 +358,23 @@ mod tests {
         }
         println!("{same} loads were not affected, {noticed} failed, {panicked} ended in a panic");
         assert!(noticed > 20, "{noticed}");
+    }
+
+    #[test]
+    fn a_database_that_is_being_let_go_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = SledCheckpoint::open(dir.path()).unwrap();
+        held.write(vec![(b"k".to_vec(), Some(b"v".to_vec()))]).unwrap();
+        let (opening, is_opening) = std::sync::mpsc::channel();
+        let path = dir.path().to_owned();
+        let next = std::thread::spawn(move || {
+            opening.send(()).unwrap();
+            SledCheckpoint::open(&path)
+        });
+        is_opening.recv().unwrap();
+        drop(held);
+        let next = next.join().unwrap().unwrap();
+        assert_eq!(next.get(b"k").unwrap().as_deref(), Some(&b"v"[..]));
     }
 
     fn walk(dir: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
