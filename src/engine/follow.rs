@@ -278,14 +278,8 @@ impl Following {
 /// What a page must be like to become a frame of `view`.
 pub(super) fn query_of(view: &View) -> PageQuery {
     PageQuery {
-        from_seq: 0,
-        from_ts_ms: None,
-        limit: view.limit,
-        max_bytes: view.max_bytes,
         drop_nodes: view.drop_nodes.clone(),
         filter: view.filter.clone(),
-        epoch: None,
-        consistency: Consistency::Eventual,
-        wait_ms: 0,
+        ..PageQuery::here(view.limit, view.max_bytes)
     }
 }

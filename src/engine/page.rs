@@ -41,6 +41,23 @@ pub struct PageQuery {
     pub wait_ms: u64,
 }
 
+impl PageQuery {
+    /// A page from wherever it is started, of what this member has applied.
+    pub(super) fn here(limit: usize, max_bytes: usize) -> Self {
+        PageQuery {
+            from_seq: 0,
+            from_ts_ms: None,
+            limit,
+            max_bytes,
+            drop_nodes: Vec::new(),
+            filter: None,
+            epoch: None,
+            consistency: Consistency::Eventual,
+            wait_ms: 0,
+        }
+    }
+}
+
 /// One record of a page.
 #[derive(Debug, Clone)]
 pub struct PageRecord {

@@ -61,7 +61,7 @@ pub struct PullQuery {
     pub cursors: BTreeMap<String, PullCursor>,
     /// Where to begin in topics without a cursor; `None`: with their first record.
     pub start: Option<RouterStart>,
-    pub filter: Option<Filter>,
+    pub filter: Option<Arc<Filter>>,
     /// The cluster that asks, and the topic there; `None`: of the same name. What comes from there is left out.
     pub puller_id: u128,
     pub dest: Option<String>,
@@ -134,10 +134,8 @@ impl Engine {
     /// The instance that records of `shared` without an origin come from. Errors: `no_leader` before the cluster
     /// has written down who it is.
     pub fn instance_of(&self, shared: &SharedTopic) -> Result<Arc<Instance>, Error> {
-        let cluster = self.inner.node.applied().cluster().ok_or_else(|| self.no_leader())?;
-        let topic = shared.read().name.clone();
-        let (cluster_id, cluster) = (cluster.id, cluster.name.into());
-        Ok(Arc::new(Instance { cluster_id, cluster, topic, epoch: shared.epoch }))
+        let cluster = self.own_cluster().ok_or_else(|| self.no_leader())?;
+        Ok(Instance::of_topic(&cluster, shared.read().name.clone(), shared.epoch))
     }
 
     /// Waits until there is something to say, or for as long as the query wants to. Errors: `no_leader`;
@@ -299,9 +297,11 @@ impl Engine {
                 Start::after(&topic, page.to_seq)
             };
             let gap = start.tombstone.as_ref().and_then(|tombstone| tombstone.origin.clone());
-            let limits = (MAX_PULLED_RECORDS - records, max_bytes - bytes);
+            let filter = query.filter.clone();
+            let page_query =
+                PageQuery { filter, ..PageQuery::here(MAX_PULLED_RECORDS - records, max_bytes - bytes) };
             let cursor_after = start.cursor;
-            let Some(read) = self.read_page(shared, &page_query(query, limits), start).await? else {
+            let Some(read) = self.read_page(shared, &page_query, start).await? else {
                 continue;
             };
             if let Some(gap) = gap.filter(|gap| !is_echo(&gap.instance)) {
@@ -340,7 +340,7 @@ impl Engine {
         if start.cursor != seq - 1 {
             return Ok(true);
         }
-        let one = PageQuery { limit: 1, max_bytes: 1, ..page_query_unfiltered() };
+        let one = PageQuery::here(1, 1);
         let page = self.read_page(shared, &one, start).await?;
         let found = page.and_then(|page| page.records.into_iter().next());
         Ok(found.is_none_or(|record| record.seq != *seq || record.entry_id == *entry))
@@ -368,22 +368,4 @@ fn entry_at(page: &Page) -> Option<EntryId> {
 
 fn records_bytes(page: &Page) -> usize {
     page.records.iter().map(|record| record.stored().len() + ITEM_BYTES).sum()
-}
-
-fn page_query(query: &PullQuery, (limit, max_bytes): (usize, usize)) -> PageQuery {
-    PageQuery { limit, max_bytes, filter: query.filter.clone().map(Arc::new), ..page_query_unfiltered() }
-}
-
-fn page_query_unfiltered() -> PageQuery {
-    PageQuery {
-        from_seq: 0,
-        from_ts_ms: None,
-        limit: 0,
-        max_bytes: 0,
-        drop_nodes: Vec::new(),
-        filter: None,
-        epoch: None,
-        consistency: Consistency::Eventual,
-        wait_ms: 0,
-    }
 }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::Engine;
 use super::hub::Bell;
 use super::page::{PageQuery, Start};
-use super::{Consistency, Engine};
 use crate::error::Error;
 use crate::filter::Filter;
 use crate::limits::{MAX_PAGE_BYTES, MAX_ROUTED_RECORDS_PER_ROUTER};
 use crate::raft::{Leader, Leadership};
-use crate::state::{Cluster, Ranges, SharedTopic};
+use crate::state::{Cluster, Ranges, SharedTopic, push_range};
 
 impl Leadership {
     /// Whether this member leads.
@@ -48,28 +48,15 @@ impl Engine {
         from_seq: u64,
         filter: &Filter,
     ) -> Result<(u64, Ranges), Error> {
-        let query = PageQuery {
-            from_seq: 0,
-            from_ts_ms: None,
-            limit: MAX_ROUTED_RECORDS_PER_ROUTER as usize,
-            max_bytes: MAX_PAGE_BYTES,
-            drop_nodes: Vec::new(),
-            filter: Some(Arc::new(filter.clone())),
-            epoch: None,
-            consistency: Consistency::Eventual,
-            wait_ms: 0,
-        };
+        let limit = MAX_ROUTED_RECORDS_PER_ROUTER as usize;
+        let filter = Some(Arc::new(filter.clone()));
+        let query = PageQuery { filter, ..PageQuery::here(limit, MAX_PAGE_BYTES) };
         loop {
             let start = Start::after(&shared.read(), from_seq);
             // The floors have moved if there is no page.
             let Some(page) = self.read_page(shared, &query, start).await? else { continue };
             let mut picked: Ranges = Vec::new();
-            for record in &page.records {
-                match picked.last_mut() {
-                    Some(last) if last.end() + 1 == record.seq => *last = *last.start()..=record.seq,
-                    _ => picked.push(record.seq..=record.seq),
-                }
-            }
+            page.records.iter().for_each(|record| push_range(&mut picked, record.seq..=record.seq));
             return Ok((page.next_from_seq, picked));
         }
     }

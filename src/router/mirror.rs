@@ -242,7 +242,7 @@ impl Mirror {
             cursors,
             // Topics that appear later begin with their first record (C-MIRROR-04).
             start: router.remote_cluster.is_none().then_some(self.config.start),
-            filter: self.config.filter.clone(),
+            filter: self.config.filter.clone().map(Arc::new),
             puller_id: self.own.id,
             dest: (self.config.dest != "*").then(|| self.config.dest.clone()),
             wait_ms: wait.as_millis() as u64,

@@ -1,13 +1,11 @@
 //! The side of a mirror that is read: a pull from another cluster, answered.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
 use super::wire::{PullRequest, encode_answer};
 use crate::engine::{Engine, PulledTopic};
 use crate::error::{Code, Error};
-use crate::state::{Cluster, Instance};
+use crate::state::Instance;
 
 /// Waits for what the pull is about, and writes it down. Errors: `topic_not_found`, `no_leader`, `internal` on
 /// damage.
@@ -19,17 +17,9 @@ pub async fn answer_pull(engine: &Engine, request: &PullRequest) -> Result<Bytes
         true => Vec::new(),
         false => engine.pull(&request.query).await?,
     };
-    encode_answer(&cluster, &topics, |topic| own_instance(&cluster, topic)).map_err(|malformed| {
+    let own = |topic: &PulledTopic| Instance::of_topic(&cluster, topic.topic.clone(), topic.epoch);
+    encode_answer(&cluster, &topics, own).map_err(|malformed| {
         tracing::error!("a pull failed: {malformed}");
         Error::new(Code::Internal, format!("this member cannot read what it stored: {malformed}"))
-    })
-}
-
-fn own_instance(cluster: &Cluster, topic: &PulledTopic) -> Arc<Instance> {
-    Arc::new(Instance {
-        cluster_id: cluster.id,
-        cluster: cluster.name.as_str().into(),
-        topic: topic.topic.clone(),
-        epoch: topic.epoch,
     })
 }

@@ -16,8 +16,10 @@ use crate::engine::{Lost, PullCursor, PullQuery, Pulled, PulledItem, PulledTopic
 use crate::filter::Filter;
 use crate::limits::{MAX_PULL_BYTES, MAX_PULL_WAIT_MS};
 use crate::record::{HeaderEdit, put_edited};
-use crate::state::{Cluster, CopyItem, Instance, Ranges, Start, TopicType, put_items, put_ranges};
-use crate::state::{read_items, read_ranges};
+use crate::state::{
+    Cluster, CopyItem, Instance, Ranges, Start, TopicType, put_entry_id, put_items, put_ranges,
+    read_entry_id, read_items, read_ranges,
+};
 use crate::storage::EntryId;
 
 const VERSION: u8 = 1;
@@ -88,7 +90,7 @@ impl PullRequest {
             &self.query;
         let mut out = BytesMut::new();
         out.put_u8(VERSION);
-        put_cluster(&mut out, &self.puller);
+        self.puller.encode(&mut out);
         let (is_prefix, name) = match sources {
             Sources::One(topic) => (0, topic),
             Sources::Prefix(prefix) => (1, prefix),
@@ -102,7 +104,7 @@ impl PullRequest {
             put_blob(&mut out, topic.as_bytes());
             put_varint(&mut out, *epoch);
             put_varint(&mut out, *seq);
-            put_entry(&mut out, *entry);
+            put_entry_id(&mut out, *entry);
         }
         let (kind, number) = match start {
             None => (0, None),
@@ -113,7 +115,7 @@ impl PullRequest {
         };
         out.put_u8(kind);
         put_optional_number(&mut out, number);
-        put_optional_text(&mut out, filter.as_ref().map(Filter::to_string).as_deref());
+        put_optional_text(&mut out, filter.as_ref().map(|filter| filter.to_string()).as_deref());
         put_optional_text(&mut out, dest.as_deref());
         put_varint(&mut out, *wait_ms);
         put_varint(&mut out, *max_bytes as u64);
@@ -133,7 +135,7 @@ impl PullRequest {
     }
 
     fn decode_rest(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let puller = read_cluster(reader)?;
+        let puller = Cluster::decode(reader)?;
         let is_prefix = reader.bool()?;
         let name = reader.text()?.to_owned();
         let sources = if is_prefix { Sources::Prefix(name) } else { Sources::One(name) };
@@ -144,7 +146,7 @@ impl PullRequest {
         let cursor = |reader: &mut Reader<'_>| -> Result<(String, PullCursor), Malformed> {
             let topic = reader.text()?.to_owned();
             let (epoch, seq) = (reader.varint()?, reader.varint()?);
-            Ok((topic, PullCursor { epoch, seq, entry: read_entry(reader)? }))
+            Ok((topic, PullCursor { epoch, seq, entry: read_entry_id(reader)? }))
         };
         let cursors: BTreeMap<String, PullCursor> =
             (0..count).map(|_| cursor(reader)).collect::<Result<_, _>>()?;
@@ -158,7 +160,7 @@ impl PullRequest {
             _ => return Err(reader.malformed()),
         };
         let filter = reader.optional_text()?.map(Filter::parse_canonical).transpose();
-        let filter = filter.map_err(|_| Malformed("pull: the filter"))?;
+        let filter = filter.map_err(|_| Malformed("pull: the filter"))?.map(Arc::new);
         let dest = reader.optional_text()?.map(str::to_owned);
         let wait_ms = reader.varint()?.min(MAX_PULL_WAIT_MS);
         let max_bytes = reader.varint()?.clamp(1, MAX_PULL_BYTES as u64) as usize;
@@ -227,7 +229,7 @@ pub fn encode_answer(
         let own = own(topic);
         put_varint(&mut body, u64::from(named.number(&own)));
         put_varint(&mut body, page.to_seq);
-        put_entry(&mut body, page.to_entry);
+        put_entry_id(&mut body, page.to_entry);
         put_lost(&mut body, &page.lost, &mut named);
         let (mut items, mut records) = (Vec::new(), BytesMut::new());
         let mut record_count = 0u64;
@@ -261,7 +263,7 @@ pub fn encode_answer(
     }
     let mut out = BytesMut::with_capacity(body.len() + 256);
     out.put_u8(VERSION);
-    put_cluster(&mut out, cluster);
+    cluster.encode(&mut out);
     put_varint(&mut out, named.all.len() as u64);
     named.all.iter().for_each(|instance| instance.put(&mut out));
     out.unsplit(body);
@@ -295,7 +297,7 @@ impl PullAnswer {
         if reader.u8()? != VERSION {
             return Err(Malformed("answer to a pull: of a version that is not known here"));
         }
-        let cluster = read_cluster(&mut reader)?;
+        let cluster = Cluster::decode(&mut reader)?;
         let count = reader.count(19)?;
         let instances: Vec<Instance> =
             (0..count).map(|_| Instance::read(&mut reader)).collect::<Result<_, _>>()?;
@@ -304,11 +306,7 @@ impl PullAnswer {
         for _ in 0..count {
             let topic = reader.text()?.to_owned();
             let epoch = reader.varint()?;
-            let topic_type = match reader.varint()? {
-                0 => TopicType::Log,
-                1 => TopicType::Queue,
-                _ => return Err(reader.malformed()),
-            };
+            let topic_type = TopicType::decode(&mut reader)?;
             let head_seq = reader.varint()?;
             let answer = match reader.u8()? {
                 ANSWERED_DIVERGED => Answered::Diverged,
@@ -329,7 +327,7 @@ fn read_page(
     instance_count: usize,
 ) -> Result<AnsweredPage, Malformed> {
     let instance = reader.varint_u32()?;
-    let (to_seq, to_entry) = (reader.varint()?, read_entry(reader)?);
+    let (to_seq, to_entry) = (reader.varint()?, read_entry_id(reader)?);
     let lost = read_lost(reader)?;
     let items = read_items(reader)?;
     let record_count = reader.count(2)?;
@@ -385,27 +383,6 @@ fn read_lost(reader: &mut Reader<'_>) -> Result<AnsweredLost, Malformed> {
     Ok(AnsweredLost { seqs, own, others })
 }
 
-fn put_cluster(out: &mut BytesMut, cluster: &Cluster) {
-    out.put_u128_le(cluster.id);
-    put_blob(out, cluster.name.as_bytes());
-}
-
-fn read_cluster(reader: &mut Reader<'_>) -> Result<Cluster, Malformed> {
-    Ok(Cluster { id: reader.u128()?, name: reader.text()?.to_owned() })
-}
-
-fn put_entry(out: &mut BytesMut, entry: Option<EntryId>) {
-    put_optional_number(out, entry.map(|entry| entry.term));
-    if let Some(entry) = entry {
-        put_varint(out, entry.index);
-    }
-}
-
-fn read_entry(reader: &mut Reader<'_>) -> Result<Option<EntryId>, Malformed> {
-    let Some(term) = reader.optional_number()? else { return Ok(None) };
-    Ok(Some(EntryId { term, index: reader.varint()? }))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -431,7 +408,7 @@ mod tests {
             excluded: BTreeSet::from(["m:x".into()]),
             cursors: BTreeMap::from([("m:a".into(), cursor)]),
             start: Some(Start::Ts(7)),
-            filter: Some(Filter::parse(r#"["tag","Eq","x"]"#).unwrap()),
+            filter: Some(Arc::new(Filter::parse(r#"["tag","Eq","x"]"#).unwrap())),
             puller_id: 5,
             dest: Some("d".into()),
             wait_ms: 100,

@@ -209,14 +209,13 @@ pub enum Command<'a> {
 }
 
 impl Cluster {
-    pub(super) fn encode(&self, out: &mut BytesMut) {
-        out.put_slice(&self.id.to_le_bytes());
+    pub fn encode(&self, out: &mut BytesMut) {
+        out.put_u128_le(self.id);
         put_blob(out, self.name.as_bytes());
     }
 
-    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let id = reader.bytes(16)?.try_into().map_err(|_| reader.malformed())?;
-        Ok(Cluster { id: u128::from_le_bytes(id), name: reader.text()?.to_owned() })
+    pub fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(Cluster { id: reader.u128()?, name: reader.text()?.to_owned() })
     }
 }
 

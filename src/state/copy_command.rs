@@ -155,11 +155,7 @@ impl<'a> CopyPart<'a> {
     fn decode(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
         let source = reader.text()?;
         let source_epoch = reader.varint()?;
-        let source_type = match reader.varint()? {
-            0 => TopicType::Log,
-            1 => TopicType::Queue,
-            _ => return Err(reader.malformed()),
-        };
+        let source_type = TopicType::decode(reader)?;
         let source_instance = reader.varint_u32()?;
         let dest = reader.text()?;
         let (dest_epoch, from_seq) = (reader.optional_number()?, reader.optional_number()?);

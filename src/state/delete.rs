@@ -387,7 +387,7 @@ pub fn match_run(
 }
 
 /// Adds a range above all that `ranges` hold.
-pub(super) fn push_range(ranges: &mut Ranges, range: RangeInclusive<u64>) {
+pub fn push_range(ranges: &mut Ranges, range: RangeInclusive<u64>) {
     match ranges.last_mut() {
         Some(last) if last.end() + 1 == *range.start() => *last = *last.start()..=*range.end(),
         _ => ranges.push(range),

@@ -183,12 +183,7 @@ impl State {
             return Ok(Planned::Stale);
         }
         let (source_topic, dest_topic) = (source.read(), dest.read());
-        let own = Arc::new(Instance {
-            cluster_id: cluster.id,
-            cluster: cluster.name.as_str().into(),
-            topic: source_topic.name.clone(),
-            epoch: source.epoch,
-        });
+        let own = Instance::of_topic(cluster, source_topic.name.clone(), source.epoch);
         let mut planner = self.planner(cluster.id, Some(&dest_topic), &router.dest, quota_left);
         let mut looked = Looked { expired_to_seq: 0, missing: None };
         let route = LocalRoute { source: &source_topic, own: &own, overlay, part, now_ms };

@@ -56,7 +56,7 @@ pub use command::{
     PutRouter, carries_records,
 };
 pub use copy_command::{Copy, CopyItem, CopyPart, RoutePart, put_items, read_items};
-pub use delete::{Ranges, match_run};
+pub use delete::{Ranges, match_run, push_range};
 pub use garbage::{EvictedBlock, Garbage};
 pub use intake::lost_seqs;
 pub use look::Look;
@@ -496,7 +496,8 @@ impl State {
     }
 }
 
-fn put_entry_id(out: &mut BytesMut, id: Option<EntryId>) {
+/// Appends the id of an entry that may be absent.
+pub fn put_entry_id(out: &mut BytesMut, id: Option<EntryId>) {
     match id {
         None => out.put_u8(0),
         Some(id) => {
@@ -507,7 +508,8 @@ fn put_entry_id(out: &mut BytesMut, id: Option<EntryId>) {
     }
 }
 
-fn read_entry_id(reader: &mut Reader<'_>) -> Result<Option<EntryId>, Malformed> {
+/// Reads what [`put_entry_id`] wrote.
+pub fn read_entry_id(reader: &mut Reader<'_>) -> Result<Option<EntryId>, Malformed> {
     if !reader.bool()? {
         return Ok(None);
     }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 
+use super::command::Cluster;
 use super::reported::Reported;
 use super::seq_set::SeqSet;
 use super::topic::TopicKey;
@@ -30,6 +31,12 @@ pub struct Instance {
 }
 
 impl Instance {
+    /// Where records are first written that are written in this topic of `cluster`.
+    pub fn of_topic(cluster: &Cluster, topic: Arc<str>, epoch: u64) -> Arc<Self> {
+        let name = cluster.name.as_str().into();
+        Arc::new(Instance { cluster_id: cluster.id, cluster: name, topic, epoch })
+    }
+
     pub fn put(&self, out: &mut BytesMut) {
         out.put_u128_le(self.cluster_id);
         put_blob(out, self.cluster.as_bytes());
@@ -139,11 +146,6 @@ impl Origins {
         self.all.push(Origin::new(instance.clone()));
         self.numbers.insert(instance.key(), number);
         number
-    }
-
-    /// Whether nothing from `seq` on was taken from the instance of this number.
-    pub fn is_new_from(&self, number: Option<u32>, seq: u64) -> bool {
-        number.and_then(|number| self.all.get(number as usize)).is_none_or(|origin| origin.last_seq < seq)
     }
 
     /// Whether everything was taken that another topic took, and what was reported as lost there is known too.

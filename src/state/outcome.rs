@@ -340,14 +340,6 @@ fn names(reader: &mut Reader<'_>) -> Result<Vec<String>, Malformed> {
     (0..count).map(|_| reader.text().map(str::to_owned)).collect()
 }
 
-fn topic_type(reader: &mut Reader<'_>) -> Result<TopicType, Malformed> {
-    match reader.u8()? {
-        0 => Ok(TopicType::Log),
-        1 => Ok(TopicType::Queue),
-        _ => Err(reader.malformed()),
-    }
-}
-
 impl TopicType {
     /// The name on the wire.
     pub fn name(self) -> &'static str {
@@ -404,7 +396,10 @@ impl Refusal {
     fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
         Ok(match reader.u8()? {
             0 => Refusal::TopicNotFound,
-            1 => Refusal::TypeDiffers { existing: topic_type(reader)?, requested: topic_type(reader)? },
+            1 => Refusal::TypeDiffers {
+                existing: TopicType::decode(reader)?,
+                requested: TopicType::decode(reader)?,
+            },
             2 => Refusal::NotEmpty { count: reader.varint()? },
             3 => Refusal::HeadMismatch { head_seq: reader.varint()? },
             4 => Refusal::SessionUnknown,

@@ -217,8 +217,7 @@ impl Router {
         router.forwarded_total = reader.varint()?;
         router.last_forwarded_ts_ms = reader.varint()?.checked_sub(1);
         if reader.bool()? {
-            let cluster = reader.bytes(16)?.try_into().map_err(|_| reader.malformed())?;
-            router.remote_cluster = Some(u128::from_le_bytes(cluster));
+            router.remote_cluster = Some(reader.u128()?);
         }
         router.next_ordinal = reader.varint()?;
         router.config_parts = parts;

@@ -109,11 +109,6 @@ impl Routers {
         self.index.read().by_name.values().cloned().collect()
     }
 
-    /// Local routers that read `source`, in byte order of name.
-    pub fn local_from(&self, source: &str) -> Vec<Arc<SharedRouter>> {
-        self.index.read().by_source.get(source).map_or(Vec::new(), |found| found.values().cloned().collect())
-    }
-
     /// Up to `count` routers in byte order of name.
     pub fn page(&self, query: RouterQuery<'_>, count: usize) -> Vec<Arc<SharedRouter>> {
         let RouterQuery { prefix, source, dest, after } = query;

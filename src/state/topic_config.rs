@@ -59,6 +59,17 @@ pub struct TopicConfig {
     pub delete_marker_ttl_ms: u64,
 }
 
+impl TopicType {
+    /// Reads its number, one byte.
+    pub fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        match reader.u8()? {
+            0 => Ok(TopicType::Log),
+            1 => Ok(TopicType::Queue),
+            _ => Err(reader.malformed()),
+        }
+    }
+}
+
 impl Default for TopicConfig {
     fn default() -> Self {
         TopicConfig {
@@ -118,11 +129,7 @@ impl TopicConfig {
         if reader.u8()? != VERSION {
             return Err(Malformed("topic config: written by a newer version"));
         }
-        let topic_type = match reader.u8()? {
-            0 => TopicType::Log,
-            1 => TopicType::Queue,
-            _ => return Err(reader.malformed()),
-        };
+        let topic_type = TopicType::decode(reader)?;
         let discard = match reader.u8()? {
             0 => Discard::Old,
             1 => Discard::Reject,
