@@ -122,6 +122,9 @@ pub const MAX_APPEND_BYTES: usize = 2 << 20;
 pub const APPEND_PIPELINE_DEPTH: usize = 3;
 /// Commands that one forwarded frame carries at most.
 pub const MAX_FORWARD_COMMANDS: usize = 512;
+/// Connections that are taken from members at once, and those on which it is not yet known who calls.
+pub const MAX_PEER_CONNECTIONS: usize = 128;
+pub const MAX_PEER_HANDSHAKES: usize = 64;
 /// Frames that may wait to be written to one peer connection.
 pub const PEER_QUEUE_FRAMES: usize = 1024;
 /// Bytes of state or entries in one message to a member that takes over the state (one value always fits).
@@ -145,6 +148,12 @@ pub const RECLAIM_BYTES_PER_S: u64 = 32 << 20;
 pub const EXPORT_ENTRIES: u64 = 1_000_000;
 /// And after this time, if anything changed.
 pub const EXPORT_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Fewest files that a member can run with; what it keeps for its disk and for what it connects to, most of it;
+/// and most connections of clients that it takes by default.
+pub const MIN_FILES: u64 = 128;
+pub const MAX_RESERVED_FILES: u64 = 256;
+pub const MAX_CONNECTIONS: u64 = 20_000;
 
 /// Longest time, in milliseconds, in which the head of the next request must come, an idle connection's
 /// too.

@@ -6,6 +6,7 @@
 //! handed in.
 
 mod damage;
+mod file_limit;
 mod opening;
 
 use std::fs::File;
@@ -33,6 +34,7 @@ use crate::raft::{
 use crate::router::{self, HttpRemote};
 use crate::state::ClusterLimits;
 use crate::storage::{Disk, RealDisk, Room};
+use file_limit::FileShares;
 use opening::Storage;
 
 /// How often the state is saved.
@@ -55,6 +57,10 @@ pub enum Next {
 pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let random = SystemRandom::shared();
+    let files = FileShares::raise().map_err(|line| anyhow!(line))?;
+    if let Some(line) = files.warning(settings.max_sse_connections) {
+        tracing::warn!("{line}");
+    }
     let keys = match &settings.api_keys {
         Some(secret) => Keys::parse(secret.expose()).map_err(|error| anyhow!("{error}"))?,
         None => Keys::default(),
@@ -103,7 +109,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     let mut services = Services::default();
     services.spawn("room", room.clone().watch());
     if let Some(listener) = peer_listener {
-        services.spawn("peers", accept_peers(listener, node.clone(), keeper.clone()));
+        services.spawn("peers", accept_peers(listener, node.clone(), keeper.clone(), files.peers));
     }
     services
         .spawn("checkpoint", storage.applied.clone().save_periodically(CHECKPOINT_INTERVAL, room.clone()));

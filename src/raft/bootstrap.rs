@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::acceptor::CallerCheck;
 use super::handshake::{Call, HandshakeError, Hello};
 use super::identity::{ClusterId, Identity};
 use super::node::Node;
-use super::peer_service::CallerCheck;
 use super::peers::Me;
 use super::types::Member;
 use crate::clock::Random;

@@ -1,18 +1,21 @@
 //! How two members make sure of each other.
 //!
-//! Each side says who it is and shows that it knows the cluster's secret, by an HMAC over both sides'
-//! words, each of which holds a fresh nonce; the secret itself is never sent. The words also say which
-//! Raft id is meant: a member that lost its disk has a new id, and must not be taken for its old self.
+//! Each side shows that it knows the cluster's secret, by an HMAC over what was said before, in which there is a
+//! fresh nonce of either; the secret itself is never sent. The words also say which Raft id is meant: a member
+//! that lost its disk has a new id, and must not be taken for its old self.
 //!
 //! ```text
 //! dialer   -> hello
-//! acceptor -> verdict u8 | hello + mac, or the reason for a refusal
-//! dialer   -> mac
-//! acceptor -> verdict u8 | nothing, or the reason for a refusal
+//! acceptor -> CHALLENGE u8 | nonce, or REFUSED u8 | reason
+//! dialer   -> mac over the hello and the challenge
+//! acceptor -> verdict u8 | what belongs to it | mac over the hello, the challenge and this answer
 //! ```
 //!
-//! One refusal is not for people only: a member whose place in the cluster has been given to another data
-//! directory is told by which membership, and ends (`membership.rs: replacement`).
+//! - Who listens tells a stranger nothing: not its name, and no HMAC that a weak secret could be guessed by.
+//! - The dialer acts on nothing that it cannot verify. An early refusal is a text for people, and marked as such:
+//!   anybody may answer at the address of a member that is down.
+//! - One verdict is not for people only: a member whose place in the cluster has been given to another data
+//!   directory is told by which membership, and ends (`membership.rs: replacement`).
 
 use std::io;
 use std::time::Duration;
@@ -28,13 +31,16 @@ use super::types::Member;
 use crate::codec::{Malformed, Reader, put_blob};
 
 /// Version of the protocol between members.
-pub const PROTOCOL: u16 = 2;
+pub const PROTOCOL: u16 = 3;
 const MAGIC: &[u8; 4] = b"anti";
 const MAX_WORDS_BYTES: usize = 4096;
-/// Verdicts.
+/// Longest text of another process that is repeated in a log line.
+const MAX_REASON_CHARS: usize = 300;
+/// What the acceptor's words begin with.
 const REFUSED: u8 = 0;
 const ACCEPTED: u8 = 1;
 const REPLACED: u8 = 2;
+const CHALLENGE: u8 = 3;
 /// Time for the whole handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -118,9 +124,9 @@ impl std::fmt::Display for HandshakeError {
 type Nonce = [u8; 16];
 type Tag = [u8; 32];
 
-fn mac(secret: &[u8], role: &str, call: &[u8], answer: &[u8]) -> Hmac<Sha256> {
+fn mac(secret: &[u8], role: &str, call: &[u8], challenge: &[u8], answer: &[u8]) -> Hmac<Sha256> {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("a key of any length will do");
-    for part in [role.as_bytes(), call, answer] {
+    for part in [role.as_bytes(), call, challenge, answer] {
         mac.update(&(part.len() as u64).to_le_bytes());
         mac.update(part);
     }
@@ -181,35 +187,43 @@ async fn receive(stream: &mut dyn PeerStream) -> io::Result<Vec<u8>> {
     Ok(words)
 }
 
-/// Receives words behind a verdict.
-async fn receive_accepted(stream: &mut dyn PeerStream) -> Result<Vec<u8>, HandshakeError> {
+/// What another process says, fit for a log line.
+fn quoted(reason: &[u8]) -> String {
+    let text = String::from_utf8_lossy(reason);
+    text.chars().filter(|char| !char.is_control()).take(MAX_REASON_CHARS).collect()
+}
+
+/// The acceptor's challenge. A refusal in its place cannot be verified.
+async fn receive_challenge(stream: &mut dyn PeerStream) -> Result<Nonce, HandshakeError> {
     let words = receive(stream).await?;
     match words.split_first() {
-        Some((&ACCEPTED, words)) => Ok(words.to_vec()),
+        Some((&CHALLENGE, nonce)) => Ok(nonce.try_into().map_err(|_| Malformed("handshake"))?),
+        Some((&REFUSED, reason)) => Err(HandshakeError::Refused(format!(
+            "whoever answers there refused this member (not verified): {}",
+            quoted(reason)
+        ))),
+        _ => Err(Malformed("handshake").into()),
+    }
+}
+
+/// The acceptor's verdict, from its own words once they are verified.
+fn read_verdict(words: &[u8]) -> Result<Hello, HandshakeError> {
+    match words.split_first() {
+        Some((&ACCEPTED, hello)) => {
+            let mut reader = Reader::new(hello, "handshake");
+            let hello = read_hello(&mut reader)?;
+            reader.finish()?;
+            Ok(hello)
+        }
         Some((&REPLACED, membership)) => {
             let membership = membership.try_into().map_err(|_| Malformed("handshake"))?;
             Err(HandshakeError::Replaced(u64::from_le_bytes(membership)))
         }
-        Some((_, reason)) => Err(HandshakeError::Refused(format!(
-            "it refused this member: {}",
-            String::from_utf8_lossy(reason)
-        ))),
-        None => Err(Malformed("handshake").into()),
+        Some((&REFUSED, reason)) => {
+            Err(HandshakeError::Refused(format!("it refused this member: {}", quoted(reason))))
+        }
+        _ => Err(Malformed("handshake").into()),
     }
-}
-
-async fn refuse(stream: &mut dyn PeerStream, reason: &str) {
-    let mut words = vec![REFUSED];
-    words.extend_from_slice(reason.as_bytes());
-    // The refusal stands whether or not it can be told.
-    let _ = send(stream, &words).await;
-}
-
-async fn tell_replaced(stream: &mut dyn PeerStream, membership: u64) {
-    let mut words = vec![REPLACED];
-    words.extend_from_slice(&membership.to_le_bytes());
-    // As above.
-    let _ = send(stream, &words).await;
 }
 
 const WRONG_SECRET: &str = "its --cluster-secret differs from this member's";
@@ -227,17 +241,16 @@ pub async fn dial(
     words.put_u64_le(call.expected_node_id);
     words.put_u64_le(call.seen_membership);
     send(stream, &words).await?;
-    let answer = receive_accepted(stream).await?;
+    let challenge = receive_challenge(stream).await?;
+    let own: Tag = mac(secret, "dialer", &words, &challenge, &[]).finalize().into_bytes().into();
+    send(stream, &own).await?;
+    let answer = receive(stream).await?;
     let (answer, tag) = answer.split_last_chunk::<32>().ok_or(Malformed("handshake"))?;
-    let hello = read_hello(&mut Reader::new(answer, "handshake"))?;
     let tag: &Tag = tag;
-    if mac(secret, "acceptor", &words, answer).verify_slice(tag).is_err() {
+    if mac(secret, "acceptor", &words, &challenge, answer).verify_slice(tag).is_err() {
         return Err(HandshakeError::Refused(WRONG_SECRET.into()));
     }
-    let own: Tag = mac(secret, "dialer", &words, answer).finalize().into_bytes().into();
-    send(stream, &own).await?;
-    receive_accepted(stream).await?;
-    Ok(hello)
+    read_verdict(answer)
 }
 
 /// The acceptor's side. `check` decides whether the caller is welcome; its error is told to it: one of
@@ -259,31 +272,47 @@ pub async fn accept(
             seen_membership: reader.u64()?,
         },
         Err(error) => {
-            refuse(stream, "it speaks another version of the protocol between members").await;
+            let mut refusal = vec![REFUSED];
+            refusal.extend_from_slice(b"it speaks another version of the protocol between members");
+            // The refusal stands whether or not it can be told.
+            let _ = send(stream, &refusal).await;
             return Err(error);
         }
     };
-    let mut answer = BytesMut::new();
-    put_hello(&mut answer, hello, &nonce);
-    let tag = mac(secret, "acceptor", &words, &answer).finalize().into_bytes();
-    let mut accepted = vec![ACCEPTED];
-    accepted.extend_from_slice(&answer);
-    accepted.extend_from_slice(&tag);
-    send(stream, &accepted).await?;
+    let mut first = vec![CHALLENGE];
+    first.extend_from_slice(&nonce);
+    send(stream, &first).await?;
     let theirs = receive(stream).await?;
-    if mac(secret, "dialer", &words, &answer).verify_slice(&theirs).is_err() {
-        refuse(stream, WRONG_SECRET).await;
-        return Err(HandshakeError::Refused(WRONG_SECRET.into()));
-    }
+    let knows_secret = mac(secret, "dialer", &words, &nonce, &[]).verify_slice(&theirs).is_ok();
     // Only who knows the secret learns whether it is welcome.
-    if let Err(error) = check(&call) {
-        match &error {
-            HandshakeError::Replaced(membership) => tell_replaced(stream, *membership).await,
-            error => refuse(stream, &error.to_string()).await,
+    let checked = match knows_secret {
+        true => check(&call),
+        false => Err(HandshakeError::Refused(WRONG_SECRET.into())),
+    };
+    let mut answer = BytesMut::new();
+    match &checked {
+        Ok(()) => {
+            answer.put_u8(ACCEPTED);
+            put_hello(&mut answer, hello, &nonce);
         }
-        return Err(error);
+        Err(HandshakeError::Replaced(membership)) => {
+            answer.put_u8(REPLACED);
+            answer.put_u64_le(*membership);
+        }
+        Err(error) => {
+            answer.put_u8(REFUSED);
+            answer.put_slice(error.to_string().as_bytes());
+        }
     }
-    send(stream, &[ACCEPTED]).await?;
+    // A caller with another secret gets no HMAC under this one.
+    let tag: Tag = match knows_secret {
+        true => mac(secret, "acceptor", &words, &nonce, &answer).finalize().into_bytes().into(),
+        false => [0; 32],
+    };
+    answer.put_slice(&tag);
+    let told = send(stream, &answer).await;
+    checked?;
+    told?;
     Ok(call)
 }
 
@@ -350,5 +379,65 @@ mod tests {
         assert!(matches!(dialed, Err(HandshakeError::Replaced(17))));
         let (dialed, _) = meet(b"secret", b"other", Err(HandshakeError::Replaced(17))).await;
         assert!(matches!(dialed, Err(HandshakeError::Refused(_))));
+    }
+
+    /// Dials a peer that says `answers`, one after each of the dialer's words.
+    async fn dial_scripted(answers: &[&[u8]]) -> Result<Hello, HandshakeError> {
+        let (mut left, mut right) = tokio::io::duplex(4096);
+        let call = Call { hello: hello("m1"), lane: Lane::Bulk, expected_node_id: 9, seen_membership: 5 };
+        let answering = async {
+            for answer in answers {
+                receive(&mut right).await?;
+                send(&mut right, answer).await?;
+            }
+            io::Result::Ok(())
+        };
+        let (dialed, _) = tokio::join!(dial(&mut left, b"secret", &call, [1; 16]), answering);
+        dialed
+    }
+
+    #[tokio::test]
+    async fn nobody_without_the_secret_is_believed_to_have_replaced_a_member() {
+        let replaced = [&[REPLACED][..], &[0xff; 8]].concat();
+        let challenge = [&[CHALLENGE][..], &[7; 16]].concat();
+        let dialed = dial_scripted(&[&replaced]).await;
+        assert!(matches!(dialed, Err(HandshakeError::Io(_))), "{dialed:?}");
+        for tag in [&[][..], &[0; 32]] {
+            let dialed = dial_scripted(&[&challenge, &[&replaced[..], tag].concat()]).await;
+            assert!(!matches!(dialed, Err(HandshakeError::Replaced(_))), "{dialed:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_stranger_says_is_marked_as_such_and_fits_a_line() {
+        let refusal = [&[REFUSED][..], b"no\nERROR forged\x1b[31m", &[b'x'; 3000]].concat();
+        let Err(HandshakeError::Refused(reason)) = dial_scripted(&[&refusal]).await else {
+            panic!("accepted")
+        };
+        assert!(reason.contains("not verified") && reason.contains("noERROR forged"), "{reason}");
+        assert!(reason.len() < 400 && !reason.contains(char::is_control), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_stranger_that_calls_is_told_nothing() {
+        let (mut left, mut right) = tokio::io::duplex(4096);
+        let stranger = async {
+            let mut words = BytesMut::new();
+            put_hello(&mut words, &hello("m1"), &[1; 16]);
+            words.put_slice(&[0; 17]);
+            send(&mut left, &words).await.unwrap();
+            let mut heard = receive(&mut left).await.unwrap();
+            send(&mut left, &[0; 32]).await.unwrap();
+            heard.extend(receive(&mut left).await.unwrap());
+            heard
+        };
+        let mut answer = hello("a-name");
+        answer.member.client_url = "http://an-address".into();
+        let accepting = accept(&mut right, b"secret", &answer, [2; 16], |_| Ok(()));
+        let (heard, accepted) = tokio::join!(stranger, accepting);
+        assert!(accepted.is_err());
+        let heard = String::from_utf8_lossy(&heard).into_owned();
+        assert!(!heard.contains("a-name") && !heard.contains("an-address"), "{heard}");
+        assert!(heard.contains("cluster-secret"), "{heard}");
     }
 }

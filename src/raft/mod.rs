@@ -4,6 +4,7 @@
 //! state, the protocol between members, and the way a cluster comes to be. Other rooms see a [`Node`]: it
 //! puts commands into the log, says who leads, and confirms reads.
 
+mod acceptor;
 mod admission;
 mod bootstrap;
 mod cluster_time;
@@ -27,6 +28,7 @@ mod transport;
 mod types;
 mod upkeep;
 
+pub use acceptor::{PeerLimits, accept_peers};
 pub use bootstrap::{IdentityKeeper, ListedMember, found_alone, found_listed};
 pub use cluster_time::ClusterTime;
 pub use connection::CallError;
@@ -37,7 +39,7 @@ pub use log::{LogReader, LogStore};
 pub use machine::{Applied, ApplyObserver, Machine};
 pub use membership::{keep_membership, seek_admission};
 pub use node::{Leader, Leadership, MemberStatus, Node, Parts, Timers};
-pub use peer_service::{PeerHandler, accept_peers};
+pub use peer_service::PeerHandler;
 pub use peers::{Me, Peer, Peers};
 pub use rpc::{Proposal, ReadPoint, Status};
 pub use runtime::{Runtime, seed_thread};

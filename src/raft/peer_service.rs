@@ -1,7 +1,6 @@
-//! What this member does for its peers: the accepting side of every connection.
+//! What this member does for its peers, once they were let in (`acceptor.rs`).
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,17 +10,15 @@ use futures_util::{StreamExt, stream};
 use openraft::impls::EntryPayload;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 use super::admission::Application;
 use super::connection::{Frame, FrameReader, FrameSender, Outgoing, write_frames};
-use super::handshake::{self, Call, HANDSHAKE_TIMEOUT, HandshakeError};
+use super::handshake::Call;
 use super::membership::consider;
 use super::node::Node;
-use super::peers::check_same_cluster;
 use super::rpc::{self, Body, Kind};
 use super::transfer_rpc::{self, InstallRequest};
-use super::transport::{PeerListener, PeerStream};
+use super::transport::PeerStream;
 use super::types::AppendRequest;
 use crate::limits::{APPEND_PIPELINE_DEPTH, PEER_QUEUE_FRAMES};
 use crate::state::carries_records;
@@ -32,12 +29,6 @@ use crate::task;
 /// takes a stream for dead.
 const HOLD_TIME: Duration = Duration::from_millis(20);
 
-/// Learns that a member of the cluster has called this one by its Raft id.
-pub trait CallerCheck: Send + Sync + 'static {
-    /// Whether the caller is welcome; an error is a sentence for the operators of both.
-    fn check(&self, call: &Call) -> Result<(), String>;
-}
-
 /// Answers what members ask each other that this room knows nothing of.
 pub trait PeerHandler: Send + Sync + 'static {
     /// The answer to a request, at once; an error is a sentence for people.
@@ -47,82 +38,8 @@ pub trait PeerHandler: Send + Sync + 'static {
     fn links(&self, request: &[u8]) -> Result<BytesMut, String>;
 }
 
-/// Accepts connections until the listener fails.
-pub async fn accept_peers(
-    mut listener: Box<dyn PeerListener>,
-    node: Arc<Node>,
-    check: Arc<dyn CallerCheck>,
-) -> io::Result<()> {
-    let refusals = Arc::new(Refusals::default());
-    loop {
-        let (stream, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file handles, say: the next attempt may succeed, and must not spin.
-                tracing::warn!("cannot accept a connection of a peer: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let (node, check, refusals) = (node.clone(), check.clone(), refusals.clone());
-        task::spawn(async move {
-            match greet(stream, &node, &*check).await {
-                Ok((stream, caller)) => serve(stream, node, caller).await,
-                Err(HandshakeError::Io(error)) => tracing::debug!("no handshake with {from}: {error}"),
-                Err(refusal) => refusals.tell(&from, refusal.to_string()),
-            }
-        });
-    }
-}
-
-/// Tells of refused connections. Whoever is refused tries again many times a second: the same reason is
-/// told once a minute.
-#[derive(Default)]
-struct Refusals {
-    last: Mutex<Option<(String, Instant)>>,
-}
-
-impl Refusals {
-    fn tell(&self, from: &str, reason: String) {
-        const AGAIN_AFTER: Duration = Duration::from_secs(60);
-        let mut last = self.last.lock();
-        if last.as_ref().is_some_and(|(told, at)| *told == reason && at.elapsed() < AGAIN_AFTER) {
-            return;
-        }
-        tracing::warn!("refused a connection from {from}: {reason}");
-        *last = Some((reason, Instant::now()));
-    }
-}
-
-async fn greet(
-    mut stream: Box<dyn PeerStream>,
-    node: &Node,
-    check: &dyn CallerCheck,
-) -> Result<(Box<dyn PeerStream>, Call), HandshakeError> {
-    let me = node.peers().me();
-    let (hello, nonce) = (me.hello(), node.peers().nonce());
-    let check = |call: &Call| {
-        check_same_cluster(me, &call.hello).map_err(HandshakeError::Refused)?;
-        if let Some(place) = node.replacement_of(call) {
-            return Err(HandshakeError::Replaced(place));
-        }
-        if call.expected_node_id != 0 && call.expected_node_id != me.node_id {
-            return Err(HandshakeError::Refused(format!(
-                "member {} was called by an id that it does not have: its data directory is not the one \
-                 that the cluster knows",
-                me.member.name
-            )));
-        }
-        check.check(call).map_err(HandshakeError::Refused)
-    };
-    let accepting = handshake::accept(&mut *stream, me.secret(), &hello, nonce, check);
-    let call = tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting)
-        .await
-        .unwrap_or_else(|_| Err(HandshakeError::Io(io::ErrorKind::TimedOut.into())))?;
-    Ok((stream, call))
-}
-
-async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: Call) {
+/// Serves a caller that was let in, as long as its connection lasts.
+pub(super) async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: Call) {
     let (read, write) = tokio::io::split(stream);
     let (replies, frames) = mpsc::channel(PEER_QUEUE_FRAMES);
     let writing = task::spawn(write_frames(write, frames));

@@ -22,6 +22,7 @@ mod minority;
 mod mirrors;
 mod network;
 mod oracle;
+mod peer_port;
 mod recipes;
 mod restart;
 mod settings;

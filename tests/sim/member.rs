@@ -7,8 +7,8 @@ use std::time::Duration;
 use antiphon::engine::{Engine, EngineOptions, Hub};
 use antiphon::raft::{
     Applied, ApplyObserver, ClusterTime, Export, Identity, IdentityKeeper, Installer, ListedMember, Me,
-    Member, Node, Parts, PeerTransport, Peers, accept_peers, clear_garbage, found_listed, free_space,
-    index_log, keep_membership, purge_log, seek_admission,
+    Member, Node, Parts, PeerLimits, PeerTransport, Peers, accept_peers, clear_garbage, found_listed,
+    free_space, index_log, keep_membership, purge_log, seek_admission,
 };
 use antiphon::router;
 use antiphon::state::{ClusterLimits, SharedTopic};
@@ -227,7 +227,7 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     let node = Node::start(peers, parts, world.setup.timers).await?;
 
     let (failure, failed) = mpsc::channel(4);
-    serve("peers", accept_peers(listener, node.clone(), keeper.clone()), &failure);
+    serve("peers", accept_peers(listener, node.clone(), keeper.clone(), PeerLimits::default()), &failure);
     serve("checkpoint", applied.clone().save_periodically(CHECKPOINT_INTERVAL, room.clone()), &failure);
     serve("indexing the log", index_log(log.indexer(), applied.clone(), room), &failure);
     let purging = purge_log(node.clone(), export, world.setup.kept_log_entries, world.setup.lag_patience);
