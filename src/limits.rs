@@ -16,6 +16,10 @@ pub const MAX_TAG_BYTES: usize = 256;
 pub const MAX_NODE_BYTES: usize = 128;
 /// Most bytes of a record's `key` and `channel`.
 pub const MAX_KEY_BYTES: usize = 256;
+/// Deepest nesting of arrays and objects in `data` and `meta`: parsers of readers often recurse.
+pub const MAX_NESTING: usize = 512;
+/// Most bytes of all headers of a record from another cluster, also of those that this version does not know.
+pub const MAX_RECORD_HEADERS_BYTES: usize = 64 << 10;
 /// Most characters of an idempotency key.
 pub const MAX_IDEMPOTENCY_KEY_CHARS: usize = 256;
 /// Most characters of a topic name.
@@ -178,6 +182,15 @@ pub const MAX_ROUTED_RECORDS_PER_ROUTER: u64 = 8192;
 /// Longest pause of a local router whose destination is full, in milliseconds.
 pub const MAX_ROUTE_PAUSE_MS: u64 = 1000;
 
+/// Above every seq, epoch and time that another cluster may name: no topic gets there, and what is kept of seqs can
+/// count on.
+pub const SEQ_LIMIT: u64 = 1 << 60;
+/// Records and gaps of one topic in one answer to a mirror.
+pub const MAX_PULL_ITEMS: usize = 10_000;
+/// Topics in one answer: at first contact all are told.
+pub const MAX_PULL_TOPICS: usize = 1 << 17;
+/// Stretches of seqs that are told of one origin, and origins, when something was lost.
+pub const MAX_TOLD_RANGES: usize = 1000;
 /// Bytes of records that a mirror gets with one answer; a single record may be more.
 pub const MAX_PULL_BYTES: usize = 8 << 20;
 /// Longest answer to a pull that is read.

@@ -13,7 +13,13 @@
 //! A record's *position* is its ordinal in the entry. Headers with a tag that this version does not know
 //! are kept and passed over, so a later version can add some. `end` counts from the first record's start.
 
+mod foreign;
+mod json;
+
 use bytes::{BufMut, Bytes, BytesMut};
+
+pub use foreign::{BadRecord, check_foreign};
+pub use json::nests_too_deep;
 
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::limits::RECORD_FRAMING_BYTES;
@@ -47,14 +53,15 @@ impl<'a> Record<'a> {
         let mut record = Record::default();
         let mut headers = Reader::new(reader.blob()?, "record header");
         while !headers.is_empty() {
-            let tag = headers.u8()?;
-            let value = headers.text()?;
-            match tag {
-                HEADER_NODE => record.node = Some(value),
-                HEADER_TAG => record.tag = Some(value),
-                HEADER_KEY => record.key = Some(value),
-                HEADER_CHANNEL => record.channel = Some(value),
-                _ => {}
+            match headers.u8()? {
+                HEADER_NODE => record.node = Some(headers.text()?),
+                HEADER_TAG => record.tag = Some(headers.text()?),
+                HEADER_KEY => record.key = Some(headers.text()?),
+                HEADER_CHANNEL => record.channel = Some(headers.text()?),
+                // A later version's, which need not be text.
+                _ => {
+                    headers.blob()?;
+                }
             }
         }
         let meta = reader.text()?;
@@ -76,11 +83,10 @@ impl<'a> Record<'a> {
     fn decode_header(bytes: &'a [u8], wanted: u8) -> Result<Option<&'a str>, Malformed> {
         let mut headers = Reader::new(Reader::new(bytes, "record").blob()?, "record header");
         while !headers.is_empty() {
-            let tag = headers.u8()?;
-            let value = headers.text()?;
-            if tag == wanted {
-                return Ok(Some(value));
+            if headers.u8()? == wanted {
+                return headers.text().map(Some);
             }
+            headers.blob()?;
         }
         Ok(None)
     }
@@ -258,12 +264,13 @@ impl EntryBuilder {
     }
 
     /// Appends a record from its stored bytes, but for what `edit` changes; also headers that this version does
-    /// not know stay.
-    pub fn push_stored(&mut self, stored: &[u8], edit: HeaderEdit<'_>) -> Result<(), Malformed> {
+    /// not know stay. Gives what it has become.
+    pub fn push_stored(&mut self, stored: &[u8], edit: HeaderEdit<'_>) -> Result<&[u8], Malformed> {
         assert!(self.written < self.count, "more records than announced");
+        let start = self.bytes.len();
         put_edited(&mut self.bytes, stored, edit)?;
         self.end_record();
-        Ok(())
+        Ok(&self.bytes[start..])
     }
 
     /// The entry so far, to which the command's body is appended.

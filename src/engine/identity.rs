@@ -5,12 +5,22 @@ use std::time::Duration;
 
 use super::Engine;
 use crate::raft::Leader;
-use crate::state::{Cluster, Draft};
+use crate::state::{Cluster, Draft, SharedTopic};
 
 /// Pause before it is looked at again, if it could not be written.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 impl Engine {
+    /// Whether a record with this place can have been written in this cluster, as far as is known here. Of topics
+    /// that are gone nothing but their epoch is.
+    pub fn may_have_written(&self, topic: &str, epoch: u64, seq: u64) -> bool {
+        let head_seq = |topic: &SharedTopic| topic.read().head_seq;
+        match self.catalog().get(topic).filter(|topic| topic.epoch == epoch) {
+            Some(topic) => seq <= head_seq(&topic),
+            None => epoch < self.inner.node.applied().next_epoch(),
+        }
+    }
+
     /// Has the cluster's identity written. Returns when it is there.
     pub(super) async fn tell_cluster(self) {
         let mut leadership = self.inner.node.leadership();

@@ -10,7 +10,9 @@ use bytes::{BufMut, BytesMut};
 use parking_lot::Mutex;
 
 use super::{Engine, Inner};
-use crate::codec::{Malformed, Reader, put_blob, put_varint};
+use crate::codec::{
+    Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint,
+};
 use crate::raft::Leader;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -44,6 +46,9 @@ pub struct LinkError {
     pub code: String,
     /// For people; never shows a token.
     pub message: String,
+    /// The topic of the source that it is about, if it is one, and the record.
+    pub topic: Option<String>,
+    pub seq: Option<u64>,
     pub ts_ms: u64,
 }
 
@@ -106,9 +111,11 @@ fn encode_statuses(statuses: &[Option<LinkStatus>]) -> BytesMut {
         out.put_u8(*state as u8);
         put_varint(&mut out, *lag);
         out.put_u8(last_error.is_some() as u8);
-        if let Some(LinkError { code, message, ts_ms }) = last_error {
+        if let Some(LinkError { code, message, topic, seq, ts_ms }) = last_error {
             put_blob(&mut out, code.as_bytes());
             put_blob(&mut out, message.as_bytes());
+            put_optional_text(&mut out, topic.as_deref());
+            put_optional_number(&mut out, *seq);
             put_varint(&mut out, *ts_ms);
         }
     }
@@ -140,6 +147,8 @@ fn optional_status(reader: &mut Reader<'_>) -> Result<Option<LinkStatus>, Malfor
         true => Some(LinkError {
             code: reader.text()?.to_owned(),
             message: reader.text()?.to_owned(),
+            topic: reader.optional_text()?.map(str::to_owned),
+            seq: reader.optional_number()?,
             ts_ms: reader.varint()?,
         }),
     };
@@ -195,13 +204,14 @@ mod tests {
 
     #[test]
     fn statuses_cross_the_wire_unchanged() {
-        let error = LinkError { code: "unreachable".into(), message: "nobody is there".into(), ts_ms: 7 };
+        let (code, message) = ("source_damaged".into(), "it is none".into());
+        let error = LinkError { code, message, topic: Some("t".into()), seq: Some(9), ts_ms: 7 };
         let status = |state, last_error| Some(LinkStatus { state, lag: 1 << 40, last_error });
         let sent = vec![
             None,
             status(LinkState::Running, None),
             status(LinkState::Blocked, Some(error.clone())),
-            status(LinkState::Retrying, Some(error)),
+            status(LinkState::Retrying, Some(LinkError { topic: None, seq: None, ..error })),
             status(LinkState::Paused, None),
         ];
         let reply = encode_statuses(&sent);

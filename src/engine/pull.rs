@@ -15,21 +15,20 @@ use super::page::{PageQuery, Start};
 use super::{Consistency, Engine, LostAtSource, Page, PageRecord};
 use crate::error::Error;
 use crate::filter::Filter;
+use crate::limits::{MAX_PULL_ITEMS, MAX_TOLD_RANGES};
 use crate::state::{
     Instance, Origin, Ranges, SharedTopic, Start as RouterStart, Topic, TopicType, lost_seqs,
 };
 use crate::storage::EntryId;
 
-/// Records of one topic in one answer.
-const MAX_PULLED_RECORDS: usize = 10_000;
+/// Records and gaps of one topic in one answer: a gap and a record may come at once.
+const MAX_PULLED_ITEMS: usize = MAX_PULL_ITEMS - 1;
 /// The least that each topic may send, in bytes, however many have something to say.
 const MIN_TOPIC_BYTES: usize = 64 << 10;
 /// What a record or gap counts for beside its stored bytes: about the most that its place and origin take up.
 const ITEM_BYTES: usize = 32;
 /// Topics of one answer.
 const MAX_PULLED_TOPICS: usize = 1024;
-/// Stretches of seqs that are told of one origin, and origins, when something was lost.
-const MAX_TOLD_RANGES: usize = 1000;
 /// How often it is looked whether a topic was made that the mirror covers.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -299,7 +298,7 @@ impl Engine {
             let gap = start.tombstone.as_ref().and_then(|tombstone| tombstone.origin.clone());
             let filter = query.filter.clone();
             let page_query =
-                PageQuery { filter, ..PageQuery::here(MAX_PULLED_RECORDS - records, max_bytes - bytes) };
+                PageQuery { filter, ..PageQuery::here(MAX_PULLED_ITEMS - records, max_bytes - bytes) };
             let cursor_after = start.cursor;
             let Some(read) = self.read_page(shared, &page_query, start).await? else {
                 continue;
@@ -307,6 +306,7 @@ impl Engine {
             if let Some(gap) = gap.filter(|gap| !is_echo(&gap.instance)) {
                 page.items.push(PulledItem::Gap(gap));
                 bytes += ITEM_BYTES;
+                records += 1;
             }
             let is_end = read.next_from_seq <= cursor_after && read.records.is_empty();
             bytes += records_bytes(&read);
@@ -318,7 +318,7 @@ impl Engine {
                 .into_iter()
                 .filter(|record| record.origin.as_ref().is_none_or(|origin| !is_echo(&origin.instance)));
             page.items.extend(wanted.map(PulledItem::Record));
-            let is_full = records >= MAX_PULLED_RECORDS || bytes >= max_bytes;
+            let is_full = records >= MAX_PULLED_ITEMS || bytes >= max_bytes;
             if is_full || page.to_seq >= head_seq || is_end {
                 break;
             }

@@ -124,6 +124,11 @@ impl Applied {
         self.state.lock().cluster().cloned()
     }
 
+    /// Above the epoch of every topic that was ever made.
+    pub fn next_epoch(&self) -> u64 {
+        self.state.lock().next_epoch()
+    }
+
     /// Follows the index of the last applied entry.
     pub fn watch_index(&self) -> watch::Receiver<u64> {
         self.applied_index.subscribe()

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Context;
 use super::backoff::Backoff;
-use super::{Context, status};
+use super::status::{self, Told};
 use crate::engine::{Bell, LinkState, Listener};
 use crate::error::Error;
 use crate::limits::{MAX_ROUTE_PARTS, MAX_ROUTE_PAUSE_MS, MAX_ROUTED_RECORDS, MAX_ROUTED_RECORDS_PER_ROUTER};
@@ -196,7 +197,7 @@ impl LocalRoutes {
             other => {
                 let told = match other {
                     Err(error) => told(error),
-                    Ok(_) => ("no_leader".to_owned(), "the copies were refused".to_owned()),
+                    Ok(_) => Told::new("no_leader", "the copies were refused"),
                 };
                 let failed: BTreeSet<u64> = generations.collect();
                 for route in self.sources.iter_mut().flat_map(|source| &mut source.routes) {
@@ -240,7 +241,7 @@ impl Route {
         self.router.read().positions.get(&*self.router.source).copied()
     }
 
-    fn wait(&mut self, context: &Context, state: LinkState, told: (String, String)) {
+    fn wait(&mut self, context: &Context, state: LinkState, told: Told) {
         self.waits_until = Some(Instant::now() + self.backoff.pause(&*context.random));
         status::set(context, self.router.generation, state, 0, Some(told));
     }
@@ -262,10 +263,10 @@ fn is_full(dest: &SharedTopic) -> bool {
             || is_reached(topic.config.cap_bytes, topic.bytes))
 }
 
-fn told(error: Error) -> (String, String) {
-    (error.code.name().to_owned(), error.message)
+fn told(error: Error) -> Told {
+    Told::new(error.code.name(), error.message)
 }
 
-fn full() -> (String, String) {
-    ("topic_full".into(), "the destination is full and refuses what does not fit".into())
+fn full() -> Told {
+    Told::new("topic_full", "the destination is full and refuses what does not fit")
 }

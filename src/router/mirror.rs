@@ -5,25 +5,30 @@
 //! looked at again when that is applied. Failures are told, and tried again for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::Context;
+use super::answer::{Answered, AnsweredPage, AnsweredTopic, Damage, PullAnswer, Skips};
 use super::backoff::Backoff;
 use super::page::{dest_of, is_covered, is_records, lost, part, untaken};
 use super::remote::RemoteError;
 use super::standing::Standing;
-use super::wire::{Answered, AnsweredPage, AnsweredTopic, PullAnswer, PullRequest};
-use super::{Context, status};
-use crate::engine::{LinkState, PullCursor, PullQuery, Sources};
+use super::status::{self, Told};
+use super::wire::PullRequest;
+use crate::engine::{Consistency, LinkState, PullCursor, PullQuery, Sources};
 use crate::limits::{MAX_PULL_BYTES, MIRROR_PAUSE_MS, PULL_WAIT_MS};
 use crate::record::HeaderEdit;
 use crate::state::{
     Cluster, Copy, CopyItem, Draft, Forwarded, Instance, Outcome, Refusal, RouterConfig, SharedRouter,
     SharedTopic,
 };
+use crate::task;
 
 /// Added to the time that a pull may wait, for the answer to begin.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -34,11 +39,11 @@ const MAX_AHEAD_SEQS: u64 = 10_000;
 /// How often it is looked whether what was asked for is still for the same topics here.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// An answer of so few bytes is checked on the spot, within about a tenth of a millisecond.
+const QUICK_ANSWER_BYTES: usize = 32 << 10;
+
 /// The instances here for which a pull goes on from where they are, by source topic.
 type Asked = BTreeMap<String, u64>;
-
-/// A code of the contract and a sentence.
-pub(super) type Told = (String, String);
 
 /// Why a mirror cannot go on at once.
 struct Halt {
@@ -48,18 +53,18 @@ struct Halt {
 
 impl Halt {
     fn blocked(code: &str, message: String) -> Self {
-        Halt { state: LinkState::Blocked, told: (code.into(), message) }
+        Halt { state: LinkState::Blocked, told: Told::new(code, message) }
     }
 
     fn retrying(code: &str, message: String) -> Self {
-        Halt { state: LinkState::Retrying, told: (code.into(), message) }
+        Halt { state: LinkState::Retrying, told: Told::new(code, message) }
     }
 }
 
 impl From<RemoteError> for Halt {
     fn from(error: RemoteError) -> Self {
         let state = if error.is_refusal { LinkState::Blocked } else { LinkState::Retrying };
-        Halt { state, told: (error.code, error.message) }
+        Halt { state, told: Told::new(error.code, error.message) }
     }
 }
 
@@ -163,9 +168,11 @@ impl Mirror {
 
     fn tell_progress(&self) {
         // One of a topic is told, though others may have another.
-        let worst = self.standing.worst();
-        let state = if worst.is_some() { LinkState::Blocked } else { LinkState::Running };
-        status::set(&self.context, self.router.generation, state, self.standing.lag(), worst);
+        let (state, told) = match self.standing.worst() {
+            Some((state, told)) => (state, Some(told)),
+            None => (LinkState::Running, None),
+        };
+        status::set(&self.context, self.router.generation, state, self.standing.lag(), told);
     }
 
     /// One pull, and what comes of it.
@@ -258,8 +265,8 @@ impl Mirror {
         let url = &remote.urls[self.next_url % remote.urls.len()];
         let token = remote.token.as_ref().map(|token| token.expose());
         let answer = self.context.remote.pull(url, token, request.encode(), wait + ANSWER_TIMEOUT).await?;
-        let answer = PullAnswer::decode(&answer).map_err(|malformed| {
-            Halt::retrying("unreachable", format!("what answers at {url} is no member: {malformed}"))
+        let answer = read_answer(answer).await.map_err(|malformed| {
+            Halt::retrying("source_damaged", format!("what answers at {url} makes no sense: {malformed}"))
         })?;
         self.check_cluster(&answer.cluster)?;
         Ok(answer)
@@ -298,6 +305,10 @@ impl Mirror {
                     gone.push(topic.topic.as_str());
                     continue;
                 }
+                Answered::Damaged(damage) => {
+                    self.distrust(&topic.topic, damage);
+                    continue;
+                }
                 Answered::Diverged => {
                     has_diverged = true;
                     let told = diverged("its history there is another one").told;
@@ -311,6 +322,10 @@ impl Mirror {
             }
             let dest_name = dest_of(&config, &topic.topic);
             let dest = self.context.engine.catalog().get(dest_name);
+            if !self.is_plausible(page, &instances).await {
+                self.distrust(&topic.topic, &Damage::of_page("it names records of this cluster that are none"));
+                continue;
+            }
             let (items, kept) = untaken(page, &instances, dest.as_deref());
             if items.is_empty() && page.lost.seqs.is_empty() && self.may_wait(topic, page, dest.as_deref()) {
                 continue;
@@ -342,14 +357,49 @@ impl Mirror {
             records.iter().map(|(record, origin)| (&record[..], self.edit(&cluster, origin))),
         );
         let draft = draft.map_err(|malformed| {
-            Halt::retrying("internal", format!("the remote sent a record that is none: {malformed}"))
+            Halt::retrying("source_damaged", format!("what the remote sent cannot be stored: {malformed}"))
         })?;
         let forwarded = match self.context.engine.propose(draft).await {
             Ok((Outcome::Forwarded(forwarded), _)) => forwarded,
+            Ok((Outcome::Refused(Refusal::BadRecord), _)) => {
+                return Err(Halt::retrying("source_damaged", "what the remote sent is no record".into()));
+            }
             Ok((_, _)) => return Err(Halt::retrying("no_leader", "the copies were refused".into())),
             Err(error) => return Err(Halt::retrying(error.code.name(), error.message)),
         };
         self.note(&copy, &topics, &forwarded)
+    }
+
+    /// Leaves a topic alone of which the remote says what cannot be (C-MIRROR-18).
+    fn distrust(&mut self, topic: &str, damage: &Damage) {
+        let Damage { seq, what } = *damage;
+        let message = match seq {
+            Some(seq) => format!("record {seq} of topic {topic:?} of the remote cannot be stored: {what}"),
+            None => format!("what the remote says of topic {topic:?} cannot be: {what}"),
+        };
+        let told = Told { topic: Some(topic.to_owned()), seq, ..Told::new("source_damaged", message) };
+        self.standing.distrust(topic, told);
+    }
+
+    /// Whether all that the page says was first written in this cluster can have been.
+    async fn is_plausible(&self, page: &AnsweredPage, instances: &[Instance]) -> bool {
+        let engine = &self.context.engine;
+        let is_own = |instance: u32| {
+            let own = instances.get(instance as usize).filter(|it| it.cluster_id == self.own.id);
+            own.map(|own| (&*own.topic, own.epoch))
+        };
+        let own = |item: &CopyItem| match item {
+            CopyItem::Records { instance, origin_seq, count, .. } => {
+                is_own(*instance).map(|own| (own, origin_seq + u64::from(*count) - 1))
+            }
+            CopyItem::Gap { instance, to_seq, .. } => is_own(*instance).map(|own| (own, *to_seq)),
+        };
+        let may_be = |((topic, epoch), seq): ((&str, u64), u64)| engine.may_have_written(topic, epoch, seq);
+        if page.items.iter().filter_map(own).all(may_be) {
+            return true;
+        }
+        // What another member has applied already may not have been here.
+        engine.fence(Consistency::Strong).await.is_ok() && page.items.iter().filter_map(own).all(may_be)
     }
 
     /// Whether it is enough to remember that this page had nothing to copy; then it is remembered.
@@ -408,7 +458,7 @@ impl Mirror {
                         self.standing.unblock(part.source);
                     }
                     let error = refusal.into_error(part.dest);
-                    let told = (error.code.name().into(), error.message);
+                    let told = Told::new(error.code.name(), error.message);
                     self.standing.block(part.source, told, &*self.context.random);
                 }
             }
@@ -424,6 +474,14 @@ impl Mirror {
         // Positions are not what they were when the pull began; the next one begins with them.
         Err(Halt::retrying("no_leader", "the router was changed meanwhile".into()))
     }
+}
+
+/// Away from the threads that serve requests, if it is much.
+async fn read_answer(answer: Bytes) -> Result<PullAnswer, String> {
+    let is_quick = answer.len() < QUICK_ANSWER_BYTES;
+    let read = move || PullAnswer::decode(&answer, &Skips::new()).map_err(io::Error::from);
+    let read = if is_quick { read() } else { task::blocking(read).await };
+    read.map_err(|error| error.to_string())
 }
 
 fn diverged(message: &str) -> Halt {

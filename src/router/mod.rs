@@ -4,6 +4,7 @@
 //! replicated state, and what it writes names the position that it goes on from. So a leader that was deposed and
 //! does not know it yet changes nothing, and the next one goes on where the last left off.
 
+mod answer;
 mod backoff;
 mod http;
 mod local;
@@ -20,10 +21,11 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
+pub use answer::{Answered, PullAnswer, Skips};
 pub use http::{HttpRemote, PULL_CONTENT_TYPE, PULL_PATH, refused};
 pub use remote::{Answering, Remote, RemoteError};
 pub use source::answer_pull;
-pub use wire::{PullAnswer, PullRequest};
+pub use wire::PullRequest;
 
 use crate::clock::Random;
 use crate::engine::Engine;

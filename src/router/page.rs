@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::wire::{AnsweredPage, AnsweredTopic};
+use super::answer::{AnsweredPage, AnsweredTopic};
 use crate::state::{
     CopyItem, CopyPart, Instance, Ranges, RouterConfig, SharedRouter, SharedTopic, is_topic_name,
 };

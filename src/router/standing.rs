@@ -1,18 +1,21 @@
 //! How the topics of one mirror do: which are left alone for a while, and what is left to examine.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
-use super::mirror::Told;
+use super::status::Told;
 use crate::clock::Random;
+use crate::engine::LinkState;
 use crate::limits::MIRROR_PAUSE_MS;
 
 /// A topic that is left alone for a while.
 struct Blocked {
     until: Instant,
     backoff: Backoff,
+    state: LinkState,
     told: Told,
 }
 
@@ -27,12 +30,14 @@ pub(super) struct Standing {
 impl Standing {
     /// Seqs not examined, of all topics.
     pub fn lag(&self) -> u64 {
-        self.lags.values().sum()
+        // Another cluster says what they are.
+        self.lags.values().fold(0, |sum, lag| sum.saturating_add(*lag))
     }
 
-    /// Why one of the topics does not go on, if any.
-    pub fn worst(&self) -> Option<Told> {
-        self.blocked.values().next().map(|blocked| blocked.told.clone())
+    /// How the topic does that does worst, if any does not go on (C-MIRROR-12).
+    pub fn worst(&self) -> Option<(LinkState, Told)> {
+        let worst = self.blocked.values().rev().max_by_key(|blocked| blocked.state);
+        worst.map(|blocked| (blocked.state, blocked.told.clone()))
     }
 
     /// Topics that are not to be asked for now.
@@ -61,15 +66,25 @@ impl Standing {
 
     /// Leaves `source` alone, for longer each time in a row.
     pub fn block(&mut self, source: &str, told: Told, random: &dyn Random) {
-        let now = Instant::now();
-        let backoff = Backoff::new(MIRROR_PAUSE_MS);
-        let blocked = self.blocked.entry(source.to_owned()).or_insert(Blocked {
-            until: now,
-            backoff,
+        let blocked = self.leave(source, LinkState::Blocked, told);
+        blocked.until = Instant::now() + blocked.backoff.pause(random);
+    }
+
+    /// Leaves `source` alone for the longest time: what is wrong with it is not here.
+    pub fn distrust(&mut self, source: &str, told: Told) {
+        self.leave(source, LinkState::Retrying, told).until =
+            Instant::now() + Duration::from_millis(MIRROR_PAUSE_MS.1);
+    }
+
+    fn leave(&mut self, source: &str, state: LinkState, told: Told) -> &mut Blocked {
+        let blocked = self.blocked.entry(source.to_owned()).or_insert_with(|| Blocked {
+            until: Instant::now(),
+            backoff: Backoff::new(MIRROR_PAUSE_MS),
+            state,
             told: told.clone(),
         });
-        blocked.told = told;
-        blocked.until = now + blocked.backoff.pause(random);
+        (blocked.state, blocked.told) = (state, told);
+        blocked
     }
 
     /// `source` goes on.
@@ -101,7 +116,6 @@ impl Standing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     struct Most;
     impl Random for Most {
@@ -111,7 +125,7 @@ mod tests {
     }
 
     fn told() -> Told {
-        ("topic_full".into(), "there is no room".into())
+        Told::new("topic_full", "there is no room")
     }
 
     #[tokio::test(start_paused = true)]
@@ -127,7 +141,7 @@ mod tests {
         let later = standing.next_try(now).expect("a time");
         assert_eq!(later - now, Duration::from_millis(MIRROR_PAUSE_MS.0));
         assert!(standing.excluded(later).is_empty() && standing.has_due(later));
-        assert_eq!((standing.worst(), standing.next_try(later)), (Some(told()), None));
+        assert_eq!((standing.worst(), standing.next_try(later)), (Some((LinkState::Blocked, told())), None));
         standing.unblock("a");
         assert_eq!(standing.worst(), None);
     }
@@ -145,5 +159,23 @@ mod tests {
         assert_eq!(standing.lag(), 15);
         standing.forget_silent(&BTreeSet::new(), &excluded);
         assert_eq!((standing.blocked.len(), standing.lag()), (1, 5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_topic_that_cannot_be_believed_waits_longest_and_alone() {
+        // C-MIRROR-18
+        let mut standing = Standing::default();
+        let damaged = Told { seq: Some(7), topic: Some("a".into()), ..Told::new("source_damaged", "no JSON") };
+        standing.distrust("a", damaged.clone());
+        let now = Instant::now();
+        assert_eq!(standing.next_try(now), Some(now + Duration::from_secs(30)));
+        assert_eq!(standing.excluded(now), BTreeSet::from(["a".to_owned()]));
+        assert_eq!(standing.worst(), Some((LinkState::Retrying, damaged)));
+        standing.block("b", told(), &Most);
+        assert_eq!(standing.worst(), Some((LinkState::Blocked, told())));
+        // Whatever another cluster says its heads are.
+        standing.note_lag("a", u64::MAX);
+        standing.note_lag("b", 2);
+        assert_eq!(standing.lag(), u64::MAX);
     }
 }

@@ -1,6 +1,6 @@
-//! What clusters say to each other: the body of a pull and of its answer.
+//! What clusters say to each other: the body of a pull and of its answer, which `answer.rs` reads.
 //!
-//! Binary, because a mirror carries as many records as the topics get, and none of them has to be looked at
+//! Binary, because a mirror carries as many records as the topics get, and none of them has to be taken apart
 //! on the way. Versioned, as two clusters are never brought to a new version at the same moment; an answer is
 //! of the version of its request, or an error.
 
@@ -10,22 +10,21 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::codec::{
-    Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint, shared_slice,
+    Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint,
 };
 use crate::engine::{Lost, PullCursor, PullQuery, Pulled, PulledItem, PulledTopic, Sources};
 use crate::filter::Filter;
 use crate::limits::{MAX_PULL_BYTES, MAX_PULL_WAIT_MS};
 use crate::record::{HeaderEdit, put_edited};
 use crate::state::{
-    Cluster, CopyItem, Instance, Ranges, Start, TopicType, put_entry_id, put_items, put_ranges,
-    read_entry_id, read_items, read_ranges,
+    Cluster, CopyItem, Instance, Start, put_entry_id, put_items, put_ranges, read_entry_id,
 };
-use crate::storage::EntryId;
 
-const VERSION: u8 = 1;
-const ANSWERED_DIVERGED: u8 = 0;
-const ANSWERED_PAGE: u8 = 1;
-const ANSWERED_GONE: u8 = 2;
+/// In version 1 nothing told how long a topic's part is.
+pub(super) const VERSION: u8 = 2;
+pub(super) const ANSWERED_DIVERGED: u8 = 0;
+pub(super) const ANSWERED_PAGE: u8 = 1;
+pub(super) const ANSWERED_GONE: u8 = 2;
 
 /// A pull, as it is asked for.
 #[derive(Debug, Clone)]
@@ -33,55 +32,6 @@ pub struct PullRequest {
     /// Who asks.
     pub puller: Cluster,
     pub query: PullQuery,
-}
-
-/// The answer to a pull, as it is read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PullAnswer {
-    /// Who answers.
-    pub cluster: Cluster,
-    /// What the topics name by number.
-    pub instances: Vec<Instance>,
-    pub topics: Vec<AnsweredTopic>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AnsweredTopic {
-    pub topic: String,
-    pub epoch: u64,
-    pub topic_type: TopicType,
-    pub head_seq: u64,
-    pub answer: Answered,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answered {
-    /// The cursor names something that the cluster does not know.
-    Diverged,
-    /// There is no such topic any more.
-    Gone,
-    Page(AnsweredPage),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AnsweredPage {
-    /// Number of the topic itself among the instances.
-    pub instance: u32,
-    pub to_seq: u64,
-    pub to_entry: Option<EntryId>,
-    pub lost: AnsweredLost,
-    pub items: Vec<CopyItem>,
-    /// The stored bytes of the records of all items, one after the other.
-    pub records: Vec<Bytes>,
-}
-
-/// As [`Lost`].
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AnsweredLost {
-    pub seqs: Ranges,
-    pub own: Ranges,
-    /// By number of the instance.
-    pub others: Option<Vec<(u32, Ranges)>>,
 }
 
 impl PullRequest {
@@ -211,55 +161,12 @@ pub fn encode_answer(
     put_varint(&mut body, topics.len() as u64);
     for topic in topics {
         put_blob(&mut body, topic.topic.as_bytes());
-        for value in [topic.epoch, topic.topic_type as u64, topic.head_seq] {
-            put_varint(&mut body, value);
-        }
-        let page = match &topic.content {
-            Pulled::Diverged => {
-                body.put_u8(ANSWERED_DIVERGED);
-                continue;
-            }
-            Pulled::Gone => {
-                body.put_u8(ANSWERED_GONE);
-                continue;
-            }
-            Pulled::Page(page) => page,
-        };
-        body.put_u8(ANSWERED_PAGE);
-        let own = own(topic);
-        put_varint(&mut body, u64::from(named.number(&own)));
-        put_varint(&mut body, page.to_seq);
-        put_entry_id(&mut body, page.to_entry);
-        put_lost(&mut body, &page.lost, &mut named);
-        let (mut items, mut records) = (Vec::new(), BytesMut::new());
-        let mut record_count = 0u64;
-        for item in &page.items {
-            let record = match item {
-                PulledItem::Gap(gap) => {
-                    let instance = named.number(&gap.instance);
-                    items.push(CopyItem::Gap { instance, from_seq: gap.gap_from, to_seq: gap.gap_to });
-                    continue;
-                }
-                PulledItem::Record(record) => record,
-            };
-            let (instance, origin_seq, origin_ts_ms) = match &record.origin {
-                Some(origin) => (named.number(&origin.instance), origin.seq, origin.ts_ms),
-                None => (named.number(&own), record.seq, record.ts_ms),
-            };
-            push_record(&mut items, [u64::from(instance), origin_seq, origin_ts_ms, record.seq]);
-            let edit = HeaderEdit {
-                drops_node: record.overlay.drops_node,
-                drops_tag: record.overlay.drops_tag,
-                default_node: None,
-            };
-            let mut stored = BytesMut::with_capacity(record.stored().len() + 2);
-            put_edited(&mut stored, record.stored(), edit)?;
-            put_blob(&mut records, &stored);
-            record_count += 1;
-        }
-        put_items(&mut body, &items);
-        put_varint(&mut body, record_count);
-        body.unsplit(records);
+        // Whoever cannot read this topic's part can go on behind it.
+        let length_at = body.len();
+        body.put_u32_le(0);
+        put_topic(&mut body, &mut named, topic, &own)?;
+        let length = (body.len() - length_at - 4) as u32;
+        body[length_at..length_at + 4].copy_from_slice(&length.to_le_bytes());
     }
     let mut out = BytesMut::with_capacity(body.len() + 256);
     out.put_u8(VERSION);
@@ -270,8 +177,66 @@ pub fn encode_answer(
     Ok(out.freeze())
 }
 
+fn put_topic(
+    body: &mut BytesMut,
+    named: &mut Named,
+    topic: &PulledTopic,
+    own: impl Fn(&PulledTopic) -> Arc<Instance>,
+) -> Result<(), Malformed> {
+    for value in [topic.epoch, topic.topic_type as u64, topic.head_seq] {
+        put_varint(body, value);
+    }
+    let page = match &topic.content {
+        Pulled::Diverged => {
+            body.put_u8(ANSWERED_DIVERGED);
+            return Ok(());
+        }
+        Pulled::Gone => {
+            body.put_u8(ANSWERED_GONE);
+            return Ok(());
+        }
+        Pulled::Page(page) => page,
+    };
+    body.put_u8(ANSWERED_PAGE);
+    let own = own(topic);
+    put_varint(body, u64::from(named.number(&own)));
+    put_varint(body, page.to_seq);
+    put_entry_id(body, page.to_entry);
+    put_lost(body, &page.lost, named);
+    let (mut items, mut records) = (Vec::new(), BytesMut::new());
+    let mut record_count = 0u64;
+    for item in &page.items {
+        let record = match item {
+            PulledItem::Gap(gap) => {
+                let instance = named.number(&gap.instance);
+                items.push(CopyItem::Gap { instance, from_seq: gap.gap_from, to_seq: gap.gap_to });
+                continue;
+            }
+            PulledItem::Record(record) => record,
+        };
+        let (instance, origin_seq, origin_ts_ms) = match &record.origin {
+            Some(origin) => (named.number(&origin.instance), origin.seq, origin.ts_ms),
+            None => (named.number(&own), record.seq, record.ts_ms),
+        };
+        push_record(&mut items, [u64::from(instance), origin_seq, origin_ts_ms, record.seq]);
+        let edit = HeaderEdit {
+            drops_node: record.overlay.drops_node,
+            drops_tag: record.overlay.drops_tag,
+            default_node: None,
+        };
+        let mut stored = BytesMut::with_capacity(record.stored().len() + 2);
+        put_edited(&mut stored, record.stored(), edit)?;
+        put_blob(&mut records, &stored);
+        record_count += 1;
+    }
+    put_items(body, &items);
+    put_varint(body, record_count);
+    body.unsplit(records);
+    Ok(())
+}
+
 /// Adds a record to the items, to the last one if it follows that.
-fn push_record(items: &mut Vec<CopyItem>, [number, seq, ts_ms, at_source]: [u64; 4]) {
+pub(super) fn push_record(items: &mut Vec<CopyItem>, [number, seq, ts_ms, at_source]: [u64; 4]) {
     if let Some(CopyItem::Records { instance, origin_seq, origin_ts_ms, source_seq, count }) =
         items.last_mut()
     {
@@ -291,67 +256,6 @@ fn push_record(items: &mut Vec<CopyItem>, [number, seq, ts_ms, at_source]: [u64;
     });
 }
 
-impl PullAnswer {
-    pub fn decode(bytes: &Bytes) -> Result<Self, Malformed> {
-        let mut reader = Reader::new(bytes, "answer to a pull");
-        if reader.u8()? != VERSION {
-            return Err(Malformed("answer to a pull: of a version that is not known here"));
-        }
-        let cluster = Cluster::decode(&mut reader)?;
-        let count = reader.count(19)?;
-        let instances: Vec<Instance> =
-            (0..count).map(|_| Instance::read(&mut reader)).collect::<Result<_, _>>()?;
-        let count = reader.count(5)?;
-        let mut topics = Vec::with_capacity(count);
-        for _ in 0..count {
-            let topic = reader.text()?.to_owned();
-            let epoch = reader.varint()?;
-            let topic_type = TopicType::decode(&mut reader)?;
-            let head_seq = reader.varint()?;
-            let answer = match reader.u8()? {
-                ANSWERED_DIVERGED => Answered::Diverged,
-                ANSWERED_PAGE => Answered::Page(read_page(&mut reader, bytes, instances.len())?),
-                ANSWERED_GONE => Answered::Gone,
-                _ => return Err(reader.malformed()),
-            };
-            topics.push(AnsweredTopic { topic, epoch, topic_type, head_seq, answer });
-        }
-        reader.finish()?;
-        Ok(PullAnswer { cluster, instances, topics })
-    }
-}
-
-fn read_page(
-    reader: &mut Reader<'_>,
-    whole: &Bytes,
-    instance_count: usize,
-) -> Result<AnsweredPage, Malformed> {
-    let instance = reader.varint_u32()?;
-    let (to_seq, to_entry) = (reader.varint()?, read_entry_id(reader)?);
-    let lost = read_lost(reader)?;
-    let items = read_items(reader)?;
-    let record_count = reader.count(2)?;
-    let records: Vec<Bytes> = (0..record_count)
-        .map(|_| reader.blob().map(|record| shared_slice(whole, record)))
-        .collect::<Result<_, _>>()?;
-    let mut expected = 0;
-    let mut numbers = vec![instance];
-    numbers.extend(lost.others.iter().flatten().map(|(number, _)| *number));
-    for item in &items {
-        match item {
-            CopyItem::Records { instance, count, .. } => {
-                expected += *count as usize;
-                numbers.push(*instance);
-            }
-            CopyItem::Gap { instance, .. } => numbers.push(*instance),
-        }
-    }
-    if expected != records.len() || numbers.iter().any(|number| *number as usize >= instance_count) {
-        return Err(reader.malformed());
-    }
-    Ok(AnsweredPage { instance, to_seq, to_entry, lost, items, records })
-}
-
 fn put_lost(out: &mut BytesMut, lost: &Lost, named: &mut Named) {
     put_ranges(out, &lost.seqs);
     if lost.seqs.is_empty() {
@@ -368,21 +272,6 @@ fn put_lost(out: &mut BytesMut, lost: &Lost, named: &mut Named) {
     }
 }
 
-fn read_lost(reader: &mut Reader<'_>) -> Result<AnsweredLost, Malformed> {
-    let seqs = read_ranges(reader)?;
-    if seqs.is_empty() {
-        return Ok(AnsweredLost::default());
-    }
-    let own = read_ranges(reader)?;
-    let mut others = None;
-    if reader.bool()? {
-        let count = reader.count(2)?;
-        let each = |_| Ok((reader.varint_u32()?, read_ranges(reader)?));
-        others = Some((0..count).map(each).collect::<Result<_, _>>()?);
-    }
-    Ok(AnsweredLost { seqs, own, others })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -390,7 +279,9 @@ mod tests {
     use super::*;
     use crate::engine::{LostAtSource, PageRecord, PulledPage, RecordOrigin};
     use crate::record::{EntryBuilder, EntryRecords, Record};
-    use crate::state::Overlay;
+    use crate::router::answer::{Answered, PullAnswer, Skips};
+    use crate::state::{Overlay, TopicType};
+    use crate::storage::EntryId;
 
     fn cluster(name: &str, id: u128) -> Cluster {
         Cluster { id, name: name.into() }
@@ -469,7 +360,7 @@ mod tests {
         let topics = [topic(Pulled::Page(page)), topic(Pulled::Diverged), topic(Pulled::Gone)];
         let east = instance("east", 9);
         let bytes = encode_answer(&cluster("east", 9), &topics, |_| east.clone()).unwrap();
-        let answer = PullAnswer::decode(&bytes).unwrap();
+        let answer = PullAnswer::decode(&bytes, &Skips::new()).unwrap();
         assert_eq!(answer.cluster, cluster("east", 9));
         assert_eq!(answer.instances, [(*east).clone(), (*north).clone()]);
         assert_eq!(answer.topics[1].answer, Answered::Diverged);
@@ -491,7 +382,7 @@ mod tests {
         assert_eq!(Record::decode(&page.records[0]), Ok(shown));
         assert_eq!(Record::decode(&page.records[1]), Ok(records[1]));
         for cut in 0..bytes.len() {
-            assert!(PullAnswer::decode(&bytes.slice(..cut)).is_err(), "cut at {cut}");
+            assert!(PullAnswer::decode(&bytes.slice(..cut), &Skips::new()).is_err(), "cut at {cut}");
         }
     }
 
@@ -499,7 +390,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes: Vec<u8>) {
             let _ = PullRequest::decode(&bytes);
-            let _ = PullAnswer::decode(&Bytes::from(bytes));
+            let _ = PullAnswer::decode(&Bytes::from(bytes), &Skips::new());
         }
     }
 }

@@ -306,19 +306,24 @@ impl Draft {
         Draft { bytes }
     }
 
-    /// `records` are the stored bytes of those of all parts, in order, and what is changed in them. An error: one
-    /// of them is none.
+    /// `records` are the stored bytes of those of all parts, in order, and what is changed in them. An error: what
+    /// came of it cannot be read back, and must not get into the log.
     pub fn copy<'a>(
         copy: &Copy<'_>,
         records: impl ExactSizeIterator<Item = (&'a [u8], HeaderEdit<'a>)> + Clone,
     ) -> Result<Self, Malformed> {
         let size_bytes: usize = records.clone().map(|(stored, _)| stored.len() + 16).sum();
-        let mut builder = EntryBuilder::new(KIND_COPY, records.len(), size_bytes + 1024);
+        let count = records.len();
+        let mut builder = EntryBuilder::new(KIND_COPY, count, size_bytes + 1024);
         for (stored, edit) in records {
-            builder.push_stored(stored, edit)?;
+            Record::decode(builder.push_stored(stored, edit)?)?;
         }
         let mut bytes = builder.finish();
+        let body_at = bytes.len();
         copy.encode(&mut bytes);
+        let mut reader = Reader::new(&bytes[body_at..], "copy");
+        Copy::decode(&mut reader, count as u32)?;
+        reader.finish()?;
         Ok(Draft { bytes })
     }
 

@@ -6,10 +6,11 @@ use bytes::{BufMut, BytesMut};
 
 use super::delete::Ranges;
 use super::origins::Instance;
-use super::seq_set::{put_ranges, read_ranges};
+use super::seq_set::{put_ranges, read_ranges, read_ranges_up_to};
 use super::topic_config::TopicType;
 use super::{put_entry_id, read_entry_id};
 use crate::codec::{Malformed, Reader, put_blob, put_optional_number, put_varint, unzigzag, zigzag};
+use crate::limits::{MAX_TOLD_RANGES, SEQ_LIMIT};
 use crate::storage::EntryId;
 
 /// What one local router has to copy next.
@@ -160,7 +161,10 @@ impl<'a> CopyPart<'a> {
         let dest = reader.text()?;
         let (dest_epoch, from_seq) = (reader.optional_number()?, reader.optional_number()?);
         let (to_seq, to_entry) = (reader.varint()?, read_entry_id(reader)?);
-        let lost = read_ranges(reader)?;
+        if source_epoch >= SEQ_LIMIT || to_seq >= SEQ_LIMIT {
+            return Err(reader.malformed());
+        }
+        let lost = read_ranges_up_to(reader, MAX_TOLD_RANGES)?;
         let items = read_items(reader)?;
         Ok(CopyPart {
             source,
@@ -202,10 +206,7 @@ pub fn put_items(out: &mut BytesMut, items: &[CopyItem]) {
     }
 }
 
-/// Above every seq of an item: no topic gets there, and what is kept of seqs can count on.
-const SEQ_LIMIT: u64 = 1 << 60;
-
-/// Reads what [`put_items`] wrote. Every seq in it is above 0 and below 2^60.
+/// Reads what [`put_items`] wrote. Every seq in it is above 0 and below [`SEQ_LIMIT`].
 pub fn read_items(reader: &mut Reader<'_>) -> Result<Vec<CopyItem>, Malformed> {
     let item_count = reader.count(4)?;
     let mut items = Vec::with_capacity(item_count);

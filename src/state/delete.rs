@@ -378,7 +378,8 @@ pub fn match_run(
     }
     for offset in 0..run.count {
         let record = entry.record(run.first_position + offset as u32).ok_or(Malformed("entry"))?;
-        if Record::decode_tag(record)?.is_some_and(|tag| tags.matches(tag)) {
+        // One that cannot be read matches nothing. This is applied: it may not fail on what is in a record.
+        if matches!(Record::decode_tag(record), Ok(Some(tag)) if tags.matches(tag)) {
             let seq = run.first_seq + offset;
             push_range(ranges, seq..=seq);
         }

@@ -69,12 +69,12 @@ pub use router::{Position, Reached, Router, RouterKey};
 pub use router_config::{Guarantee, Remote, RouterConfig, Start, TOKEN_PLACEHOLDER, Token};
 pub use routers::{RouterQuery, Routers, SharedRouter};
 pub use run::{Overlay, Run, RunOrigin, SealedBlock};
-pub use seq_set::{SeqSet, put_ranges, read_ranges};
+pub use seq_set::{SeqSet, put_ranges, read_ranges, read_ranges_up_to};
 pub use topic::{Located, Topic, TopicKey};
 pub use topic_config::{Compaction, Discard, Durability, TopicConfig, TopicType};
 
 use crate::codec::{Malformed, Reader, put_varint};
-use crate::record::{EntryRecords, counted_bytes};
+use crate::record::{BadRecord, EntryRecords, Record, counted_bytes};
 use crate::storage::{EntryId, LiveEntries};
 use delete::Supplied;
 use expiry::Due;
@@ -140,7 +140,8 @@ impl Missing {
 pub enum NotApplied {
     /// It can be once this is supplied.
     Missing(Missing),
-    /// This version cannot read it: the member must stop.
+    /// Its form, or what is stored here, cannot be read: the member must stop, for others may apply it. What a
+    /// record holds is never the reason, see [`Refusal::BadRecord`].
     Malformed(Malformed),
 }
 
@@ -257,6 +258,11 @@ impl State {
         self.cluster.as_ref()
     }
 
+    /// Above the epoch of every topic that was ever made.
+    pub fn next_epoch(&self) -> u64 {
+        self.next_epoch
+    }
+
     pub fn routers(&self) -> &Arc<Routers> {
         &self.routers.shared
     }
@@ -291,8 +297,11 @@ impl State {
     ) -> Result<Applied, NotApplied> {
         let decoded = Decoded::parse(payload.clone())?;
         let command = decoded.command()?;
-        self.measure(&decoded.records)?;
+        let now_ms = self.time_ms.max(stamp_ms);
+        // Everybody finds the same in the same bytes.
+        let refusal = self.measure(&decoded.records, &command).err().map(|_| Refusal::BadRecord);
         let target = match &command {
+            _ if refusal.is_some() => None,
             Command::Append(Append { topic, .. })
             | Command::PutTopic { topic, .. }
             | Command::DeleteTopic { topic, .. } => self.catalog.get(topic),
@@ -309,8 +318,10 @@ impl State {
             | Command::SetCluster(_)
             | Command::OpenSession => None,
         };
-        let now_ms = self.time_ms.max(stamp_ms);
-        let missing = self.missing(&command, target.as_ref(), now_ms)?;
+        let missing = match refusal {
+            None => self.missing(&command, target.as_ref(), now_ms)?,
+            Some(_) => Missing::default(),
+        };
         if !missing.is_empty() {
             return Err(NotApplied::Missing(missing));
         }
@@ -332,7 +343,10 @@ impl State {
             }
             Admission::Repeat(outcome) => Applied::of(outcome),
             Admission::New => {
-                let applied = self.execute(entry, &command, target)?;
+                let applied = match refusal {
+                    None => self.execute(entry, &command, target)?,
+                    Some(refusal) => Applied::of(refusal.into()),
+                };
                 if let Some(session) = self.sessions.get_mut(&node_id) {
                     session.remember(number, applied.outcome.clone());
                 }
@@ -352,12 +366,18 @@ impl State {
         Outcome::SessionOpened
     }
 
-    /// Reads what each record of an entry counts for, before anything is changed.
-    fn measure(&mut self, records: &EntryRecords) -> Result<(), Malformed> {
+    /// Reads what each record of an entry counts for, before anything is changed. Those of a copy were encoded by
+    /// another cluster: what does not decode is not stored, whoever let it in.
+    fn measure(&mut self, records: &EntryRecords, command: &Command<'_>) -> Result<(), BadRecord> {
+        const BAD: BadRecord = BadRecord("it does not decode");
         self.sizes_bytes.clear();
+        let is_foreign = matches!(command, Command::Copy(_));
         for position in 0..records.count() {
-            let record = records.record(position).ok_or(Malformed("entry"))?;
-            self.sizes_bytes.push(counted_bytes(record)? as u32);
+            let record = records.record(position).ok_or(BAD)?;
+            if is_foreign {
+                Record::decode(record).map_err(|_| BAD)?;
+            }
+            self.sizes_bytes.push(counted_bytes(record).map_err(|_| BAD)? as u32);
         }
         Ok(())
     }

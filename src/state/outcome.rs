@@ -128,6 +128,8 @@ pub enum Refusal {
     NoStoredToken,
     /// The leader has not told yet who the cluster is.
     NoCluster,
+    /// The command carries bytes that are no record.
+    BadRecord,
 }
 
 /// The result of one command.
@@ -385,6 +387,7 @@ impl Refusal {
             Refusal::RepointForbidden => out.put_u8(21),
             Refusal::NoStoredToken => out.put_u8(22),
             Refusal::NoCluster => out.put_u8(23),
+            Refusal::BadRecord => out.put_u8(24),
             Refusal::OverLimit { limit, max } => {
                 out.put_u8(8);
                 out.put_u8(*limit as u8);
@@ -416,6 +419,7 @@ impl Refusal {
             21 => Refusal::RepointForbidden,
             22 => Refusal::NoStoredToken,
             23 => Refusal::NoCluster,
+            24 => Refusal::BadRecord,
             8 => Refusal::OverLimit {
                 limit: Limit::from_number(reader.u8()?).ok_or(reader.malformed())?,
                 max: reader.varint()?,
@@ -438,6 +442,9 @@ impl Refusal {
             }
             Refusal::NoCluster => {
                 Error::new(Code::NoLeader, "the leader has not told yet who the cluster is; nothing was done")
+            }
+            Refusal::BadRecord => {
+                Error::new(Code::Internal, "what was to be written is no record; nothing was stored")
             }
             Refusal::TopicNotFound => Error::topic_not_found(topic),
             Refusal::TypeDiffers { existing, requested } => Error::new(
@@ -515,6 +522,7 @@ mod tests {
             Outcome::Refused(Refusal::RepointForbidden),
             Outcome::Refused(Refusal::NoStoredToken),
             Outcome::Refused(Refusal::NoCluster),
+            Outcome::Refused(Refusal::BadRecord),
             Outcome::Refused(Refusal::OverLimit { limit: Limit::MaxRouters, max: 7 }),
             Outcome::SessionOpened,
             Outcome::Expired { topic_count: 300 },

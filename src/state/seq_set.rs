@@ -11,6 +11,7 @@ use bytes::BufMut;
 use roaring::RoaringBitmap;
 
 use crate::codec::{Malformed, Reader, put_varint};
+use crate::limits::SEQ_LIMIT;
 
 /// Seqs of one chunk.
 const CHUNK_SEQS: u64 = 32_768;
@@ -258,6 +259,22 @@ pub fn read_ranges(reader: &mut Reader<'_>) -> Result<Vec<RangeInclusive<u64>>, 
         previous_end = end;
     }
     Ok(ranges)
+}
+
+/// The same of at most so many ranges, whose seqs another cluster names: all are below [`SEQ_LIMIT`].
+pub fn read_ranges_up_to(
+    reader: &mut Reader<'_>,
+    max_count: usize,
+) -> Result<Vec<RangeInclusive<u64>>, Malformed> {
+    let mut ahead = *reader;
+    if ahead.varint()? > max_count as u64 {
+        return Err(reader.malformed());
+    }
+    let ranges = read_ranges(reader)?;
+    match ranges.last() {
+        Some(last) if *last.end() >= SEQ_LIMIT => Err(reader.malformed()),
+        _ => Ok(ranges),
+    }
 }
 
 #[cfg(test)]

@@ -135,7 +135,8 @@ impl PostingMap {
         let mut key = vec![KIND_TAG];
         for position in 0..entry.count() {
             let record = entry.record(position).ok_or(Malformed("entry"))?;
-            let Some(tag) = Record::decode_tag(record)? else { continue };
+            // A tag that cannot be read is none, for deletes too: the rest of the log is indexed all the same.
+            let Ok(Some(tag)) = Record::decode_tag(record) else { continue };
             key.truncate(1);
             key.extend_from_slice(tag.as_bytes());
             let posting = Posting { index, first_position: position, count: 1 };

@@ -230,7 +230,8 @@ async fn spoil(worlds: Vec<Arc<World>>, mut dice: Dice) {
         sleep(dice.time_ms(50, pause_ms)).await;
         let (one, other) =
             (dice.below(worlds.len() as u64) as usize, dice.below(worlds.len() as u64) as usize);
-        match dice.below(10) {
+        match dice.below(11) {
+            10 => wide.set_spoiled(dice.between(1, 30)),
             0..3 => wide.set_cut(one, other, true),
             3..5 => {
                 wide.set_cut(one, other, true);

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use antiphon::api::{Api, ApiLimits, router};
 use antiphon::limits::{MAX_PULL_ANSWER_BYTES, REMOTE_CONNECT_TIMEOUT, REMOTE_READ_TIMEOUT};
-use antiphon::router::{Answering, PULL_CONTENT_TYPE, PULL_PATH, Remote, RemoteError, refused};
+use antiphon::router::{
+    Answered, Answering, PULL_CONTENT_TYPE, PULL_PATH, PullAnswer, Remote, RemoteError, Skips, refused,
+};
 use antiphon::storage::sim_disk::Dice;
 use axum::body::Body;
 use axum::http::Request;
@@ -38,12 +40,14 @@ struct Lines {
     delay_us: (u64, u64),
     /// Of a hundred requests, and of a hundred answers.
     lost: u64,
+    /// Of a hundred answers: those with a record that is none.
+    spoiled: u64,
 }
 
 impl Wide {
     pub fn new(dice: Dice, count: usize) -> Arc<Self> {
         let is_cut = vec![vec![false; count]; count];
-        let lines = Mutex::new(Lines { dice, is_cut, delay_us: (500, 20_000), lost: 0 });
+        let lines = Mutex::new(Lines { dice, is_cut, delay_us: (500, 20_000), lost: 0, spoiled: 0 });
         Arc::new(Wide { lines, worlds: OnceLock::new() })
     }
 
@@ -62,7 +66,13 @@ impl Wide {
         (lines.delay_us, lines.lost) = ((high_us / 20, high_us), lost);
     }
 
+    /// Has so many of a hundred answers carry a record that is none.
+    pub fn set_spoiled(&self, spoiled: u64) {
+        self.lines.lock().spoiled = spoiled;
+    }
+
     pub fn mend(&self) {
+        self.set_spoiled(0);
         self.lines.lock().is_cut.iter_mut().flatten().for_each(|is_cut| *is_cut = false);
         self.set_quality(20_000, 0);
     }
@@ -80,6 +90,31 @@ impl Wide {
         while self.is_cut(from, to) {
             sleep(STALL_CHECK).await;
         }
+    }
+
+    /// Breaks a record in an answer, now and then.
+    fn spoil(&self, body: Bytes) -> Bytes {
+        let lines = &mut *self.lines.lock();
+        if !lines.dice.chance(lines.spoiled) {
+            return body;
+        }
+        let topics = PullAnswer::decode(&body, &Skips::new()).map_or(Vec::new(), |answer| answer.topics);
+        let records: Vec<Bytes> = topics
+            .into_iter()
+            .filter_map(|topic| match topic.answer {
+                Answered::Page(page) => Some(page.records),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let Some(record) = records.get(lines.dice.below(records.len().max(1) as u64) as usize) else {
+            return body;
+        };
+        let at = record.as_ptr() as usize - body.as_ptr() as usize;
+        let mut spoiled = body.to_vec();
+        // Wherever data end, no text does with this. Elsewhere the record might become another one.
+        spoiled[at + record.len() - 1] = 0xff;
+        spoiled.into()
     }
 
     fn loses(&self) -> bool {
@@ -140,7 +175,7 @@ impl SimRemote {
             wide.travel(there, here).await;
             match answered {
                 Some(_) if wide.loses() => Err(RemoteError::unreachable("the connection broke")),
-                Some((200, body)) => Ok(body),
+                Some((200, body)) => Ok(wide.spoil(body)),
                 Some((status, body)) => Err(refused(status, &body)),
                 None => Err(RemoteError::unreachable("the member is gone")),
             }

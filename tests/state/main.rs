@@ -1,6 +1,7 @@
 //! The replicated state: pinned forms, equal members, exact checkpoints.
 
 mod append_many;
+mod bad_records;
 mod deletes;
 mod garbage;
 mod golden;

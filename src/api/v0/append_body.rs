@@ -14,10 +14,10 @@ use super::topic_config::parse_config;
 use crate::api::shape::{Object, Text, parse_object};
 use crate::error::{Code, Error};
 use crate::limits::{
-    MAX_IDEMPOTENCY_KEY_CHARS, MAX_KEY_BYTES, MAX_META_BYTES, MAX_META_KEYS, MAX_NODE_BYTES,
+    MAX_IDEMPOTENCY_KEY_CHARS, MAX_KEY_BYTES, MAX_META_BYTES, MAX_META_KEYS, MAX_NESTING, MAX_NODE_BYTES,
     MAX_RECORD_BYTES, MAX_RECORDS_PER_WRITE, MAX_TAG_BYTES,
 };
-use crate::record::{Record, compact_json_len};
+use crate::record::{Record, compact_json_len, nests_too_deep};
 use crate::state::{Append, Create, Draft, TopicConfig};
 
 /// A shorter `meta` cannot hold more than [`MAX_META_KEYS`] keys: each takes at least `"":0,`.
@@ -179,6 +179,9 @@ impl RecordBody<'_> {
         check_label("channel", self.channel.as_ref(), MAX_KEY_BYTES)?;
         let meta_bytes = self.meta.map_or(Ok(0), |meta| check_meta(meta.get()))?;
         let data = self.data.get();
+        if nests_too_deep(data) || self.meta.is_some_and(|meta| nests_too_deep(meta.get())) {
+            return Err(Error::invalid(format!("`data` or `meta` is nested deeper than {MAX_NESTING}")));
+        }
         // White space does not count; it is looked for only if it could make the difference.
         if data.len() + meta_bytes > MAX_RECORD_BYTES
             && compact_json_len(data) + meta_bytes > MAX_RECORD_BYTES
@@ -418,6 +421,12 @@ mod tests {
     #[test]
     fn a_meta_is_an_object_of_bounded_size() {
         // C-REC-11 and section 5
+        // C-REC-03
+        let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+        let deep = |levels| code_of_record(&format!("\"data\":{}", nested(levels)));
+        assert_eq!((deep(512), deep(513), deep(500_000)), (None, Some(Code::InvalidRequest), deep(513)));
+        let deep = |levels| code_of_record(&format!("\"data\":1,\"meta\":{{\"a\":{}}}", nested(levels)));
+        assert_eq!((deep(511), deep(512)), (None, Some(Code::InvalidRequest)));
         let with_meta = |meta: &str| code_of_record(&format!("\"data\":1,\"meta\":{meta}"));
         let keys = |count: usize| {
             let keys: Vec<String> = (0..count).map(|key| format!("\"k{key}\" : {{\"x\":[1,2]}}")).collect();

@@ -112,6 +112,8 @@ impl ToJson for LinkError {
         json.object(|json| {
             json.field("code", self.code.as_str());
             json.field("message", self.message.as_str());
+            json.field_if_some("topic", self.topic.as_deref());
+            json.field_if_some("seq", self.seq);
             json.field("ts", self.ts_ms);
         });
     }
@@ -131,7 +133,8 @@ mod tests {
         // Section 15.2, with `start`
         let filter = Some(Filter::parse(r#"["tag","Glob","m:10*"]"#).unwrap());
         let config = RouterConfig { filter, ..RouterConfig::local("meter:raw", "meter:audit") };
-        let error = LinkError { code: "topic_full".into(), message: "full".into(), ts_ms: 9 };
+        let (code, message) = ("topic_full".into(), "full".into());
+        let error = LinkError { code, message, topic: None, seq: None, ts_ms: 9 };
         let view = RouterView {
             name: "meter:raw->meter:audit".into(),
             config: Arc::new(config),
