@@ -136,6 +136,15 @@ pub const TRANSFER_PAGE_BYTES: usize = 1 << 20;
 /// Entries that such a member asks for at once.
 pub const TRANSFER_INDEXES: usize = 4096;
 
+/// A transfer of the state that nobody fetched from for so long is over.
+pub const TRANSFER_IDLE_AFTER: Duration = Duration::from_secs(60);
+/// Pauses before another state is sent to a member that did not get to have the last one: the first one, and the
+/// longest.
+pub const TRANSFER_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// Bytes of log that are kept for a member that gets on, however slowly; more if the records that topics have are
+/// more, because then a state is dearer too.
+pub const MAX_LAG_LOG_BYTES: u64 = 16 << 30;
+
 /// How long a member must have been silent before a blank one of the same name may take its place.
 pub const DOWN_BEFORE_REPLACED: Duration = Duration::from_secs(10);
 /// Entries that a learner may lack of what is committed when it is made a voter.
@@ -147,6 +156,13 @@ pub const FORGET_APPLICANT_AFTER: Duration = Duration::from_secs(5);
 
 /// Bytes per second that freeing space reads and writes at most.
 pub const RECLAIM_BYTES_PER_S: u64 = 32 << 20;
+
+/// A write of the checkpoint that takes longer is said to hang.
+pub const CHECKPOINT_STALLED_AFTER: Duration = Duration::from_secs(30);
+/// And a member that others can do without ends after this time of it.
+pub const END_STALLED_AFTER: Duration = Duration::from_secs(300);
+/// How long a member that ends waits for its last checkpoint.
+pub const LAST_SAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A cluster of one exports its state at the latest after so many entries.
 pub const EXPORT_ENTRIES: u64 = 1_000_000;

@@ -29,7 +29,7 @@ use crate::limits::HEAD_TIMEOUT_MS;
 use crate::raft::{
     ClusterTime, Export, IdentityKeeper, Installer, ListedMember, Me, Member, Node, Parts, PeerListener,
     PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, export_state, found_alone,
-    found_listed, free_space, index_log, keep_membership, purge_log, seek_admission,
+    found_listed, free_space, index_log, keep_membership, purge_log, seek_admission, watch_checkpoint,
 };
 use crate::router::{self, HttpRemote};
 use crate::state::ClusterLimits;
@@ -107,6 +107,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     let node = node.map_err(|line| anyhow!(line))?;
 
     let mut services = Services::default();
+    services.spawn("following the cluster", node.clone().follow());
     services.spawn("room", room.clone().watch());
     if let Some(listener) = peer_listener {
         services.spawn("peers", accept_peers(listener, node.clone(), keeper.clone(), files.peers));
@@ -123,6 +124,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         let patience = Duration::from_millis(settings.lag_patience_ms);
         services.spawn("purging the log", purge_log(node.clone(), export, kept, patience));
     }
+    services
+        .spawn("watching the checkpoint", watch_checkpoint(storage.applied.clone(), node.clone()));
     services.spawn("clearing the checkpoint", clear_garbage(storage.applied.clone()));
     services.spawn("freeing space", free_space_safely(&storage));
     services

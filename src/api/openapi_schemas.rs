@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::limits::{MAX_IDEMPOTENCY_KEY_CHARS, MAX_META_KEYS, MAX_RECORDS_PER_WRITE, MAX_TOPICS_PER_APPEND};
+use crate::raft::Holder;
 
 /// A reference to the schema `name`.
 pub fn schema_ref(name: &str) -> Value {
@@ -295,12 +296,24 @@ fn answers() -> Map<String, Value> {
         ("tombstone", nullable(any_object())),
         ("lag", unsigned()),
     ]);
+    let held_by = object(&[
+        ("reason", json!({ "type": "string", "enum": Holder::REASONS })),
+        ("member", nullable(text())),
+        ("index", unsigned()),
+        ("entries", unsigned()),
+        ("for_ms", unsigned()),
+    ]);
+    let log = object(&[("purged", unsigned()), ("saved", unsigned()), ("held_by", nullable(held_by))]);
     let cluster = answer(&[
         ("cluster", text()),
         ("leader", nullable(text())),
         ("term", unsigned()),
         ("commit", unsigned()),
         ("members", list_of(any_object())),
+        ("member", text()),
+        ("applied", unsigned()),
+        ("digest", text()),
+        ("log", log),
     ]);
     let router_config = [
         ("source", text()),
@@ -398,6 +411,7 @@ fn answers() -> Map<String, Value> {
                 ("topics", unsigned()),
                 ("member", text()),
                 ("leader", nullable(text())),
+                ("checkpoint_age_ms", unsigned()),
             ]),
         ),
     ];

@@ -23,6 +23,28 @@ pub struct MemberView {
     pub installing: Option<InstallProgress>,
 }
 
+/// How long the answering member's log is, and why.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogView {
+    /// The last entry that was given up, and the last that the checkpoint on disk covers.
+    pub purged: u64,
+    pub saved: u64,
+    pub held: Option<HeldView>,
+}
+
+/// What keeps the log longer than it should be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HeldView {
+    /// See [`Holder::REASONS`](crate::raft::Holder).
+    pub reason: &'static str,
+    /// The member that it is about.
+    pub member: Option<String>,
+    /// The entries behind this one are kept; how many that are too many.
+    pub index: u64,
+    pub entries: u64,
+    pub for_ms: u64,
+}
+
 /// The whole cluster, and what distinguishes the member that answers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClusterView {
@@ -35,6 +57,7 @@ pub struct ClusterView {
     pub member: String,
     pub applied: u64,
     pub digest: u64,
+    pub log: LogView,
 }
 
 /// While a member that lost its disk comes back, the membership has two of its name: the one that is gone and
@@ -54,6 +77,25 @@ fn one_per_name(members: Vec<MemberStatus>) -> Vec<MemberStatus> {
 }
 
 impl Engine {
+    /// What of the log is kept here, and why.
+    pub(super) fn log_view(&self) -> LogView {
+        let node = &self.inner.node;
+        let held = node.held_back().map(|held| {
+            let about = held.hold.by.member();
+            let members = node.membership().into_iter();
+            let mut names = members.filter(|(node_id, ..)| Some(*node_id) == about);
+            HeldView {
+                reason: held.hold.by.reason(),
+                member: names.next().map(|(_, member, _)| member.name),
+                index: held.hold.index,
+                entries: held.hold.entries,
+                for_ms: held.since.elapsed().as_millis() as u64,
+            }
+        });
+        let purged = self.inner.log.purged().map_or(0, |id| id.index);
+        LogView { purged, saved: node.applied().saved_index(), held }
+    }
+
     /// The cluster; with `Strong`, after a leader has been confirmed. Errors: `no_leader`.
     pub async fn cluster(&self, consistency: Consistency) -> Result<ClusterView, Error> {
         self.fence(consistency).await?;
@@ -92,6 +134,7 @@ impl Engine {
             member: self.member().to_owned(),
             applied,
             digest,
+            log: self.log_view(),
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Engine;
+use super::{Engine, HeldView};
 use crate::limits::{MAX_LIST_PAGE, MAX_METRIC_TOPICS};
 use crate::raft::Leader;
 use crate::state::{Durability, SharedTopic, TopicType};
@@ -36,6 +36,11 @@ pub struct Figures {
     pub applied_index: u64,
     pub elections: u64,
     pub forwarded_requests: u64,
+    /// Entries that the checkpoint on disk does not cover, and how long ago it covered all.
+    pub checkpoint_lag: u64,
+    pub checkpoint_age_ms: u64,
+    /// What keeps the log longer than it should be.
+    pub log_held: Option<HeldView>,
     /// How many entries each member is behind, by name.
     pub member_lag: Vec<(String, u64)>,
 }
@@ -95,6 +100,9 @@ impl Engine {
             applied_index,
             elections: self.inner.elections.load(Ordering::Relaxed),
             forwarded_requests: self.inner.forwarder.forwarded(),
+            checkpoint_lag: applied_index.saturating_sub(node.applied().saved_index()),
+            checkpoint_age_ms: node.applied().checkpoint_clock().age().as_millis() as u64,
+            log_held: self.log_view().held,
             member_lag: Vec::new(),
         };
         for member in node.member_statuses() {

@@ -17,6 +17,8 @@ pub struct Readiness {
     /// Share of the known log that is applied here, 0.0 to 1.0.
     pub replay_progress: f64,
     pub leader: Option<String>,
+    /// How long ago the checkpoint had everything that is applied. Nothing that is served depends on it.
+    pub checkpoint_age_ms: u64,
 }
 
 impl Engine {
@@ -50,6 +52,7 @@ impl Engine {
             reason,
             replay_progress,
             leader,
+            checkpoint_age_ms: self.inner.node.applied().checkpoint_clock().age().as_millis() as u64,
         }
     }
 

@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,11 +21,12 @@ use openraft::{OptionalSend, Snapshot, SnapshotMeta};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::checkpoint_clock::CheckpointClock;
 use super::types::{
     CommittedLeader, Member, RaftLogId, RaftMembership, RaftStoredMembership, Types, decode_membership,
     encode_membership, entry_id, raft_log_id,
 };
-use crate::limits::MAX_APPEND_BYTES;
+use crate::limits::{LAST_SAVE_TIMEOUT, MAX_APPEND_BYTES};
 use crate::record::EntryRecords;
 use crate::state::{
     Catalog, Changes, Cluster, ClusterLimits, EvictedBlock, Freed, Garbage, Missing, MissingBlock,
@@ -53,7 +54,9 @@ pub struct Applied {
     /// When the first record of any topic expires, in cluster time; `u64::MAX` for never.
     next_due_ms: AtomicU64,
     saved: Mutex<SavedPoint>,
-    is_saving: AtomicBool,
+    /// Held while the state is saved.
+    saving: tokio::sync::Mutex<()>,
+    checkpoint_clock: CheckpointClock,
     /// What the checkpoint on disk has lost since garbage was last cleared.
     lost: Mutex<Lost>,
     /// Held while it is cleared, on a thread that may wait for the disk.
@@ -100,7 +103,8 @@ impl Applied {
             applied_index: watch::Sender::new(saved.applied.map_or(0, |id| id.index)),
             next_due_ms: AtomicU64::new(next_due_ms),
             saved: Mutex::new(saved),
-            is_saving: AtomicBool::new(false),
+            saving: tokio::sync::Mutex::default(),
+            checkpoint_clock: CheckpointClock::default(),
             lost: Mutex::default(),
             garbage: Mutex::new(Garbage::of_orphans(orphans)),
         }))
@@ -191,12 +195,21 @@ impl Applied {
 
     /// Saves the state as it is now, if it changed since the last time and no other save is under way.
     pub async fn save(self: &Arc<Self>) -> io::Result<()> {
-        if self.is_saving.swap(true, Ordering::AcqRel) {
-            return Ok(());
-        }
-        let result = self.save_now().await;
-        self.is_saving.store(false, Ordering::Release);
-        result
+        let Ok(_saving) = self.saving.try_lock() else { return Ok(()) };
+        self.save_now().await
+    }
+
+    /// Saves the state as it is now, behind a save that is under way.
+    pub async fn save_last(self: &Arc<Self>) -> io::Result<()> {
+        let saving = async {
+            let _saving = self.saving.lock().await;
+            self.save_now().await
+        };
+        let saved = tokio::time::timeout(LAST_SAVE_TIMEOUT, saving).await;
+        saved.unwrap_or_else(|_| {
+            let took = format!("it was not written within {} s", LAST_SAVE_TIMEOUT.as_secs());
+            Err(io::Error::new(io::ErrorKind::TimedOut, took))
+        })
     }
 
     async fn save_now(self: &Arc<Self>) -> io::Result<()> {
@@ -204,6 +217,7 @@ impl Applied {
             let mut state = self.state.lock();
             let point = SavedPoint::of(&state);
             if point.applied == self.saved.lock().applied {
+                self.checkpoint_clock.saved();
                 return Ok(());
             }
             (point, state.take_changes())
@@ -211,6 +225,7 @@ impl Applied {
         if let Some(id) = point.applied {
             self.log.wait_synced(id.index).await?;
         }
+        self.checkpoint_clock.writing();
         let this = self.clone();
         task::blocking(move || this.checkpoint.write(values)).await?;
         for (topic, last_seq) in saved {
@@ -225,7 +240,13 @@ impl Applied {
             lost.blocks.extend(unread);
         }
         *self.saved.lock() = point;
+        self.checkpoint_clock.saved();
         Ok(())
+    }
+
+    /// Whether the checkpoint gets written.
+    pub fn checkpoint_clock(&self) -> &CheckpointClock {
+        &self.checkpoint_clock
     }
 
     /// Index of the last entry that the checkpoint on disk covers.
@@ -262,7 +283,7 @@ impl Applied {
     /// that it covers and the file's length in bytes; `None` if there is no checkpoint yet. `InvalidData` if
     /// the checkpoint is damaged. Saving waits meanwhile, applying does not. Blocks on the disk.
     pub fn export(&self, disk: &dyn Disk, dir: &Path) -> io::Result<Option<(u64, u64)>> {
-        self.checkpoint.read_held(|checkpoint| {
+        let export = |checkpoint: &dyn Checkpoint| {
             let key = crate::state::Key::Machine.encode();
             let Some(value) = checkpoint.get(&key)? else { return Ok(None) };
             // What the checkpoint is as of stands in it. `saved` may be a moment behind.
@@ -271,7 +292,8 @@ impl Applied {
             let Some(applied) = head.applied() else { return Ok(None) };
             let len_bytes = write_export(disk, dir, applied, |each| checkpoint.load(each))?;
             Ok(Some((applied.index, len_bytes)))
-        })
+        };
+        self.checkpoint_clock.excused(|| self.checkpoint.read_held(export))
     }
 
     /// Saves the state every `interval`, as long as the member runs. What is not saved is applied again

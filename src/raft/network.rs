@@ -26,8 +26,8 @@ use super::rpc::{self, Body, Kind};
 use super::transfer::Transfers;
 use super::transfer_rpc::{self, InstallRequest};
 use super::types::{
-    AppendRequest, AppendResponse, CommittedLeader, Member, NodeId, RaftVoteOf, TransferRequest, Types,
-    VoteRequest, VoteResponse,
+    AppendRequest, AppendResponse, CommittedLeader, Member, NodeId, RaftLogId, RaftVoteOf, TransferRequest,
+    Types, VoteRequest, VoteResponse,
 };
 use crate::codec::Malformed;
 use crate::limits::APPEND_PIPELINE_DEPTH;
@@ -82,6 +82,45 @@ impl PeerClient {
         match error {
             CallError::Unreachable(_) => RPCError::Unreachable(Unreachable::new(&error)),
             CallError::Lost(_) | CallError::Failed(_) => RPCError::Network(NetworkError::new(&error)),
+        }
+    }
+
+    /// Has the peer come and get what it lacks of the state up to `last`, or a later one. An error is followed by
+    /// another try, of openraft's, with what is the last snapshot by then.
+    async fn send_state(
+        &self,
+        vote: RaftVoteOf,
+        last: Option<RaftLogId>,
+    ) -> Result<SnapshotResponse<Types>, CallError> {
+        let failed = |error: String| CallError::Failed(error);
+        let last = last.ok_or_else(|| failed("there is no state to send".into()))?;
+        let to = self.peer.node_id;
+        if self.transfers.pause(to).await {
+            return Err(failed("it did not get to have the last state".into()));
+        }
+        // Nothing is held for a member that cannot be reached.
+        let connection = self.peer.connection(Lane::Bulk).await?;
+        // What is sent is the state now, which is that of the snapshot's point or a later one.
+        let sending = self.transfers.begin(to).await.map_err(failed)?;
+        let (node_id, member) = (self.from, self.me.clone());
+        let request = InstallRequest { vote, last, transfer: sending.number(), node_id, member };
+        let reply = tokio::select! {
+            biased;
+            reply = connection.call(Kind::Install, request.encode(), INSTALL_TIMEOUT) => reply,
+            () = sending.stalled() => Err(failed("the member stopped fetching the state".into())),
+        };
+        let installed = reply.and_then(|reply| {
+            transfer_rpc::decode_installed(&reply).map_err(|error| failed(error.to_string()))
+        });
+        match installed {
+            Ok(vote) => {
+                sending.finish(last.index());
+                Ok(SnapshotResponse::new(vote))
+            }
+            Err(error) => {
+                sending.fail(&error);
+                Err(error)
+            }
         }
     }
 
@@ -169,29 +208,13 @@ impl RaftNetworkV2<Types> for PeerClient {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let unreachable = |error: CallError| StreamingError::Unreachable(Unreachable::new(&error));
-        let Some(last) = snapshot.meta.last_log_id else {
-            return Err(unreachable(CallError::Failed("there is no state to send".into())));
-        };
-        // What is sent is the state now, which is that of the snapshot's point or a later one.
-        let transfer = self.transfers.begin(self.peer.node_id);
-        let (node_id, member) = (self.from, self.me.clone());
-        let request = InstallRequest { vote, last, transfer, node_id, member };
-        let installing = async {
-            let connection = self.peer.connection(Lane::Bulk).await?;
-            connection.call(Kind::Install, request.encode(), INSTALL_TIMEOUT).await
-        };
-        let reply = tokio::select! {
+        tokio::select! {
             biased;
-            closed = cancel => return Err(StreamingError::Closed(closed)),
-            reply = installing => reply.map_err(unreachable)?,
-            () = self.transfers.stalled(transfer) => {
-                return Err(unreachable(CallError::Lost("the member stopped fetching the state".into())));
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = self.send_state(vote, snapshot.meta.last_log_id) => {
+                sent.map_err(|error| StreamingError::Unreachable(Unreachable::new(&error)))
             }
-        };
-        self.transfers.finish(transfer);
-        let vote = transfer_rpc::decode_installed(&reply);
-        Ok(SnapshotResponse::new(vote.map_err(|error| unreachable(CallError::Failed(error.to_string())))?))
+        }
     }
 
     async fn transfer_leader(

@@ -28,7 +28,8 @@ use super::membership::{place_of, replacement};
 use super::network::Network;
 use super::peer_service::PeerHandler;
 use super::peers::{Peer, Peers};
-use super::rpc::{self, Body, Kind, Proposal, ReadPoint, Status};
+use super::retention::Hold;
+use super::rpc::{self, Body, Kind, Proposal, ReadPoint};
 use super::transfer::Transfers;
 use super::types::{
     Member, NodeId, Raft, RaftLogId, RaftStoredMembership, StampedCommand, Types, stored_vote,
@@ -37,7 +38,6 @@ use crate::clock::Random;
 use crate::limits::MAX_PROMOTION_LAG_ENTRIES;
 use crate::state::carries_records;
 use crate::storage::{Log, Room};
-use crate::task;
 
 mod statuses;
 
@@ -78,6 +78,13 @@ pub struct Parts {
     pub random: Arc<dyn Random>,
 }
 
+/// What holds the log back.
+#[derive(Debug, Clone, Copy)]
+pub struct HeldBack {
+    pub hold: Hold,
+    pub since: Instant,
+}
+
 /// One member of a cluster.
 pub struct Node {
     raft: Raft,
@@ -85,14 +92,15 @@ pub struct Node {
     applied: Arc<Applied>,
     time: ClusterTime,
     leadership: watch::Sender<Leadership>,
-    statuses: Mutex<HashMap<NodeId, (Status, Instant)>>,
+    statuses: Mutex<HashMap<NodeId, statuses::Heard>>,
     /// Since when each other member is known here.
     known_since: Mutex<HashMap<NodeId, Instant>>,
     applicants: Applicants,
     room: Arc<Room>,
     transfers: Arc<Transfers>,
     installer: Arc<Installer>,
-    started: Instant,
+    /// What holds the log back, and since when.
+    held: Mutex<Option<HeldBack>>,
     /// Whether a majority of the voters has room, as of the last round of statuses.
     quorum_has_room: AtomicBool,
     /// Weak: whoever handles holds this member.
@@ -154,12 +162,10 @@ impl Node {
             room,
             transfers,
             installer,
-            started: Instant::now(),
+            held: Mutex::default(),
             quorum_has_room: AtomicBool::new(true),
             handler: OnceLock::new(),
         });
-        task::spawn(node.clone().follow_leadership());
-        task::spawn(node.clone().follow_statuses());
         Ok(node)
     }
 
@@ -191,6 +197,15 @@ impl Node {
     /// Follows who leads.
     pub fn leadership(&self) -> watch::Receiver<Leadership> {
         self.leadership.subscribe()
+    }
+
+    /// Follows who leads and how the others do, as long as openraft runs. Without it this member learns nothing.
+    pub async fn follow(self: Arc<Self>) -> io::Result<()> {
+        let statuses = self.clone().follow_statuses();
+        tokio::select! {
+            () = self.follow_leadership() => Ok(()),
+            () = statuses => Ok(()),
+        }
     }
 
     async fn follow_leadership(self: Arc<Self>) {
@@ -373,7 +388,7 @@ impl Node {
     }
 
     /// What this member holds ready for members that lack its state.
-    pub(super) fn transfers(&self) -> &Transfers {
+    pub(super) fn transfers(&self) -> &Arc<Transfers> {
         &self.transfers
     }
 
@@ -467,6 +482,19 @@ impl Node {
     /// Gives up the log up to `index`, which a snapshot must cover.
     pub(super) async fn purge(&self, index: u64) -> Result<(), String> {
         self.raft.trigger().purge_log(index).await.map_err(|fatal| fatal.to_string())
+    }
+
+    /// What holds the log back since when, if anything does.
+    pub fn held_back(&self) -> Option<HeldBack> {
+        *self.held.lock()
+    }
+
+    /// Notes what a look found.
+    pub(super) fn note_hold(&self, hold: Option<Hold>) {
+        let mut held = self.held.lock();
+        let earlier = held.filter(|held| hold.is_some_and(|hold| hold.by == held.hold.by));
+        let since = earlier.map_or_else(Instant::now, |held| held.since);
+        *held = hold.map(|hold| HeldBack { hold, since });
     }
 
     /// Raft's term and the highest index that this member knows to be committed.

@@ -2,11 +2,16 @@
 //!
 //! A snapshot is not made, it is read: when a member needs one, the checkpoint on disk is frozen and the log
 //! pinned, both at once and for nothing (see `storage/frozen.rs`, `storage/pin.rs`), and that member fetches
-//! page after page at its own speed. So memory is bounded on both sides by a page, applying goes on, and a
-//! member that stops fetching costs nothing but a pin, for a minute.
+//! page after page at its own speed. So memory is bounded on both sides by a page, and applying goes on.
 //!
-//! While a transfer is under way the log keeps what comes after it, and no newer snapshot is named: the
-//! member could otherwise arrive and find that it needs the next one.
+//! A transfer is a guard, [`Sending`]: what it holds is given up when it is dropped, however it ended, and it
+//! ends when nobody has fetched for a minute. So it exists only while a connection to the member is open and its
+//! pages flow. What it means for the log meanwhile is decided in `retention`.
+//!
+//! Two things outlive it, and neither pins a file. A member that has everything goes away to start from it, and
+//! its *place* in the log is kept until it is heard there. And after a failure there is a pause, which grows from
+//! one to the next: whoever cannot take the state over (no room, a form that it cannot read) fetches gigabytes to
+//! find out.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,117 +20,230 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use super::connection::CallError;
 use super::machine::Applied;
+use super::retention::{Stage, Transfer, start_patience};
 use super::types::NodeId;
 use crate::clock::Random;
-use crate::limits::TRANSFER_PAGE_BYTES;
+use crate::limits::{TRANSFER_IDLE_AFTER, TRANSFER_PAGE_BYTES, TRANSFER_PAUSES};
 use crate::storage::{Frozen, LogEntry, Page, Pin};
 use crate::task;
-
-/// A transfer that nobody fetched from for so long is over.
-const IDLE_AFTER: Duration = Duration::from_secs(60);
 
 /// What this member holds ready for others.
 pub struct Transfers {
     applied: Arc<Applied>,
     random: Arc<dyn Random>,
-    by_number: Mutex<BTreeMap<u64, Transfer>>,
+    known: Mutex<Known>,
 }
 
-struct Transfer {
+#[derive(Default)]
+struct Known {
+    under_way: BTreeMap<u64, UnderWay>,
+    recipients: BTreeMap<NodeId, Recipient>,
+}
+
+struct UnderWay {
     to: NodeId,
     /// The member will have everything up to here, or more.
     index: u64,
     /// `None` once all of the state was fetched.
     frozen: Option<Arc<Frozen>>,
-    /// `None` once the member has everything.
-    pin: Option<Arc<Pin>>,
+    pin: Arc<Pin>,
+    /// Whether everything was fetched that was asked for. Only the member knows whether it will ask for more.
+    is_whole: bool,
     last_used: Instant,
+}
+
+/// What is remembered of a member that states were sent to.
+#[derive(Default)]
+struct Recipient {
+    place: Option<Place>,
+    /// States in a row that it did not get to have.
+    failures: u32,
+    paused_until: Option<Instant>,
+}
+
+/// Where a member will go on by the log.
+#[derive(Clone, Copy)]
+struct Place {
+    index: u64,
+    since: Instant,
+}
+
+impl Recipient {
+    fn fails(&mut self) {
+        let (first, longest) = TRANSFER_PAUSES;
+        let pause = first.saturating_mul(1 << self.failures.min(16)).min(longest);
+        self.failures += 1;
+        self.paused_until = Some(Instant::now() + pause);
+    }
+}
+
+/// One state that is held ready. What it holds is given up with it.
+pub struct Sending {
+    transfers: Arc<Transfers>,
+    number: u64,
+    to: NodeId,
 }
 
 impl Transfers {
     pub fn new(applied: Arc<Applied>, random: Arc<dyn Random>) -> Arc<Self> {
-        Arc::new(Transfers { applied, random, by_number: Mutex::default() })
+        Arc::new(Transfers { applied, random, known: Mutex::default() })
     }
 
-    /// Holds the present state ready for the member `to`, in the place of an earlier one. Gives its number.
-    pub fn begin(&self, to: NodeId) -> u64 {
+    /// Waits as long as no state should be sent to the member `to`, because it did not get to have the last ones;
+    /// `false` if there was nothing to wait for.
+    pub async fn pause(&self, to: NodeId) -> bool {
+        let paused_until = || self.known.lock().recipients.get(&to)?.paused_until;
+        let Some(until) = paused_until().filter(|until| *until > Instant::now()) else { return false };
+        tokio::time::sleep_until(until).await;
+        true
+    }
+
+    /// Holds the present state ready for the member `to`, which was reached a moment ago.
+    pub async fn begin(self: &Arc<Self>, to: NodeId) -> Result<Sending, String> {
         let index = self.applied.saved_index();
-        let (pin, frozen) = self.applied.freeze();
+        let applied = self.applied.clone();
+        let frozen = task::blocking(move || Ok(applied.freeze())).await;
+        let (pin, frozen) = frozen.map_err(|error| error.to_string())?;
         let number = self.random.next_u64();
-        let mut transfers = self.by_number.lock();
-        transfers.retain(|_, other| other.to != to);
-        let (frozen, pin) = (Some(Arc::new(frozen)), Some(Arc::new(pin)));
-        transfers.insert(number, Transfer { to, index, frozen, pin, last_used: Instant::now() });
-        number
+        let (frozen, pin) = (Some(Arc::new(frozen)), Arc::new(pin));
+        let started = UnderWay { to, index, frozen, pin, is_whole: false, last_used: Instant::now() };
+        self.known.lock().under_way.insert(number, started);
+        Ok(Sending { transfers: self.clone(), number, to })
     }
 
-    /// The member has everything. It will need the log from there on, so its place is kept for a while.
-    pub fn finish(&self, number: u64) {
-        if let Some(transfer) = self.by_number.lock().get_mut(&number) {
-            (transfer.frozen, transfer.pin) = (None, None);
-            transfer.last_used = Instant::now();
-        }
-    }
-
-    /// Waits until nobody fetches any more.
-    pub async fn stalled(&self, number: u64) {
-        let last_used = || self.by_number.lock().get(&number).map(|transfer| transfer.last_used);
-        while let Some(last_used) = last_used()
-            && last_used.elapsed() < IDLE_AFTER
+    /// A member said up to where it has everything.
+    pub fn heard(&self, node_id: NodeId, durable_index: u64) {
+        if let Some(recipient) = self.known.lock().recipients.get_mut(&node_id)
+            && recipient.place.is_some_and(|place| durable_index >= place.index)
         {
-            tokio::time::sleep_until(last_used + IDLE_AFTER).await;
+            recipient.place = None;
         }
     }
 
-    /// Whether somebody is fetching.
-    pub fn is_active(&self) -> bool {
-        self.forget_idle();
-        self.by_number.lock().values().any(|transfer| transfer.pin.is_some())
+    /// Forgets those who are no members any more, and places that were kept long enough.
+    pub fn forget(&self, patience: Duration, is_member: impl Fn(NodeId) -> bool) {
+        self.known.lock().recipients.retain(|node_id, recipient| {
+            if recipient.place.is_some_and(|place| place.since.elapsed() >= start_patience(patience)) {
+                // It has not come back from it.
+                recipient.place = None;
+                recipient.fails();
+            }
+            is_member(*node_id)
+        });
     }
 
-    /// The lowest index behind which a member will go on by the log.
-    pub fn lowest_index(&self) -> Option<u64> {
-        self.forget_idle();
-        self.by_number.lock().values().map(|transfer| transfer.index).min()
+    /// Ends all that are under way.
+    pub fn end_all(&self) {
+        self.known.lock().under_way.clear();
     }
 
-    fn forget_idle(&self) {
-        self.by_number.lock().retain(|_, transfer| transfer.last_used.elapsed() < IDLE_AFTER);
+    /// All of which the log is needed for.
+    pub fn standing(&self) -> Vec<Transfer> {
+        let known = self.known.lock();
+        let fetching = known.under_way.values().map(|under_way| Transfer {
+            to: under_way.to,
+            index: under_way.index,
+            stage: Stage::Fetching,
+            idle_for: under_way.last_used.elapsed(),
+        });
+        let starting = known.recipients.iter().filter_map(|(to, recipient)| {
+            let Place { index, since } = recipient.place?;
+            Some(Transfer { to: *to, index, stage: Stage::Starting, idle_for: since.elapsed() })
+        });
+        fetching.chain(starting).collect()
     }
 
     /// Keys above `after` and their values; empty at the end.
     pub async fn state(&self, number: u64, after: Option<Vec<u8>>) -> Result<Page, String> {
-        let frozen = self.used(number, |transfer| transfer.frozen.clone())?;
+        let frozen = self.used(number, |under_way| under_way.frozen.clone())?;
         let page = task::blocking(move || frozen.page(after.as_deref(), TRANSFER_PAGE_BYTES)).await;
         let page = page.map_err(|error| error.to_string())?;
-        if page.is_empty()
-            && let Some(transfer) = self.by_number.lock().get_mut(&number)
-        {
-            transfer.frozen = None;
+        if page.is_empty() {
+            self.used(number, |under_way| {
+                (under_way.frozen, under_way.is_whole) = (None, true);
+                Some(())
+            })?;
         }
         Ok(page)
     }
 
     /// The entries at some of the first `indexes`, at least one.
     pub async fn entries(&self, number: u64, indexes: Vec<u64>) -> Result<Vec<LogEntry>, String> {
-        let pin = self.used(number, |transfer| transfer.pin.clone())?;
+        let pin = self.used(number, |under_way| {
+            under_way.is_whole = false;
+            Some(under_way.pin.clone())
+        })?;
         let log = self.applied.log().clone();
+        let asked_for = indexes.len();
         let entries = task::blocking(move || {
             let entries = log.committed_entries(&indexes, TRANSFER_PAGE_BYTES);
             drop(pin);
             entries
         });
-        entries.await.map_err(|error| error.to_string())
+        let entries = entries.await.map_err(|error| error.to_string())?;
+        self.used(number, |under_way| {
+            under_way.is_whole = entries.len() == asked_for;
+            Some(())
+        })?;
+        Ok(entries)
     }
 
-    fn used<T>(&self, number: u64, part: impl FnOnce(&Transfer) -> Option<T>) -> Result<T, String> {
-        let mut transfers = self.by_number.lock();
-        let transfer = transfers.get_mut(&number);
-        let used = transfer.and_then(|transfer| {
-            transfer.last_used = Instant::now();
-            part(transfer)
+    fn used<T>(&self, number: u64, part: impl FnOnce(&mut UnderWay) -> Option<T>) -> Result<T, String> {
+        let mut known = self.known.lock();
+        let used = known.under_way.get_mut(&number).and_then(|under_way| {
+            under_way.last_used = Instant::now();
+            part(under_way)
         });
         used.ok_or_else(|| "this transfer of the state is over".to_owned())
+    }
+}
+
+impl Sending {
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Waits until nobody fetches any more.
+    pub async fn stalled(&self) {
+        let last_used = || Some(self.transfers.known.lock().under_way.get(&self.number)?.last_used);
+        while let Some(last_used) = last_used()
+            && last_used.elapsed() < TRANSFER_IDLE_AFTER
+        {
+            let look_again = (last_used + TRANSFER_IDLE_AFTER).min(Instant::now() + Duration::from_secs(1));
+            tokio::time::sleep_until(look_again).await;
+        }
+    }
+
+    /// The member has everything up to `index`. It will need the log from there on.
+    pub fn finish(self, index: u64) {
+        let place = Some(Place { index, since: Instant::now() });
+        let recipient = Recipient { place, ..Recipient::default() };
+        self.transfers.known.lock().recipients.insert(self.to, recipient);
+    }
+
+    /// The member does not have it, or is away to start from it.
+    pub fn fail(self, error: &CallError) {
+        let mut known = self.transfers.known.lock();
+        let Known { under_way, recipients } = &mut *known;
+        let recipient = recipients.entry(self.to).or_default();
+        let whole = under_way.get(&self.number).filter(|under_way| under_way.is_whole);
+        match (whole, error) {
+            (Some(whole), CallError::Lost(_)) => {
+                if recipient.place.is_some() {
+                    // It had everything once before, and came back without it.
+                    recipient.fails();
+                }
+                recipient.place = Some(Place { index: whole.index, since: Instant::now() });
+            }
+            _ => recipient.fails(),
+        }
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.transfers.known.lock().under_way.remove(&self.number);
     }
 }

@@ -4,10 +4,7 @@
 //!   released.
 //! - **Purge**: openraft purges only what a snapshot covers, and a checkpoint on disk is as good as one. So
 //!   when it is far enough beyond the last, it is named a snapshot, and the log is given up but for its last
-//!   entries. A member that then needs more takes over the state, which is dear; so nothing is given up that a
-//!   member which was heard in the last minutes may still lack, nor what follows a state on its way. Every
-//!   member decides for itself by what the others last said to have applied. Without others, nothing is given
-//!   up that its export does not cover (see `export`).
+//!   entries and for what holds it back (see `retention`). Every member decides for itself.
 //! - **Space**: the log's files are freed in small steps, at a bounded rate.
 //! - **Index**: it follows what is applied, a moment behind.
 //!
@@ -22,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use super::export::Export;
 use super::machine::Applied;
 use super::node::Node;
+use super::retention;
 use crate::limits::RECLAIM_BYTES_PER_S;
 use crate::storage::{Indexer, Reclaimer, Room, is_damage};
 use crate::task;
@@ -33,31 +31,24 @@ const INDEX_LAG: Duration = Duration::from_millis(100);
 /// After a failure that may pass.
 const LONG_REST: Duration = Duration::from_secs(10);
 
-/// Purges the log behind the checkpoint, keeping `kept_entries` and what members lack that were heard within
-/// `patience`, or what `export` does not cover if there are none, as long as the member runs.
+/// Purges the log behind the checkpoint as `retention` decides, as long as the member runs.
 pub async fn purge_log(
     node: Arc<Node>,
     export: Arc<Export>,
     kept_entries: u64,
     patience: Duration,
 ) -> io::Result<()> {
-    // Rarely enough that naming snapshots costs nothing, often enough that what is kept stays near its size.
-    let stride = (kept_entries / 16).max(1);
     loop {
         sleep(REST).await;
-        let (named_index, purged_index) = node.snapshot_and_purged();
-        let saved_index = node.applied().saved_index();
-        let lowest_index = match node.is_alone() {
-            true => export.index(),
-            false => node.lowest_needed_elsewhere(purged_index, patience).unwrap_or(u64::MAX),
-        };
-        // What openraft knows a snapshot of by now: the one that is named next is for the next round.
-        let upto_index = named_index.saturating_sub(kept_entries).min(lowest_index);
-        if upto_index >= purged_index.saturating_add(stride) {
-            node.purge(upto_index).await.map_err(io::Error::other)?;
+        let decision = retention::decide(&node.standing(export.index(), kept_entries, patience));
+        node.note_hold(decision.held);
+        if decision.must_end_transfers {
+            node.transfers().end_all();
         }
-        // A member that takes over a state must find that it suffices.
-        if saved_index >= named_index.saturating_add(stride) && !node.transfers().is_active() {
+        if let Some(index) = decision.purge_upto {
+            node.purge(index).await.map_err(io::Error::other)?;
+        }
+        if decision.may_name {
             node.name_snapshot().await.map_err(io::Error::other)?;
         }
     }

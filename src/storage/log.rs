@@ -446,6 +446,7 @@ impl Log {
         let view = self.shared.view.read();
         let (cached_entries, cached_bytes) = view.cache_size();
         let (kept_files, kept_bytes) = view.kept().size();
+        let chain_bytes = view.chain_segments() * self.shared.segment_bytes;
         drop(view);
         let counters = self.shared.counters.read();
         LogStats {
@@ -454,6 +455,7 @@ impl Log {
             queue_bytes,
             cached_entries,
             cached_bytes,
+            chain_bytes,
             kept_files,
             kept_bytes,
             ..counters

@@ -26,14 +26,20 @@ pub struct Room {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     reserve_bytes: u64,
+    is_short: AtomicBool,
     is_full: AtomicBool,
     is_exhausted: AtomicBool,
 }
 
 impl Room {
     pub fn new(disk: Arc<dyn Disk>, dir: PathBuf, reserve_bytes: u64) -> Arc<Self> {
-        let (is_full, is_exhausted) = (AtomicBool::new(false), AtomicBool::new(false));
-        Arc::new(Room { disk, dir, reserve_bytes, is_full, is_exhausted })
+        let (is_short, is_full, is_exhausted) = Default::default();
+        Arc::new(Room { disk, dir, reserve_bytes, is_short, is_full, is_exhausted })
+    }
+
+    /// Whether there is so little above the reserve that what is kept for others should go.
+    pub fn is_short(&self) -> bool {
+        self.is_short.load(Ordering::Acquire)
     }
 
     /// Whether records must be refused.
@@ -53,6 +59,7 @@ impl Room {
         let spare_bytes = if was_full { MAX_SPARE_BYTES.min(self.reserve_bytes / 4) } else { 0 };
         let enough_bytes = self.reserve_bytes + spare_bytes;
         let is_full = free_bytes < enough_bytes;
+        self.is_short.store(free_bytes < self.reserve_bytes.saturating_mul(2), Ordering::Release);
         self.is_full.store(is_full, Ordering::Release);
         self.is_exhausted.store(free_bytes < self.reserve_bytes / 4, Ordering::Release);
         if is_full && !was_full {
@@ -92,17 +99,20 @@ mod tests {
     fn a_full_disk_needs_room_to_spare_before_it_takes_more() {
         let disk = SimDisk::new(1);
         let room = Room::new(Arc::new(disk.clone()), PathBuf::from("/data"), 1000);
-        for (free_bytes, is_full, is_exhausted) in [
-            (1000, false, false),
-            (999, true, false),
-            (1249, true, false),
-            (249, true, true),
-            (1250, false, false),
-            (1000, false, false),
+        for (free_bytes, is_short, is_full, is_exhausted) in [
+            (2000, false, false, false),
+            (1999, true, false, false),
+            (1000, true, false, false),
+            (999, true, true, false),
+            (1249, true, true, false),
+            (249, true, true, true),
+            (1250, true, false, false),
+            (1000, true, false, false),
         ] {
             disk.set_free_bytes(free_bytes);
             room.look().unwrap();
-            assert_eq!((room.is_full(), room.is_exhausted()), (is_full, is_exhausted), "{free_bytes} bytes");
+            let found = (room.is_short(), room.is_full(), room.is_exhausted());
+            assert_eq!(found, (is_short, is_full, is_exhausted), "{free_bytes} bytes");
         }
     }
 }

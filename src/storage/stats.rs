@@ -30,6 +30,8 @@ pub struct LogStats {
     pub bytes_freed: u64,
     /// Bytes of live frames that were copied, so that the dead ones around them could go.
     pub bytes_rewritten: u64,
+    /// What the segments that have not left the chain may be long together.
+    pub chain_bytes: u64,
     /// Files below the purge point that live entries keep.
     pub kept_files: u64,
     pub kept_bytes: u64,

@@ -386,6 +386,11 @@ impl View {
         self.sealed.front().copied()
     }
 
+    /// The segments that the chain has, with the open one.
+    pub(super) fn chain_segments(&self) -> u64 {
+        self.sealed.len() as u64 + 1
+    }
+
     /// The runs of the first segment of the chain.
     pub(super) fn first_sealed_runs(&self) -> Vec<Run> {
         let first = self.sealed.front().map(|sealed| sealed.segment_id);

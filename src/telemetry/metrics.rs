@@ -72,6 +72,10 @@ series! {
     RAFT_COMMIT_INDEX = "raft_commit_index", Gauge, "Last committed log index that is known here.";
     RAFT_APPLIED_INDEX = "raft_applied_index", Gauge, "Last applied log index.";
     RAFT_ELECTIONS = "raft_elections_total", Counter, "Elections won by anybody since the start.";
+    RAFT_LOG_HELD_ENTRIES = "raft_log_held_entries", Gauge, "Log entries that are kept beyond the usual, by what holds them back.";
+    RAFT_LOG_HELD_MS = "raft_log_held_ms", Gauge, "For how long, in milliseconds.";
+    CHECKPOINT_LAG_ENTRIES = "checkpoint_lag_entries", Gauge, "Applied log entries that the checkpoint on disk does not cover.";
+    CHECKPOINT_AGE_MS = "checkpoint_age_ms", Gauge, "Time since the checkpoint on disk covered all that was applied, in milliseconds.";
     MEMBER_LAG = "member_lag", Gauge, "Log entries that a member is behind, as known here.";
     FORWARDED_REQUESTS = "forwarded_requests_total", Counter, "Commands handed to another member that leads.";
 }

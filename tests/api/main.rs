@@ -10,6 +10,9 @@ mod client;
 #[allow(dead_code)]
 #[path = "../cluster/harness.rs"]
 mod harness;
+#[allow(dead_code)]
+#[path = "../cluster/link.rs"]
+mod link;
 
 mod append;
 mod auth;

@@ -14,7 +14,7 @@ const WRITERS: usize = 16;
 /// Bytes of data of one churning record.
 const DATA_BYTES: usize = 1000;
 
-fn bytes_below(dir: &Path) -> u64 {
+pub fn bytes_below(dir: &Path) -> u64 {
     let Ok(items) = std::fs::read_dir(dir) else { return 0 };
     // Files come and go while they are counted.
     let sizes = items.flatten().map(|item| match item.metadata() {

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::client::{Client, Reply};
+use crate::link::Link;
 
 /// Two cores cannot run two clusters and still elect a leader in time.
 static ONE_CLUSTER: Semaphore = Semaphore::const_new(1);
@@ -133,6 +134,9 @@ impl Member {
 pub struct Cluster {
     pub members: Vec<Member>,
     pub client: Client,
+    /// The ways on which the members reach each other, if they can be cut.
+    pub links: Vec<Link>,
+    has_links: bool,
     name: String,
     arguments: Vec<String>,
     dir: TempDir,
@@ -151,6 +155,13 @@ impl Cluster {
         let permit = one_cluster().await;
         let dir = tempfile::tempdir().expect("make a directory");
         Cluster::start_in(dir, Some(permit), size, arguments).await
+    }
+
+    /// As [`Cluster::start_with`]; every member is reached over a [`Link`].
+    pub async fn start_linked(size: usize, arguments: &[&str]) -> Cluster {
+        let permit = one_cluster().await;
+        let dir = tempfile::tempdir().expect("make a directory");
+        Cluster::start_somehow(CLUSTER, dir, Some(permit), size, arguments, true).await
     }
 
     /// As [`Cluster::start_with`], in a directory of the caller's choice, and beside other clusters if there
@@ -172,16 +183,29 @@ impl Cluster {
         size: usize,
         arguments: &[&str],
     ) -> Cluster {
+        Cluster::start_somehow(name, dir, permit, size, arguments, false).await
+    }
+
+    async fn start_somehow(
+        name: &str,
+        dir: TempDir,
+        permit: Option<SemaphorePermit<'static>>,
+        size: usize,
+        arguments: &[&str],
+        has_links: bool,
+    ) -> Cluster {
         let mut cluster = Cluster {
             members: Vec::new(),
             client: Client::new(),
+            links: Vec::new(),
+            has_links,
             name: name.to_owned(),
             arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
             dir,
             _permit: permit,
         };
         for attempt in 1.. {
-            cluster.place(size);
+            cluster.place(size).await;
             (0..size).for_each(|number| cluster.spawn(number));
             if cluster.all_came_up().await {
                 break;
@@ -192,7 +216,7 @@ impl Cluster {
     }
 
     /// Gives `size` members new ports and empty directories.
-    fn place(&mut self, size: usize) {
+    async fn place(&mut self, size: usize) {
         let dir = self.dir.path();
         self.members = free_ports(2 * size)
             .chunks(2)
@@ -210,6 +234,15 @@ impl Cluster {
                 }
             })
             .collect();
+        self.links.clear();
+        for member in self.members.iter().filter(|_| self.has_links) {
+            self.links.push(Link::to(member.peer_port).await);
+        }
+    }
+
+    /// Where the other members reach member `number`.
+    fn peer_port(&self, number: usize) -> u16 {
+        self.links.get(number).map_or(self.members[number].peer_port, |link| link.port)
     }
 
     /// Waits until all members are ready; `false` if one of them found its port taken.
@@ -251,7 +284,8 @@ impl Cluster {
             .arg(&member.data_dir)
             .args(&self.arguments);
         if self.members.len() > 1 {
-            let all = self.members.iter().map(|peer| format!("{}=127.0.0.1:{}", peer.name, peer.peer_port));
+            let all = (self.members.iter().enumerate())
+                .map(|(number, peer)| format!("{}=127.0.0.1:{}", peer.name, self.peer_port(number)));
             command.args(["--members", &all.collect::<Vec<_>>().join(","), "--cluster-secret", SECRET]);
         }
         command

@@ -1,16 +1,26 @@
-//! A way to a port that can be cut and healed.
+//! A way to a port that can be cut, made too narrow for large packets, and healed.
 
 use std::sync::Arc;
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+/// What a narrow link lets pass at once: signs of life, and no records.
+const NARROW_BYTES: usize = 1000;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Open,
+    Narrow,
+    Cut,
+}
+
 /// Passes connections on to a port of this machine, as long as it is not cut.
 pub struct Link {
     pub port: u16,
-    is_cut: Arc<watch::Sender<bool>>,
+    way: Arc<watch::Sender<Way>>,
     task: JoinHandle<()>,
 }
 
@@ -18,9 +28,9 @@ impl Link {
     pub async fn to(target_port: u16) -> Link {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind a port");
         let port = listener.local_addr().expect("an address").port();
-        let is_cut = Arc::new(watch::Sender::new(false));
-        let task = tokio::spawn(accept(listener, target_port, is_cut.clone()));
-        Link { port, is_cut, task }
+        let way = Arc::new(watch::Sender::new(Way::Open));
+        let task = tokio::spawn(accept(listener, target_port, way.clone()));
+        Link { port, way, task }
     }
 
     pub fn url(&self) -> String {
@@ -29,11 +39,17 @@ impl Link {
 
     /// Ends all connections, and every new one at once.
     pub fn cut(&self) {
-        self.is_cut.send_replace(true);
+        self.way.send_replace(Way::Cut);
+    }
+
+    /// From now on a connection that large packets are sent over carries nothing to the target any more, as if
+    /// a router on the way swallowed them. It does not end, and carries answers.
+    pub fn narrow(&self) {
+        self.way.send_replace(Way::Narrow);
     }
 
     pub fn heal(&self) {
-        self.is_cut.send_replace(false);
+        self.way.send_replace(Way::Open);
     }
 }
 
@@ -44,20 +60,48 @@ impl Drop for Link {
     }
 }
 
-async fn accept(listener: TcpListener, target_port: u16, is_cut: Arc<watch::Sender<bool>>) {
-    while let Ok((mut near, _)) = listener.accept().await {
-        let mut cut = is_cut.subscribe();
+async fn accept(listener: TcpListener, target_port: u16, way: Arc<watch::Sender<Way>>) {
+    while let Ok((near, _)) = listener.accept().await {
+        let mut cut = way.subscribe();
+        let way = way.subscribe();
         tokio::spawn(async move {
             let pass = async {
                 // A target that is down looks like a way that ends.
-                let Ok(mut far) = TcpStream::connect(("127.0.0.1", target_port)).await else { return };
-                let _ = copy_bidirectional(&mut near, &mut far).await;
+                let Ok(far) = TcpStream::connect(("127.0.0.1", target_port)).await else { return };
+                let ((near_read, mut near_write), (mut far_read, far_write)) =
+                    (near.into_split(), far.into_split());
+                let back = async {
+                    let _ = copy(&mut far_read, &mut near_write).await;
+                    let _ = near_write.shutdown().await;
+                };
+                tokio::join!(forward(near_read, far_write, way), back);
             };
             tokio::select! {
                 biased;
-                _ = cut.wait_for(|is_cut| *is_cut) => {}
+                _ = cut.wait_for(|way| *way == Way::Cut) => {}
                 () = pass => {}
             }
         });
     }
+}
+
+async fn forward(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    way: watch::Receiver<Way>,
+) {
+    let mut buf = vec![0; 64 << 10];
+    while let Ok(count) = from.read(&mut buf).await
+        && count > 0
+    {
+        if *way.borrow() == Way::Narrow && count > NARROW_BYTES {
+            // Until the other end gives up.
+            while from.read(&mut buf).await.is_ok_and(|count| count > 0) {}
+            break;
+        }
+        if to.write_all(&buf[..count]).await.is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown().await;
 }

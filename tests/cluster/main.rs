@@ -25,6 +25,7 @@ mod oracle;
 mod peer_port;
 mod recipes;
 mod restart;
+mod retention;
 mod settings;
 mod snapshot;
 mod start;

@@ -227,6 +227,7 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     let node = Node::start(peers, parts, world.setup.timers).await?;
 
     let (failure, failed) = mpsc::channel(4);
+    serve("following the cluster", node.clone().follow(), &failure);
     serve("peers", accept_peers(listener, node.clone(), keeper.clone(), PeerLimits::default()), &failure);
     serve("checkpoint", applied.clone().save_periodically(CHECKPOINT_INTERVAL, room.clone()), &failure);
     serve("indexing the log", index_log(log.indexer(), applied.clone(), room), &failure);

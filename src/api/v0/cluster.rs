@@ -8,7 +8,7 @@ use crate::api::call::{Admin, Call};
 use crate::api::json::{JsonWriter, ToJson};
 use crate::api::reply::{Answer, Reply};
 use crate::auth::Scope;
-use crate::engine::MemberView;
+use crate::engine::{HeldView, MemberView};
 
 pub async fn get(State(api): State<Api>, call: Call<Admin>) -> Answer {
     call.caller.check_unrestricted(Scope::Admin)?;
@@ -24,7 +24,23 @@ pub async fn get(State(api): State<Api>, call: Call<Admin>) -> Answer {
     json.field("member", view.member.as_str());
     json.field("applied", view.applied);
     json.field("digest", format!("{:016x}", view.digest).as_str());
+    json.object_field("log", |json| {
+        json.field("purged", view.log.purged);
+        json.field("saved", view.log.saved);
+        match &view.log.held {
+            Some(held) => json.object_field("held_by", |json| held_by(json, held)),
+            None => json.field("held_by", None::<&str>),
+        }
+    });
     Ok(reply.finish(StatusCode::OK))
+}
+
+fn held_by(json: &mut JsonWriter, held: &HeldView) {
+    json.field("reason", held.reason);
+    json.field("member", held.member.as_deref());
+    json.field("index", held.index);
+    json.field("entries", held.entries);
+    json.field("for_ms", held.for_ms);
 }
 
 impl ToJson for MemberView {

@@ -10,7 +10,8 @@ use crate::api::Api;
 use crate::api::call::{Call, Read};
 use crate::api::json::{JsonWriter, Raw};
 use crate::api::reply::{Answer, Reply};
-use crate::engine::{Figures, TopicFigures};
+use crate::engine::{Figures, HeldView, TopicFigures};
+use crate::raft::Holder;
 use crate::storage::SYNC_BUCKETS_US;
 use crate::telemetry::metrics::{self as series, Exposition, Series};
 
@@ -57,6 +58,14 @@ fn text(figures: &Figures) -> String {
     out.value(series::RAFT_COMMIT_INDEX, figures.commit_index);
     out.value(series::RAFT_APPLIED_INDEX, figures.applied_index);
     out.value(series::RAFT_ELECTIONS, figures.elections);
+    let held_for = |reason: &str| figures.log_held.as_ref().filter(|held| held.reason == reason);
+    let by_reason = |read: fn(&HeldView) -> u64| {
+        Holder::REASONS.into_iter().map(move |reason| (reason, held_for(reason).map_or(0, read)))
+    };
+    out.labelled(series::RAFT_LOG_HELD_ENTRIES, "reason", by_reason(|held| held.entries));
+    out.labelled(series::RAFT_LOG_HELD_MS, "reason", by_reason(|held| held.for_ms));
+    out.value(series::CHECKPOINT_LAG_ENTRIES, figures.checkpoint_lag);
+    out.value(series::CHECKPOINT_AGE_MS, figures.checkpoint_age_ms);
     out.labelled(series::MEMBER_LAG, "member", figures.member_lag.iter().map(|(name, lag)| (name, lag)));
     out.value(series::FORWARDED_REQUESTS, figures.forwarded_requests);
     out.finish()

@@ -35,6 +35,7 @@ pub async fn ready(State(gate): State<Gate>, State(api): State<Api>, headers: He
             "leader": readiness.leader,
             "reason": readiness.reason,
             "replay_progress": readiness.replay_progress,
+            "checkpoint_age_ms": readiness.checkpoint_age_ms,
         });
         return Err(Error::new(Code::NotReady, "this member is not ready to serve").with_detail(detail));
     }
@@ -44,6 +45,7 @@ pub async fn ready(State(gate): State<Gate>, State(api): State<Api>, headers: He
     reply.json.field("topics", api.engine.catalog().len() as u64);
     reply.json.field("member", api.engine.member());
     reply.json.field("leader", readiness.leader.as_deref());
+    reply.json.field("checkpoint_age_ms", readiness.checkpoint_age_ms);
     Ok(reply.finish(StatusCode::OK))
 }
 

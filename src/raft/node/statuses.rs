@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::super::handshake::Lane;
 use super::super::peers::Peer;
+use super::super::retention::{self, Other, Progress, Standing};
 use super::super::rpc::{Body, Kind, Status};
 use super::super::types::{Member, NodeId};
 use super::{Leader, Node};
@@ -19,6 +20,13 @@ use crate::task;
 const STATUS_INTERVAL: Duration = Duration::from_millis(500);
 /// A member that was not heard for longer is down.
 pub const DOWN_AFTER: Duration = Duration::from_secs(3);
+
+/// What a member said last.
+pub(super) struct Heard {
+    status: Status,
+    at: Instant,
+    progress: Progress,
+}
 
 /// A member as the cluster view shows it.
 #[derive(Debug, Clone)]
@@ -39,17 +47,21 @@ async fn ask_bulk_lane(peer: Arc<Peer>) {
 impl Node {
     /// What this member says of itself.
     pub fn status(&self) -> Status {
-        let applied_index = self.applied.index();
-        // Applying does not wait for the own disk.
-        let synced_index = self.applied.log().synced_id().map_or(0, |id| id.index);
         Status {
             wall_ms: self.time.clock().wall_ms(),
-            applied_index,
-            durable_index: applied_index.min(synced_index),
+            applied_index: self.applied.index(),
+            durable_index: self.durable_index(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             is_storage_full: self.room.is_full(),
             installing: self.installer.progress(),
         }
+    }
+
+    /// Up to where this member has applied and synced its log: what it can go on from after any crash.
+    fn durable_index(&self) -> u64 {
+        // Applying does not wait for the own disk.
+        let synced_index = self.applied.log().synced_id().map_or(0, |id| id.index);
+        self.applied.index().min(synced_index)
     }
 
     pub fn room(&self) -> &Arc<Room> {
@@ -112,7 +124,13 @@ impl Node {
         let Ok(status) = reply.map(|reply| Status::decode(&reply)) else { return };
         let Ok(status) = status else { return };
         self.time.heard(peer.node_id, status.wall_ms, asked.elapsed());
-        self.statuses.lock().insert(peer.node_id, (status, Instant::now()));
+        self.transfers.heard(peer.node_id, status.durable_index);
+        let (now, needed_index) = (Instant::now(), self.durable_index());
+        let mut statuses = self.statuses.lock();
+        let earlier = statuses.get(&peer.node_id).map(|heard| heard.progress);
+        let mut progress = earlier.unwrap_or_else(|| Progress::new(now));
+        progress.heard(status.durable_index, needed_index, now);
+        statuses.insert(peer.node_id, Heard { status, at: now, progress });
     }
 
     /// The members: Raft id, addresses, whether they vote.
@@ -134,8 +152,8 @@ impl Node {
             if node_id == self.node_id() {
                 return Some(self.status());
             }
-            let (status, heard) = statuses.get(&node_id)?;
-            (heard.elapsed() < DOWN_AFTER).then(|| status.clone())
+            let heard = statuses.get(&node_id)?;
+            (heard.at.elapsed() < DOWN_AFTER).then(|| heard.status.clone())
         };
         self.membership()
             .into_iter()
@@ -164,7 +182,7 @@ impl Node {
         if node_id == self.node_id() {
             return Some(Duration::ZERO);
         }
-        self.statuses.lock().get(&node_id).map(|(_, heard)| heard.elapsed())
+        self.statuses.lock().get(&node_id).map(|heard| heard.at.elapsed())
     }
 
     /// How long nothing has been heard of a member, as far as this one can tell.
@@ -173,24 +191,50 @@ impl Node {
         self.heard_ago(node_id).or_else(known_for).unwrap_or_default()
     }
 
-    /// The lowest index that another member may have to go on from by the log: up to where those heard within
-    /// `patience` have applied and synced it, and where a state is being taken to. One that lacks what is purged already
-    /// needs a state in any case. `None` if there is no such member.
-    pub(in crate::raft) fn lowest_needed_elsewhere(
+    /// What the log is needed for at this moment, and what there is of it.
+    pub(in crate::raft) fn standing(
         &self,
-        purged_index: u64,
+        export_index: u64,
+        kept_entries: u64,
         patience: Duration,
-    ) -> Option<u64> {
-        let others = self.membership().into_iter().filter(|(node_id, ..)| *node_id != self.node_id());
+    ) -> Standing {
+        let now = Instant::now();
+        let members = self.membership();
+        let is_member = |node_id| members.iter().any(|(member, ..)| *member == node_id);
+        self.transfers.forget(patience, is_member);
+        let (named_index, purged_index) = self.snapshot_and_purged();
         let statuses = self.statuses.lock();
-        let needed = others.filter_map(|(node_id, ..)| match statuses.get(&node_id) {
-            Some((status, heard)) if heard.elapsed() < patience => Some(status.durable_index),
-            Some(_) => None,
-            None if self.started.elapsed() < patience => Some(purged_index),
-            None => None,
-        });
-        let by_log = needed.filter(|index| *index >= purged_index).min();
-        by_log.into_iter().chain(self.transfers.lowest_index()).min()
+        let known_since = self.known_since.lock();
+        let others = members.iter().filter(|(node_id, ..)| *node_id != self.node_id());
+        let others: Vec<Other> = others
+            .map(|(node_id, ..)| {
+                let heard = statuses.get(node_id);
+                let known_for = || known_since.get(node_id).map_or(Duration::ZERO, Instant::elapsed);
+                Other {
+                    node_id: *node_id,
+                    durable_index: heard.map(|heard| heard.status.durable_index),
+                    stuck_for: heard.map_or_else(known_for, |heard| heard.progress.stuck_for(now)),
+                }
+            })
+            .collect();
+        let log = self.applied.log().stats();
+        Standing {
+            applied_index: self.applied.index(),
+            saved_index: self.applied.saved_index(),
+            named_index,
+            purged_index,
+            kept_entries,
+            patience,
+            export_index: others.is_empty().then_some(export_index),
+            others,
+            transfers: self.transfers.standing(),
+            room: retention::Room {
+                chain_bytes: log.chain_bytes,
+                kept_bytes: log.kept_bytes,
+                is_short: self.room.is_short(),
+                is_full: self.room.is_full(),
+            },
+        }
     }
 
     /// Whether the other voters that were heard after `since`, and just now, are a majority of all.
@@ -200,7 +244,7 @@ impl Node {
             members.into_iter().filter(|(.., is_voter)| *is_voter).map(|(node_id, ..)| node_id).collect();
         let statuses = self.statuses.lock();
         let is_fresh = |heard: Instant| heard > since && heard.elapsed() < 2 * STATUS_INTERVAL;
-        let is_heard = |node_id: &NodeId| statuses.get(node_id).is_some_and(|(_, heard)| is_fresh(*heard));
+        let is_heard = |node_id: &NodeId| statuses.get(node_id).is_some_and(|heard| is_fresh(heard.at));
         voters.iter().filter(|node_id| is_heard(node_id)).count() > voters.len() / 2
     }
 
@@ -220,6 +264,6 @@ impl Node {
 
     /// Whether a member was heard lately.
     pub fn was_heard(&self, node_id: NodeId) -> bool {
-        self.statuses.lock().get(&node_id).is_some_and(|(_, heard)| heard.elapsed() < DOWN_AFTER)
+        self.statuses.lock().get(&node_id).is_some_and(|heard| heard.at.elapsed() < DOWN_AFTER)
     }
 }
