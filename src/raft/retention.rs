@@ -382,8 +382,7 @@ mod tests {
         assert_eq!(decide(&short), decide(&usual()));
 
         short.transfers = vec![transfer(Stage::Fetching, SECOND)];
-        assert_eq!(held_by(&decide(&short)), None, "the transfer is near enough");
-        assert!(!decide(&short).may_name);
+        assert_eq!(held_by(&decide(&short)), Some(Holder::Transfer(3)));
         short.room.is_full = true;
         let decision = decide(&short);
         assert!(decision.must_end_transfers && decision.may_name);

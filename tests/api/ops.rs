@@ -109,6 +109,8 @@ async fn metrics_tell_what_the_contract_lists() {
             "raft_commit_index",
             "raft_applied_index",
             "raft_elections_total",
+            "checkpoint_lag_entries",
+            "checkpoint_age_ms",
         ];
         for name in WHOLE_MEMBER.into_iter().chain(further) {
             assert!(value(&scrape, &format!("antiphon_{name}"), None) >= 0.0, "{name}");
@@ -118,6 +120,10 @@ async fn metrics_tell_what_the_contract_lists() {
         assert_eq!(value(&scrape, "antiphon_ready", None), 1.0);
         assert_eq!(value(&scrape, "antiphon_recovery_progress", None), 1.0);
         assert!(value(&scrape, "antiphon_member_lag", Some(("member", "m2"))) < 100_000.0);
+        for name in ["raft_log_held_entries", "raft_log_held_ms"] {
+            let held = value(&scrape, &format!("antiphon_{name}"), Some(("reason", "member")));
+            assert!(held >= 0.0, "{name}");
+        }
         leaders += value(&scrape, "antiphon_raft_is_leader", None);
         forwarded += value(&scrape, "antiphon_forwarded_requests_total", None);
         let syncs = value(&scrape, "antiphon_wal_fsyncs_total", None);

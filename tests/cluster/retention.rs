@@ -87,6 +87,7 @@ async fn a_member_that_is_down_for_longer_than_the_patience_holds_nothing_back()
 
     cluster.spawn(down);
     took_over(&cluster, down, 1).await;
+    cluster.wait_all_ready().await;
     all_agree(&cluster).await;
     for number in 0..3 {
         log_is_small(&cluster, number).await;
@@ -106,10 +107,10 @@ async fn a_member_that_answers_and_gets_no_entries_holds_the_log_no_longer_than_
     for number in [leader, other] {
         let held = eventually("it is said who holds the log", PATIENCE, async || {
             let held = held_by(&cluster, number).await;
-            held.is_object().then_some(held)
+            // A checkpoint is always a moment behind.
+            (held["reason"] == "member").then_some(held)
         })
         .await;
-        assert_eq!(held["reason"], "member", "{held}");
         assert_eq!(held["member"], cluster.members[stuck].name.as_str(), "{held}");
         assert!(held["entries"].as_u64().is_some_and(|entries| entries > 0), "{held}");
     }
