@@ -124,8 +124,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         let patience = Duration::from_millis(settings.lag_patience_ms);
         services.spawn("purging the log", purge_log(node.clone(), export, kept, patience));
     }
-    services
-        .spawn("watching the checkpoint", watch_checkpoint(storage.applied.clone(), node.clone()));
+    services.spawn("watching the checkpoint", watch_checkpoint(storage.applied.clone(), node.clone()));
     services.spawn("clearing the checkpoint", clear_garbage(storage.applied.clone()));
     services.spawn("freeing space", free_space_safely(&storage));
     services

@@ -179,8 +179,10 @@ pub fn decide(standing: &Standing) -> Decision {
         (is_waited_for(standing, other) && index >= purged_index)
             .then_some((index, Holder::Member(other.node_id)))
     });
-    let own_limits =
-        [Some((behind(saved_index), Holder::Checkpoint)), standing.export_index.map(|at| (at, Holder::Export))];
+    let own_limits = [
+        Some((behind(saved_index), Holder::Checkpoint)),
+        standing.export_index.map(|at| (at, Holder::Export)),
+    ];
     let limits = own_limits.into_iter().flatten().chain(member_limits).chain(transfer_limits);
     // Of several that hold it equally the first is named.
     let Some((limit, by)) = limits.min_by_key(|(limit, _)| *limit) else { return Decision::default() };

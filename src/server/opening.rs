@@ -128,7 +128,10 @@ impl Storage {
     }
 
     pub async fn save(&self) -> anyhow::Result<()> {
-        self.applied.save_last().await.context("the state could not be saved; it will be rebuilt from the log")
+        self.applied
+            .save_last()
+            .await
+            .context("the state could not be saved; it will be rebuilt from the log")
     }
 
     pub fn close(self) {
