@@ -62,6 +62,8 @@ pub const MAX_NODE_LABELS: usize = 64;
 pub const MAX_FILTER_DEPTH: usize = 8;
 /// Most leaves of a filter.
 pub const MAX_FILTER_LEAVES: usize = 64;
+/// Most steps of a path into `data`.
+pub const MAX_FILTER_STEPS: usize = 32;
 /// Most values that one leaf compares with.
 pub const MAX_FILTER_IN: usize = 64;
 /// Most bytes of a filter as JSON.
@@ -91,14 +93,21 @@ pub const RECORD_FRAMING_BYTES: u64 = 32;
 /// Commands of one member that may wait for their outcome at once: the window of its session. Further
 /// requests wait their turn at the member that got them.
 pub const SESSION_WINDOW: u64 = 8192;
+/// Numbers from the oldest command under way to the newest: outcomes of all of them are remembered by every member. More
+/// than the window, so that one slow command does not hold up the others at once.
+pub const SESSION_SPAN: u64 = 16 * SESSION_WINDOW;
 /// Earlier sessions of a member that are known never to come back. It opens one per start, and another one only
 /// after it was refused.
 pub const REPLACED_SESSIONS: usize = 16;
 /// Idempotency keys that one topic remembers at most; above it the oldest go first.
 pub const MAX_IDEMPOTENCY_KEYS_PER_TOPIC: usize = 1_000_000;
 
-/// Ranges of seqs that one command of a delete lists; a delete of more is several commands.
+/// Ranges of seqs that one command of a delete lists, and those of one block more; a delete of more is several
+/// commands.
 pub const MAX_DELETE_RANGES: usize = 1 << 20;
+/// Blocks of runs in which one command of a delete removes something, 4 MiB of them; a delete in more is several
+/// commands.
+pub const MAX_DELETE_BLOCKS: usize = 1024;
 /// Records, and bytes of them, that applying a delete looks at because they were written after the member that
 /// proposed it had looked.
 pub const MAX_LATE_RECORDS: u64 = 20_000;

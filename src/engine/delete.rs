@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::page::damaged;
 use super::{Consistency, Engine, Fence};
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::filter::TagMatch;
-use crate::limits::MAX_DELETE_RANGES;
+use crate::limits::MAX_DELETE_BLOCKS;
 use crate::state::{
     DeleteRecords, Draft, LateMatch, Listed, Look, Outcome, RecordsDeleted, Refusal, SharedTopic,
 };
@@ -31,29 +31,45 @@ impl Engine {
             let delete = DeleteRecords { topic, before_seq, listed: None };
             return self.propose_delete(&delete).await?.ok_or_else(|| self.no_leader());
         };
+        let mut deleted = 0;
+        match self.delete_matching(topic, before_seq, tags, &mut deleted).await {
+            // Parts of it have taken effect. `no_leader` would say that nothing has (C-CLU-03).
+            Err(error) if deleted > 0 && matches!(error.code, Code::NoLeader | Code::StorageFull) => {
+                Err(self.commit_unknown())
+            }
+            result => result,
+        }
+    }
+
+    /// `deleted` says how many records the parts that are done have removed.
+    async fn delete_matching(
+        &self,
+        topic: &str,
+        before_seq: Option<u64>,
+        tags: TagMatch,
+        deleted: &mut u64,
+    ) -> Result<RecordsDeleted, Error> {
         loop {
             let fence: Fence = self.fence(Consistency::Strong).await?;
             let shared = self.catalog().get(topic).ok_or_else(|| Error::topic_not_found(topic))?;
-            let mut look = Look::new(shared.clone(), tags.clone());
-            let mut deleted = 0;
+            let mut look = Look::new(shared.clone(), tags.clone(), MAX_DELETE_BLOCKS);
             while !shared.is_deleted() {
                 look = self.look(&shared, look, before_seq).await?;
-                // A list that is too long goes in parts. Then it is not one moment at which all of it goes.
-                while look.ranges.len() > MAX_DELETE_RANGES {
-                    let rest = look.ranges.split_off(MAX_DELETE_RANGES);
-                    let ranges = std::mem::replace(&mut look.ranges, rest);
-                    let listed = Some(Listed { epoch: shared.epoch, ranges, late: None });
-                    let part = self.propose_delete(&DeleteRecords { topic, before_seq, listed }).await?;
-                    deleted += part.map_or(0, |part| part.deleted);
-                }
-                let late = Some(LateMatch { seen_seq: look.seen_seq, tags: tags.clone() });
+                // What is too much for one command goes in parts. Then it is not one moment at which all of it goes.
+                let is_part = look.is_full();
+                let late = LateMatch { seen_seq: look.seen_seq, tags: tags.clone() };
+                let late = (!is_part).then_some(late);
                 let listed = Some(Listed { epoch: shared.epoch, ranges: look.ranges.clone(), late });
-                let outcome = self.propose_delete(&DeleteRecords { topic, before_seq, listed }).await?;
-                if let Some(last) = outcome {
-                    return Ok(RecordsDeleted { deleted: deleted + last.deleted, ..last });
-                }
-                if Instant::now() >= fence.deadline {
-                    return Err(self.no_leader());
+                match self.propose_delete(&DeleteRecords { topic, before_seq, listed }).await? {
+                    Some(last) if !is_part => {
+                        return Ok(RecordsDeleted { deleted: *deleted + last.deleted, ..last });
+                    }
+                    Some(part) => {
+                        *deleted += part.deleted;
+                        look.forget_ranges();
+                    }
+                    None if Instant::now() >= fence.deadline => return Err(self.no_leader()),
+                    None => {}
                 }
             }
         }

@@ -105,8 +105,8 @@ pub struct Lost {
     pub seqs: Ranges,
     /// Those of the seqs that were first written in this topic.
     pub own: Ranges,
-    /// What this topic has ever taken from each other origin: the other seqs are among that. `None` if it is too
-    /// much to tell.
+    /// What this topic has ever taken from each other origin, or knows to be lost there: the other seqs are
+    /// among that. `None` if it is too much to tell.
     pub others: Option<Vec<(Arc<Instance>, Ranges)>>,
 }
 
@@ -114,11 +114,10 @@ impl Lost {
     fn of(topic: &Topic, evicted: RangeInclusive<u64>, is_echo: impl Fn(&Instance) -> bool) -> Self {
         let seqs = lost_seqs(topic, evicted.clone(), |origin| is_echo(&origin.instance));
         let others = topic.origins.all().iter().filter(|origin| !is_echo(&origin.instance));
-        let taken = |origin: &Origin| -> Option<(Arc<Instance>, Ranges)> {
-            let ranges: Ranges = origin.taken.stretches().take(MAX_TOLD_RANGES + 1).collect();
-            (ranges.len() <= MAX_TOLD_RANGES).then(|| (origin.instance.clone(), ranges))
-        };
-        let others: Option<Vec<_>> = others.take(MAX_TOLD_RANGES).map(taken).collect();
+        let known = |origin: &Origin| Some((origin.instance.clone(), origin.known(MAX_TOLD_RANGES)?));
+        // One more, so that none is left out in silence.
+        let others: Option<Vec<_>> = others.take(MAX_TOLD_RANGES + 1).map(known).collect();
+        let others = others.filter(|others| others.len() <= MAX_TOLD_RANGES);
         Lost { seqs, own: lost_seqs(topic, evicted, |_| true), others }
     }
 }

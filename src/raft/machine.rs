@@ -29,7 +29,7 @@ use super::types::{
 use crate::limits::{LAST_SAVE_TIMEOUT, MAX_APPEND_BYTES};
 use crate::record::EntryRecords;
 use crate::state::{
-    Catalog, Changes, Cluster, ClusterLimits, EvictedBlock, Freed, Garbage, Missing, MissingBlock,
+    Catalog, Changes, Cluster, ClusterLimits, EvictedBlocks, Freed, Garbage, Missing, MissingBlock,
     NotApplied, Outcome, Routers, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
 };
 use crate::storage::{Checkpoint, Disk, EntryId, Freezer, Frozen, Log, Pin, Room, write_export};
@@ -53,6 +53,9 @@ pub struct Applied {
     routers_version: watch::Sender<u64>,
     /// When the first record of any topic expires, in cluster time; `u64::MAX` for never.
     next_due_ms: AtomicU64,
+    /// Cluster time as of the last applied entry.
+    time_ms: AtomicU64,
+    published: Mutex<Published>,
     saved: Mutex<SavedPoint>,
     /// Held while the state is saved.
     saving: tokio::sync::Mutex<()>,
@@ -67,7 +70,14 @@ pub struct Applied {
 #[derive(Default)]
 struct Lost {
     topics: Vec<Arc<SharedTopic>>,
-    blocks: Vec<EvictedBlock>,
+    blocks: Vec<EvictedBlocks>,
+}
+
+/// Copies of what changes seldom, for those who must not wait while something is applied.
+#[derive(Default)]
+struct Published {
+    limits: ClusterLimits,
+    cluster: Option<Cluster>,
 }
 
 /// What the checkpoint on disk is as of.
@@ -92,8 +102,7 @@ impl Applied {
         checkpoint.load(&mut |key, value| Ok(state.restore(key, value)?))?;
         let orphans = state.restored();
         let saved = SavedPoint::of(&state);
-        let next_due_ms = state.next_due_ms().unwrap_or(u64::MAX);
-        Ok(Arc::new(Applied {
+        let applied = Arc::new(Applied {
             catalog: state.catalog().clone(),
             routers: state.routers().clone(),
             routers_version: watch::Sender::new(state.routers().version()),
@@ -101,13 +110,28 @@ impl Applied {
             checkpoint: Freezer::new(checkpoint),
             log,
             applied_index: watch::Sender::new(saved.applied.map_or(0, |id| id.index)),
-            next_due_ms: AtomicU64::new(next_due_ms),
+            next_due_ms: AtomicU64::default(),
+            time_ms: AtomicU64::default(),
+            published: Mutex::default(),
             saved: Mutex::new(saved),
             saving: tokio::sync::Mutex::default(),
             checkpoint_clock: CheckpointClock::default(),
             lost: Mutex::default(),
             garbage: Mutex::new(Garbage::of_orphans(orphans)),
-        }))
+        });
+        applied.publish(&applied.state.lock());
+        Ok(applied)
+    }
+
+    /// Lets others know what they must not wait for the state to learn.
+    fn publish(&self, state: &State) {
+        self.next_due_ms.store(state.next_due_ms().unwrap_or(u64::MAX), Ordering::Release);
+        self.time_ms.store(state.time_ms(), Ordering::Release);
+        let mut published = self.published.lock();
+        published.limits = state.limits();
+        if published.cluster.as_ref() != state.cluster() {
+            published.cluster = state.cluster().cloned();
+        }
     }
 
     pub fn catalog(&self) -> &Arc<Catalog> {
@@ -125,7 +149,7 @@ impl Applied {
 
     /// Who the cluster is, as of the last applied command; `None` until a leader has told.
     pub fn cluster(&self) -> Option<Cluster> {
-        self.state.lock().cluster().cloned()
+        self.published.lock().cluster.clone()
     }
 
     /// Above the epoch of every topic that was ever made.
@@ -144,12 +168,12 @@ impl Applied {
 
     /// The bounds of the whole cluster, as of the last applied command.
     pub fn limits(&self) -> ClusterLimits {
-        self.state.lock().limits()
+        self.published.lock().limits
     }
 
     /// Cluster time as of the last applied command, in Unix milliseconds.
     pub fn time_ms(&self) -> u64 {
-        self.state.lock().time_ms()
+        self.time_ms.load(Ordering::Acquire)
     }
 
     /// When the first record of any topic expires, in cluster time; `u64::MAX` for never.
@@ -161,6 +185,11 @@ impl Applied {
     pub fn digest(&self) -> (u64, u64) {
         let mut state = self.state.lock();
         (state.applied().map_or(0, |id| id.index), state.digest().value())
+    }
+
+    /// Says what does not hold of what must between two commands. For tests; see [`State::check`].
+    pub fn check(&self, decodes: bool) -> Result<(), String> {
+        self.state.lock().check(decodes)
     }
 
     /// A sealed block of runs from the checkpoint. May block on the disk.
@@ -178,7 +207,7 @@ impl Applied {
                     let what = "a block of the index is missing from the checkpoint";
                     io::Error::new(io::ErrorKind::InvalidData, what)
                 })?;
-                topic.supply_block(block);
+                self.state.lock().supply_block(&topic, block);
             }
             for id in missing.entries {
                 let entry = match self.log.cached(id) {
@@ -228,9 +257,8 @@ impl Applied {
         self.checkpoint_clock.writing();
         let this = self.clone();
         task::blocking(move || this.checkpoint.write(values)).await?;
-        for (topic, last_seq) in saved {
-            topic.saved_up_to(last_seq);
-        }
+        // In slices, so that applying gets its turn.
+        saved.chunks(SAVED_SLICE).for_each(|slice| self.state.lock().blocks_saved(slice));
         // Not earlier: what the checkpoint before this one names must be there after a kill.
         let Freed { entries, unread, .. } = freed;
         entries.into_iter().for_each(|index| self.log.live().release(index));
@@ -339,6 +367,9 @@ impl Applied {
 /// their turn in between. Fewer if they are large.
 const APPLY_BATCH: usize = 128;
 
+/// Topics whose blocks leave memory under one hold of the state.
+const SAVED_SLICE: usize = 256;
+
 /// The state machine that openraft drives.
 pub struct Machine {
     applied: Arc<Applied>,
@@ -403,7 +434,7 @@ impl Machine {
                 responder.send(outcome);
             }
         }
-        self.applied.next_due_ms.store(state.next_due_ms().unwrap_or(u64::MAX), Ordering::Release);
+        self.applied.publish(&state);
         drop(state);
         if let Some(index) = last_index {
             self.applied.applied_index.send_replace(index);
@@ -478,6 +509,7 @@ impl RaftStateMachine<Types> for Machine {
             state.apply_blank(entry_id(last));
             self.applied.applied_index.send_replace(last.index());
         }
+        self.applied.publish(&state);
         drop(state);
         self.snapshot = Some(meta.clone());
         Ok(())

@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::quota::Totals;
-use super::run::SealedBlock;
 use super::topic::Topic;
 use crate::digest::Digest;
 use crate::limits::MAX_TOPIC_NAME_CHARS;
@@ -96,6 +95,8 @@ impl SharedTopic {
         self.topic.read()
     }
 
+    /// Nothing changes a topic but [`State`](super::State), which has one owner at a time: so no reader, checkpoint or
+    /// background task comes between planning a command and carrying it out.
     pub(super) fn write(&self) -> TopicMut<'_> {
         let topic = self.topic.write();
         TopicMut { held_before: held(&topic), topic, totals: &self.totals }
@@ -105,19 +106,9 @@ impl SharedTopic {
         self.is_deleted.load(Ordering::Acquire)
     }
 
-    /// A checkpoint that holds every block up to `last_seq` is on disk.
-    pub fn saved_up_to(&self, last_seq: u64) {
-        self.topic.write().saved_up_to(last_seq);
-    }
-
-    /// Lets go of sealed blocks that only the entry applied last has asked for.
-    pub(super) fn forget_fetched_blocks(&self) {
-        self.topic.write().blocks.forget_fetched();
-    }
-
-    /// Keeps in memory a sealed block that applying an entry has asked for.
-    pub fn supply_block(&self, block: SealedBlock) {
-        self.topic.write().supply_block(block);
+    /// Lets go of blocks that only the entry applied last has asked for.
+    pub(super) fn forget_supplied_blocks(&self) {
+        self.topic.write().blocks.forget_supplied();
     }
 }
 

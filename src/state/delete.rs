@@ -16,31 +16,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use super::blocks::{Blocks, Summary};
+use super::blocks::Gone;
 use super::catalog::SharedTopic;
-use super::checkpoint_form::Key;
 use super::command::{DeleteRecords, LateMatch};
-use super::garbage::EvictedBlock;
 use super::outcome::{Outcome, RecordsDeleted, Refusal};
 use super::retention::Freed;
 use super::run::{Run, runs};
-use super::topic::{Topic, TopicKey};
+use super::topic::Topic;
 use super::{Applied, Missing, MissingBlock, State};
 use crate::codec::Malformed;
 use crate::filter::TagMatch;
-use crate::limits::{MAX_LATE_BYTES, MAX_LATE_RECORDS};
+use crate::limits::{MAX_DELETE_BLOCKS, MAX_LATE_BYTES, MAX_LATE_RECORDS};
 use crate::record::{EntryRecords, Record};
 use crate::storage::EntryId;
 
+/// Blocks that applying one delete removes from. Whoever proposes it stays below, and the records that were written
+/// since are in few more.
+const MAX_APPLIED_DELETE_BLOCKS: usize = 2 * MAX_DELETE_BLOCKS;
+
 /// Inclusive ranges of seqs, ascending and apart.
 pub type Ranges = Vec<RangeInclusive<u64>>;
-
-/// Number of records removed and the bytes that they counted for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Gone {
-    pub count: u64,
-    pub bytes: u64,
-}
 
 /// Runs of records that were written after a look.
 pub(super) enum Late {
@@ -53,214 +48,60 @@ pub(super) enum Late {
     TooMany,
 }
 
-impl Blocks {
-    /// The last seq of the block at `place`, or of what was dropped behind it.
-    pub(super) fn last_seq(&self, place: usize, head_seq: u64) -> u64 {
-        self.summaries.get(place + 1).map_or(head_seq, |next| next.first_seq - 1)
-    }
-
-    /// The parts of `ranges` in each block of which they remove something, by the first seq of the block.
-    fn touched(&self, ranges: &[RangeInclusive<u64>], live: RangeInclusive<u64>) -> BTreeMap<u64, Ranges> {
-        let mut touched: BTreeMap<u64, Ranges> = BTreeMap::new();
-        let (earliest_seq, head_seq) = live.into_inner();
-        for range in ranges {
-            let (first, last) = ((*range.start()).max(earliest_seq), (*range.end()).min(head_seq));
-            if first > last {
-                continue;
-            }
-            let mut place = self.place_of(first);
-            while let Some(block) = self.summaries.get(place).filter(|block| block.first_seq <= last) {
-                let part = first.max(block.first_seq)..=last.min(self.last_seq(place, head_seq));
-                if self.removed.has_absent_in(part.clone()) {
-                    touched.entry(block.first_seq).or_default().push(part);
-                }
-                place += 1;
-            }
-        }
-        touched
-    }
-
-    /// Removes `ranges` of the block that starts at `first_seq` and is in memory. Drops it if nothing is left.
-    fn remove_in(
-        &mut self,
-        first_seq: u64,
-        ranges: &[RangeInclusive<u64>],
-        (epoch, live): (u64, RangeInclusive<u64>),
-        freed: &mut Freed,
-    ) -> Result<Gone, Malformed> {
-        let block =
-            self.shared(first_seq).ok_or(Malformed("topic: a block that a delete needs is not in memory"))?;
-        let place = self.place_of(first_seq);
-        let bounds = first_seq.max(*live.start())..=self.last_seq(place, *live.end());
-        let ends = |blocks: &Blocks| {
-            (blocks.removed.next_absent(*bounds.start()), blocks.removed.previous_absent(*bounds.end()))
-        };
-        let ends_before = ends(self);
-        let mut gone = Gone::default();
-        let mut ranges = ranges.iter().cloned().peekable();
-        let mut iter = runs(first_seq, &block.bytes);
-        while ranges.peek().is_some()
-            && let Some((run, sizes)) = iter.next_sized()?
-        {
-            let Some(rest) = run.after(live.start() - 1) else { continue };
-            let last_seq = rest.last_seq();
-            if ranges.peek().is_none_or(|range| *range.start() > last_seq) {
-                continue;
-            }
-            let was_live = self.removed.has_absent_in(rest.first_seq..=last_seq);
-            let sizes = sizes.table(run.count)?;
-            while let Some(range) = ranges.peek().filter(|range| *range.start() <= last_seq).cloned() {
-                let part = (*range.start()).max(rest.first_seq)..=(*range.end()).min(last_seq);
-                for stretch in self.removed.absent_in(part.clone()) {
-                    let count = stretch.end() - stretch.start() + 1;
-                    gone.count += count;
-                    gone.bytes += sizes.sum(stretch.start() - run.first_seq, count);
-                }
-                self.removed.insert(part);
-                if *range.end() > last_seq {
-                    break;
-                }
-                ranges.next();
-            }
-            if was_live && !self.removed.has_absent_in(rest.first_seq..=last_seq) {
-                freed.entries.push(run.entry.index);
-            }
-        }
-        let ends_after = ends(self);
-        let is_open = first_seq == self.open.first_seq();
-        if place == 0 {
-            self.front = None;
-        }
-        let Some(summary) = self.summaries.get_mut(place) else { return Err(Malformed("topic")) };
-        summary.count -= gone.count;
-        summary.bytes -= gone.bytes;
-        if summary.count == 0 && is_open {
-            *summary = Summary::empty(first_seq);
-        } else if summary.count == 0 {
-            self.drop_block(place);
-            freed.blocks.push(Key::Topic(epoch, TopicKey::Runs(first_seq)));
-        } else if ends_before != ends_after {
-            for run in runs(first_seq, &block.bytes) {
-                let run = run?;
-                let holds = |seq: u64| run.first_seq <= seq && seq <= run.last_seq();
-                if holds(ends_after.0) {
-                    summary.first_ts_ms = run.ts_ms;
-                }
-                if holds(ends_after.1) {
-                    summary.last_ts_ms = run.ts_ms;
-                }
-            }
-        }
-        Ok(gone)
-    }
-
-    fn drop_block(&mut self, place: usize) {
-        if let Some(summary) = self.summaries.remove(place) {
-            self.unsaved.remove(&summary.first_seq);
-            self.fetched.remove(&summary.first_seq);
-        }
-        if place == 0 {
-            self.front = None;
-        }
-    }
-
-    /// Gives up the first block, which is sealed, whole.
-    fn drop_first(
-        &mut self,
-        (epoch, earliest_seq): (u64, u64),
-        freed: &mut Freed,
-    ) -> Result<Gone, Malformed> {
-        let last_seq = self.last_seq(0, u64::MAX);
-        let Some(Summary { first_seq, count, bytes, .. }) = self.summaries.front().copied() else {
-            return Ok(Gone::default());
-        };
-        match self.shared(first_seq) {
-            Some(block) => {
-                for index in block.entry_indexes_from(earliest_seq, &self.removed) {
-                    freed.entries.push(index?);
-                }
-                freed.blocks.push(Key::Topic(epoch, TopicKey::Runs(first_seq)));
-            }
-            None => freed.unread.push(EvictedBlock {
-                epoch,
-                first_seq,
-                live_from_seq: earliest_seq,
-                removed: self.removed.part(first_seq..=last_seq),
-            }),
-        }
-        self.drop_block(0);
-        Ok(Gone { count, bytes })
-    }
-}
-
 impl Topic {
-    fn live_seqs(&self) -> RangeInclusive<u64> {
-        self.earliest_seq..=self.head_seq
-    }
-
-    /// First seqs of the blocks that [`Topic::remove`] needs and that are not in memory.
-    pub(super) fn missing_to_remove(&self, ranges: &[RangeInclusive<u64>]) -> Vec<u64> {
-        let touched = self.blocks.touched(ranges, self.live_seqs()).into_keys();
-        touched.filter(|first_seq| self.blocks.in_memory(*first_seq).is_none()).collect()
+    /// First seqs of the blocks that [`Topic::remove`] needs and that are not in memory; `None` if more are touched than
+    /// one command may.
+    fn missing_to_remove(&self, ranges: &[RangeInclusive<u64>]) -> Option<Vec<u64>> {
+        let touched = self.blocks.touched(ranges, self.extent());
+        let is_missing = |first_seq: &u64| self.blocks.in_memory(*first_seq).is_none();
+        let is_too_much = touched.len() > MAX_APPLIED_DELETE_BLOCKS;
+        (!is_too_much).then(|| touched.into_keys().filter(is_missing).collect())
     }
 
     /// The same for [`Topic::remove_below`]: blocks that lie below as a whole are given up unread.
-    pub(super) fn missing_to_remove_below(&self, before_seq: u64) -> Option<u64> {
+    fn missing_to_remove_below(&self, before_seq: u64) -> Option<u64> {
         let at = self.blocks.place_of(before_seq.min(self.head_seq + 1).saturating_sub(1));
-        let block = self.blocks.summaries.get(at)?;
+        let block = self.blocks.summaries().get(at)?;
         let is_whole = before_seq > self.blocks.last_seq(at, self.head_seq);
-        let is_sealed = block.first_seq != self.blocks.open.first_seq();
+        let is_sealed = block.first_seq != self.blocks.open_first_seq();
         let is_needed = !(is_whole && is_sealed) && before_seq > self.earliest_seq;
         (is_needed && self.blocks.in_memory(block.first_seq).is_none()).then_some(block.first_seq)
     }
 
     /// Removes what is live of `ranges`.
-    pub(super) fn remove(
-        &mut self,
-        ranges: &[RangeInclusive<u64>],
-        freed: &mut Freed,
-    ) -> Result<Gone, Malformed> {
-        let mut all = Gone::default();
-        for (first_seq, ranges) in self.blocks.touched(ranges, self.live_seqs()) {
-            let gone = self.blocks.remove_in(first_seq, &ranges, (self.epoch, self.live_seqs()), freed)?;
-            all = Gone { count: all.count + gone.count, bytes: all.bytes + gone.bytes };
-            ranges
-                .iter()
-                .flat_map(|range| [*range.start(), *range.end()])
-                .for_each(|seq| self.digest.add(seq));
-        }
-        self.settle_removed(all);
-        Ok(all)
+    fn remove(&mut self, ranges: &[RangeInclusive<u64>], freed: &mut Freed) -> Result<Gone, Malformed> {
+        let touched = self.blocks.touched(ranges, self.extent());
+        let ends = touched.values().flatten().flat_map(|range| [*range.start(), *range.end()]);
+        ends.for_each(|seq| self.digest.add(seq));
+        let gone = self.blocks.remove(&touched, self.extent(), freed)?;
+        self.settle_removed(gone);
+        Ok(gone)
     }
 
     /// Removes what is live below `before_seq`.
-    pub(super) fn remove_below(&mut self, before_seq: u64, freed: &mut Freed) -> Result<Gone, Malformed> {
-        let mut all = Gone::default();
-        while self.blocks.summaries.len() > 1 && before_seq > self.blocks.last_seq(0, self.head_seq) {
-            let next_seq = self.blocks.last_seq(0, self.head_seq) + 1;
-            let gone = self.blocks.drop_first((self.epoch, self.earliest_seq), freed)?;
-            all = Gone { count: all.count + gone.count, bytes: all.bytes + gone.bytes };
-            self.earliest_seq = self.blocks.removed.next_absent(next_seq);
+    fn remove_below(&mut self, before_seq: u64, freed: &mut Freed) -> Result<Gone, Malformed> {
+        let mut all = self.blocks.drop_below(before_seq, self.extent(), freed)?;
+        if all.count > 0 {
+            let first_seq =
+                self.blocks.summaries().front().map_or(self.head_seq + 1, |block| block.first_seq);
+            self.earliest_seq = self.blocks.raise_floor(first_seq);
         }
         self.digest.add(before_seq);
         self.origins.forget_gaps_below(before_seq);
         self.count -= all.count;
         self.bytes -= all.bytes;
         let rest = self.earliest_seq..=before_seq.saturating_sub(1);
-        let gone = self.remove(std::slice::from_ref(&rest), freed)?;
-        Ok(Gone { count: all.count + gone.count, bytes: all.bytes + gone.bytes })
+        all += self.remove(std::slice::from_ref(&rest), freed)?;
+        Ok(all)
     }
 
     /// Keeps the counts and the floor right after `gone` went.
     fn settle_removed(&mut self, gone: Gone) {
         self.count -= gone.count;
         self.bytes -= gone.bytes;
-        self.earliest_seq = self.blocks.removed.next_absent(self.earliest_seq);
-        self.blocks.removed.forget_below(self.earliest_seq);
+        self.earliest_seq = self.blocks.raise_floor(self.earliest_seq);
         self.digest.add(gone.count);
         self.removal_count += 1;
-        // Blocks that only this needed.
-        self.blocks.forget_fetched();
         self.set_dirty();
     }
 
@@ -275,7 +116,7 @@ impl Topic {
         if last_seq - from_seq >= MAX_LATE_RECORDS {
             return Ok(Late::TooMany);
         }
-        for first_seq in self.blocks.blocks_from(from_seq).take_while(|first_seq| *first_seq <= last_seq) {
+        for first_seq in self.blocks.live_blocks(from_seq..=last_seq) {
             let Some(block) = self.blocks.in_memory(first_seq) else {
                 return Ok(Late::Cold { block_first_seq: first_seq });
             };
@@ -285,7 +126,7 @@ impl Topic {
                     continue;
                 };
                 let rest = Run { count: rest.count.min(last_seq + 1 - rest.first_seq), ..rest };
-                if !self.blocks.removed.has_absent_in(rest.first_seq..=rest.last_seq()) {
+                if !self.blocks.removed().has_absent_in(rest.first_seq..=rest.last_seq()) {
                     continue;
                 }
                 count += rest.count;
@@ -333,9 +174,9 @@ impl State {
                 return Ok(Missing { entries: missing.into_iter().collect(), ..Missing::default() });
             }
         }
-        let blocks = topic.missing_to_remove(&ranges).into_iter();
-        let blocks = blocks.map(|first_seq| MissingBlock { topic: shared.clone(), first_seq });
-        let blocks: Vec<MissingBlock> = blocks.collect();
+        let Some(missing) = topic.missing_to_remove(&ranges) else { return Ok(Missing::default()) };
+        let block = |first_seq| MissingBlock { topic: shared.clone(), first_seq };
+        let blocks: Vec<MissingBlock> = missing.into_iter().map(block).collect();
         self.planned = Some(ranges);
         Ok(Missing { blocks, ..Missing::default() })
     }
@@ -397,3 +238,58 @@ pub fn push_range(ranges: &mut Ranges, range: RangeInclusive<u64>) {
 
 /// Log entries by id, handed in because applying needs them.
 pub(super) type Supplied = BTreeMap<EntryId, EntryRecords>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::TopicConfig;
+
+    /// A topic of so many full blocks, of which nothing was read from anywhere.
+    fn topic_of(blocks: usize) -> Topic {
+        let mut topic = Topic::new("t".into(), 1, TopicConfig::default());
+        let sizes: Vec<u32> = (0..250).map(|number| 20_000 + number).collect();
+        let (mut freed, mut index) = (Freed::default(), 0);
+        while topic.blocks.summaries().len() <= blocks {
+            index += 1;
+            topic.append(EntryId { term: 1, index }, 0, 1000 + index, &sizes, None, &mut freed);
+        }
+        topic
+    }
+
+    /// The second record of each block.
+    fn one_per_block(topic: &Topic) -> Ranges {
+        topic.blocks.summaries().iter().map(|block| block.first_seq + 1..=block.first_seq + 1).collect()
+    }
+
+    #[test]
+    fn one_command_removes_from_so_many_blocks_and_no_more() {
+        let topic = topic_of(MAX_APPLIED_DELETE_BLOCKS);
+        let mut ranges = one_per_block(&topic);
+        assert_eq!(topic.missing_to_remove(&ranges), None);
+        ranges.pop();
+        assert_eq!(topic.missing_to_remove(&ranges), Some(Vec::new()));
+    }
+
+    #[test]
+    fn blocks_that_a_delete_empties_are_dropped_and_the_others_are_not() {
+        let mut topic = topic_of(40);
+        let firsts: Vec<u64> = topic.blocks.summaries().iter().map(|block| block.first_seq).collect();
+        let ranges: Ranges = firsts
+            .windows(2)
+            .step_by(2)
+            .map(|two| two[0]..=two[1] - 1)
+            .chain([firsts[39] + 5..=firsts[40]])
+            .collect();
+        let (mut freed, head_seq) = (Freed::default(), topic.head_seq);
+        let gone = topic.remove(&ranges, &mut freed).expect("all is in memory");
+        assert_eq!(gone.count, ranges.iter().map(|range| range.end() - range.start() + 1).sum::<u64>());
+        let kept: Vec<u64> = topic.blocks.summaries().iter().map(|block| block.first_seq).collect();
+        assert_eq!(kept, firsts.iter().copied().skip(1).step_by(2).chain([firsts[40]]).collect::<Vec<_>>());
+        topic.check(true).expect("what must hold does");
+
+        let gone = topic.remove_below(u64::MAX, &mut freed).expect("all is in memory");
+        assert_eq!((topic.count, topic.bytes, topic.earliest_seq), (0, 0, head_seq + 1));
+        assert!(gone.count > 0 && topic.blocks.summaries().len() == 1);
+        topic.check(true).expect("what must hold does");
+    }
+}

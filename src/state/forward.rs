@@ -340,7 +340,7 @@ impl State {
 
     /// Carries out what was planned. `entry` holds the records of a mirror's copy.
     pub(super) fn forward(&mut self, entry: EntryId, copy: Option<&Copy<'_>>) -> Result<Applied, Malformed> {
-        let (mut forwarded, mut touched, mut sources) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let (mut forwarded, mut touched) = (Vec::new(), Vec::new());
         for plan in std::mem::take(&mut self.planned_copies) {
             let copies = match plan {
                 Planned::Stale => {
@@ -371,9 +371,6 @@ impl State {
                 router.count_forwarded(taken, self.time_ms);
             }
             self.routers.changed(&copies.router);
-            if copy.is_none() {
-                sources.insert(copies.source.clone());
-            }
             forwarded.push(Forwarded { taken, seq: copies.seq, stopped: copies.stopped });
             if is_new || !copies.items.is_empty() {
                 touched.push(shared);
@@ -384,9 +381,6 @@ impl State {
         if let Some(copy) = copy.filter(|_| forwarded.is_empty() || forwarded.iter().any(is_carried_out)) {
             self.note_remote(copy);
         }
-        // Not earlier: another part may have them evicted from.
-        let sources = sources.iter().filter_map(|source| self.catalog.get(source));
-        sources.for_each(|source| source.forget_fetched_blocks());
         let last = touched.pop();
         Ok(Applied { outcome: Outcome::Forwarded(forwarded), touched: last, also_touched: touched })
     }

@@ -20,14 +20,14 @@ use crate::storage::{Change, Checkpoint, LiveEntries};
 /// Blocks that are cleared away together: 1 MiB of runs at most, one write to the checkpoint.
 const BLOCKS_PER_STEP: usize = 256;
 
-/// A block that retention gave up unread.
+/// Blocks one after the other of one topic that were given up unread.
 #[derive(Debug, Clone)]
-pub struct EvictedBlock {
+pub struct EvictedBlocks {
     pub epoch: u64,
-    pub first_seq: u64,
+    pub first_seqs: VecDeque<u64>,
     /// Runs that end below this seq have released their entries already.
     pub live_from_seq: u64,
-    /// What of it had been removed before.
+    /// What of them had been removed before.
     pub removed: SeqSet,
 }
 
@@ -39,7 +39,7 @@ pub struct Garbage {
     topics: VecDeque<Arc<SharedTopic>>,
     /// Blocks of topics that were taken up.
     blocks: VecDeque<(Arc<SharedTopic>, TopicKey)>,
-    evicted: VecDeque<EvictedBlock>,
+    evicted: VecDeque<EvictedBlocks>,
 }
 
 impl Garbage {
@@ -48,7 +48,7 @@ impl Garbage {
     }
 
     /// Takes in topics that the checkpoint on disk no longer has, and blocks that are below the floors there.
-    pub fn add(&mut self, deleted: Vec<Arc<SharedTopic>>, evicted: Vec<EvictedBlock>) {
+    pub fn add(&mut self, deleted: Vec<Arc<SharedTopic>>, evicted: Vec<EvictedBlocks>) {
         self.topics.extend(deleted);
         self.evicted.extend(evicted);
     }
@@ -90,11 +90,12 @@ impl Garbage {
             deletions.push((key, None));
         }
         let topic_block_count = deletions.len();
-        for evicted in self.evicted.iter().take(BLOCKS_PER_STEP - topic_block_count) {
-            let key = Key::Topic(evicted.epoch, TopicKey::Runs(evicted.first_seq)).encode();
+        let blocks = self.evicted.iter().flat_map(|it| it.first_seqs.iter().map(move |first| (it, *first)));
+        for (evicted, first_seq) in blocks.take(BLOCKS_PER_STEP - topic_block_count) {
+            let key = Key::Topic(evicted.epoch, TopicKey::Runs(first_seq)).encode();
             let stored = checkpoint.get(&key)?;
-            let block = stored.map(|bytes| SealedBlock { first_seq: evicted.first_seq, bytes: bytes.into() });
-            let EvictedBlock { live_from_seq, removed, .. } = evicted;
+            let block = stored.map(|bytes| SealedBlock { first_seq, bytes: bytes.into() });
+            let EvictedBlocks { live_from_seq, removed, .. } = evicted;
             for index in block.iter().flat_map(|block| block.entry_indexes_from(*live_from_seq, removed)) {
                 released.push(index?);
             }
@@ -106,7 +107,13 @@ impl Garbage {
         deletions.extend(self.orphans[orphans_left..].iter().map(|key| (key.encode(), None)));
         checkpoint.write(deletions)?;
         self.blocks.drain(..topic_block_count);
-        self.evicted.drain(..block_count - topic_block_count);
+        for _ in topic_block_count..block_count {
+            let Some(evicted) = self.evicted.front_mut() else { break };
+            evicted.first_seqs.pop_front();
+            if evicted.first_seqs.is_empty() {
+                self.evicted.pop_front();
+            }
+        }
         self.orphans.truncate(orphans_left);
         released.into_iter().for_each(|index| live.release(index));
         Ok(())

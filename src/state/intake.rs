@@ -154,13 +154,56 @@ pub fn lost_seqs(
     if has_foreign || source.origins.all().is_empty() {
         return vec![evicted];
     }
-    let mut own: Ranges = source.origins.foreign.absent_in(evicted).collect();
+    let foreign = &source.origins.foreign;
+    let mut own: Ranges = foreign.absent_in(evicted.clone()).take(MAX_LOST_RANGES + 1).collect();
     if own.len() > MAX_LOST_RANGES
-        && let (Some(first), Some(last)) = (own.first(), own.last())
+        && let Some(first_seq) = own.first().map(|first| *first.start())
     {
-        own = vec![*first.start()..=*last.end()];
+        // Not one by one: they may be as many as the topic has ever had seqs.
+        let last_seq = foreign.previous_absent_down_to(*evicted.end(), first_seq).unwrap_or(first_seq);
+        own = vec![first_seq..=last_seq];
     }
     own
 }
 
 const MAX_LOST_RANGES: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::retention::Freed;
+    use crate::state::topic_config::TopicConfig;
+
+    fn instance(epoch: u64) -> Arc<Instance> {
+        Arc::new(Instance { cluster_id: 9, cluster: "there".into(), topic: "t".into(), epoch })
+    }
+
+    /// A topic in which every second seq is a copy.
+    fn mixed(pairs: u64) -> Topic {
+        let mut topic = Topic::new("t".into(), 1, TopicConfig::default());
+        let (there, mut freed) = (instance(1), Freed::default());
+        for number in 1..=pairs {
+            let entry = EntryId { term: 1, index: number };
+            topic.append(entry, 0, 1000, &[40], None, &mut freed);
+            topic.append_copies(
+                Run::of_entry(entry, 0, 0, 1, 1000),
+                (&there, number, 900),
+                &[40],
+                &mut freed,
+            );
+        }
+        topic
+    }
+
+    #[test]
+    fn lost_seqs_are_told_one_by_one_while_they_are_few_and_as_one_range_else() {
+        let topic = mixed(5000);
+        let own = |range| lost_seqs(&topic, range, |_| true);
+        assert_eq!(own(2..=6), [3..=3, 5..=5]);
+        assert_eq!(own(1..=2 * MAX_LOST_RANGES as u64).len(), MAX_LOST_RANGES);
+        // First and last are exact, and what lies between was not gone through.
+        assert_eq!(own(2..=10_000), vec![3..=9999]);
+        assert_eq!(own(4..=4), Vec::<RangeInclusive<u64>>::new());
+        assert_eq!(lost_seqs(&topic, 2..=6, |_| false), vec![2..=6]);
+    }
+}

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
+use super::blocks::Goal;
 use super::copy_command::RoutePart;
 use super::intake::{Offer, Planner};
 use super::origins::Instance;
-use super::retention::Goal;
 use super::run::{Overlay, Run, runs};
 use super::topic::Topic;
 use crate::codec::Malformed;
@@ -43,7 +43,7 @@ impl LocalRoute<'_> {
             }
         };
         let mut picked = self.part.picked.as_deref().map(|ranges| ranges.iter().cloned().peekable());
-        for first_seq in blocks.blocks_from(from_seq).take_while(|first_seq| *first_seq <= to_seq) {
+        for first_seq in blocks.live_blocks(from_seq..=to_seq) {
             let Some(block) = blocks.in_memory(first_seq) else {
                 looked.missing = Some(first_seq);
                 return Ok(());
@@ -55,14 +55,14 @@ impl LocalRoute<'_> {
                 };
                 let last_seq = rest.last_seq().min(to_seq);
                 if run.ts_ms < expired_before_ms {
-                    let expired = blocks.removed.previous_absent(last_seq);
+                    let expired = blocks.removed().previous_absent(last_seq);
                     if expired >= rest.first_seq {
                         looked.expired_to_seq = expired;
                     }
                     continue;
                 }
                 let sizes = sizes.table(run.count)?;
-                for live in blocks.removed.absent_in(rest.first_seq..=last_seq) {
+                for live in blocks.removed().absent_in(rest.first_seq..=last_seq) {
                     let mut at = *live.start();
                     while at <= *live.end() {
                         let wanted = match &mut picked {

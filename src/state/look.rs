@@ -17,7 +17,7 @@ use super::run::{Run, SealedBlock, runs};
 use super::topic::Topic;
 use crate::codec::Malformed;
 use crate::filter::TagMatch;
-use crate::limits::{MAX_LOOK_POSTINGS, MIN_LOOK_POSTINGS};
+use crate::limits::{MAX_DELETE_RANGES, MAX_LOOK_POSTINGS, MIN_LOOK_POSTINGS};
 use crate::record::EntryRecords;
 use crate::storage::{Found, Log};
 
@@ -28,10 +28,13 @@ const STEP_BLOCKS: usize = 64;
 pub struct Look {
     topic: Arc<SharedTopic>,
     tags: TagMatch,
-    /// What matches up to `seen_seq`.
+    /// What matches up to `seen_seq` and was not taken out yet.
     pub ranges: Ranges,
     pub seen_seq: u64,
     found: Option<Found>,
+    /// Blocks that hold some of `ranges`, and how many they may be.
+    found_blocks: usize,
+    max_blocks: usize,
 }
 
 /// What one block has to say.
@@ -45,8 +48,21 @@ enum Glance {
 }
 
 impl Look {
-    pub fn new(topic: Arc<SharedTopic>, tags: TagMatch) -> Self {
-        Look { topic, tags, ranges: Ranges::new(), seen_seq: 0, found: None }
+    /// Stops, full, when what it found is in so many blocks.
+    pub fn new(topic: Arc<SharedTopic>, tags: TagMatch, max_blocks: usize) -> Self {
+        let ranges = Ranges::new();
+        Look { topic, tags, ranges, seen_seq: 0, found: None, found_blocks: 0, max_blocks }
+    }
+
+    /// Whether what it found is as much as one command may list.
+    pub fn is_full(&self) -> bool {
+        self.found_blocks >= self.max_blocks || self.ranges.len() >= MAX_DELETE_RANGES
+    }
+
+    /// What it found was dealt with.
+    pub fn forget_ranges(&mut self) {
+        self.ranges = Ranges::new();
+        self.found_blocks = 0;
     }
 
     /// The topic has grown since: what the index says is asked for anew.
@@ -54,7 +70,7 @@ impl Look {
         self.found = None;
     }
 
-    /// Looks on, at a bounded number of blocks, up to `last_seq`; `true` when it is there, or the topic was
+    /// Looks on, at a bounded number of blocks, up to `last_seq`; `true` when it is there or full, or the topic was
     /// deleted. `fetch_block` gets a block from the checkpoint. An error that the topic's own changes explain
     /// is none. Blocks on the disk.
     pub fn step(
@@ -65,7 +81,7 @@ impl Look {
     ) -> io::Result<bool> {
         let mut fetched: Option<SealedBlock> = None;
         for _ in 0..STEP_BLOCKS {
-            if self.topic.is_deleted() {
+            if self.topic.is_deleted() || self.is_full() {
                 return Ok(true);
             }
             let found = match &self.found {
@@ -95,8 +111,10 @@ impl Look {
                         ranges.sort_unstable_by_key(|range| *range.start());
                         let topic = self.topic.read();
                         let live =
-                            ranges.iter().flat_map(|range| topic.blocks.removed.absent_in(range.clone()));
+                            ranges.iter().flat_map(|range| topic.blocks.removed().absent_in(range.clone()));
+                        let ranges_before = self.ranges.len();
                         live.for_each(|range| push_range(&mut self.ranges, range));
+                        self.found_blocks += usize::from(self.ranges.len() > ranges_before);
                         self.seen_seq = end_seq;
                     })
                 }
@@ -132,7 +150,7 @@ impl Topic {
     /// than there are records it is no dearer to read those.
     fn look_bounds(&self, seen_seq: u64) -> (RangeInclusive<u64>, usize) {
         let places = self.blocks.place_of(seen_seq + 1)..;
-        let blocks = self.blocks.summaries.range(places).filter(|block| block.count > 0);
+        let blocks = self.blocks.summaries().range(places).filter(|block| block.count > 0);
         let (first, last) = blocks.fold((u64::MAX, 0), |(first, last), block| {
             (first.min(block.first_index), last.max(block.last_index))
         });
@@ -149,7 +167,7 @@ impl Topic {
         found: &Found,
     ) -> Result<Glance, Malformed> {
         let mut place = self.blocks.place_of(seen_seq + 1);
-        while let Some(block) = self.blocks.summaries.get(place) {
+        while let Some(block) = self.blocks.summaries().get(place) {
             let first_seq = block.first_seq;
             if seen_seq >= last_seq || first_seq > last_seq {
                 break;
@@ -199,7 +217,7 @@ impl Blocks {
             let run = Run { count: run.count.min(seqs.end() + 1 - run.first_seq), ..run };
             let index = run.entry.index;
             if !is_covered && !found.covers(&(index..=index)) {
-                if self.removed.has_absent_in(run.first_seq..=run.last_seq()) {
+                if self.removed().has_absent_in(run.first_seq..=run.last_seq()) {
                     unindexed.push(run);
                 }
                 continue;

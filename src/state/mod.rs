@@ -47,7 +47,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-pub use blocks::TimePlace;
+pub use blocks::{Located, TimePlace};
 pub use catalog::{Catalog, SharedTopic, is_topic_name};
 pub use checkpoint::Changes;
 pub use checkpoint_form::Key;
@@ -57,7 +57,7 @@ pub use command::{
 };
 pub use copy_command::{Copy, CopyItem, CopyPart, RoutePart, put_items, read_items};
 pub use delete::{Ranges, match_run, push_range};
-pub use garbage::{EvictedBlock, Garbage};
+pub use garbage::{EvictedBlocks, Garbage};
 pub use intake::lost_seqs;
 pub use look::Look;
 pub use origins::{Gap, Instance, Origin, Origins};
@@ -70,7 +70,7 @@ pub use router_config::{Guarantee, Remote, RouterConfig, Start, TOKEN_PLACEHOLDE
 pub use routers::{RouterQuery, Routers, SharedRouter};
 pub use run::{Overlay, Run, RunOrigin, SealedBlock};
 pub use seq_set::{SeqSet, put_ranges, read_ranges, read_ranges_up_to};
-pub use topic::{Located, Topic, TopicKey};
+pub use topic::{Topic, TopicKey};
 pub use topic_config::{Compaction, Discard, Durability, TopicConfig, TopicType};
 
 use crate::codec::{Malformed, Reader, put_varint};
@@ -110,7 +110,7 @@ impl Applied {
     }
 }
 
-/// A sealed block that is not in memory and must be, see [`SharedTopic::supply_block`].
+/// A sealed block that is not in memory and must be, see [`State::supply_block`].
 #[derive(Debug)]
 pub struct MissingBlock {
     pub topic: Arc<SharedTopic>,
@@ -181,6 +181,8 @@ pub struct State {
     sizes_bytes: Vec<u32>,
     /// For the entry that is applied next.
     supplied: Supplied,
+    /// Topics that were handed blocks for it.
+    supplied_topics: Vec<Arc<SharedTopic>>,
     /// What the delete removes that is applied next; `None` if it has to be looked for again.
     planned: Option<Ranges>,
     /// What routers bring with the command that is applied next.
@@ -212,6 +214,7 @@ impl Default for State {
             live: Arc::default(),
             sizes_bytes: Vec::new(),
             supplied: Supplied::default(),
+            supplied_topics: Vec::new(),
             planned: None,
             planned_copies: Vec::new(),
             planned_start: 0,
@@ -295,6 +298,15 @@ impl State {
         stamp_ms: u64,
         payload: &Bytes,
     ) -> Result<Applied, NotApplied> {
+        let applied = self.try_apply(entry, stamp_ms, payload)?;
+        // Also if it was a repeat, or refused, and needed nothing of it after all.
+        for topic in std::mem::take(&mut self.supplied_topics) {
+            topic.forget_supplied_blocks();
+        }
+        Ok(applied)
+    }
+
+    fn try_apply(&mut self, entry: EntryId, stamp_ms: u64, payload: &Bytes) -> Result<Applied, NotApplied> {
         let decoded = Decoded::parse(payload.clone())?;
         let command = decoded.command()?;
         let now_ms = self.time_ms.max(stamp_ms);
@@ -380,6 +392,35 @@ impl State {
             self.sizes_bytes.push(counted_bytes(record).map_err(|_| BAD)? as u32);
         }
         Ok(())
+    }
+
+    /// Hands in a sealed block that applying the next entry has asked for.
+    pub fn supply_block(&mut self, topic: &Arc<SharedTopic>, block: SealedBlock) {
+        topic.write().blocks.supply(block);
+        self.supplied_topics.push(topic.clone());
+    }
+
+    /// A checkpoint that holds every block of these topics up to these seqs is on disk: they may leave memory.
+    pub fn blocks_saved(&mut self, saved: &[(Arc<SharedTopic>, u64)]) {
+        for (topic, last_seq) in saved {
+            topic.write().blocks.saved_up_to(*last_seq);
+        }
+    }
+
+    /// Says what does not hold of what must between two commands. For tests; see [`Topic::check`].
+    pub fn check(&self, decodes: bool) -> Result<(), String> {
+        let mut held = (0, 0);
+        for shared in self.catalog.page("", None, usize::MAX) {
+            let topic = shared.read();
+            topic.check(decodes)?;
+            held = (held.0 + topic.count, held.1 + topic.bytes);
+        }
+        let totals = (self.catalog.totals().records(), self.catalog.totals().bytes());
+        if totals == held {
+            Ok(())
+        } else {
+            Err(format!("all topics hold {held:?}, the totals are {totals:?}"))
+        }
     }
 
     /// Hands in a log entry that applying the next one has asked for.

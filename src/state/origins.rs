@@ -15,6 +15,7 @@ use std::sync::Arc;
 use bytes::{BufMut, BytesMut};
 
 use super::command::Cluster;
+use super::delete::Ranges;
 use super::reported::Reported;
 use super::seq_set::SeqSet;
 use super::topic::TopicKey;
@@ -90,6 +91,45 @@ impl Origin {
             last_seq: 0,
             is_dirty: true,
         }
+    }
+
+    /// The first seq from `seq` to `last` that was neither taken nor reported. Passes over whole stretches of what
+    /// was, by turns.
+    fn next_unknown(&self, mut seq: u64, last: u64) -> Option<u64> {
+        loop {
+            seq = self.taken.next_absent_up_to(seq, last)?;
+            let Some(reported) = self.reported.range_of(seq) else { return Some(seq) };
+            seq = reported.end().checked_add(1)?;
+        }
+    }
+
+    /// The same from `seq` down to `first`.
+    fn previous_unknown(&self, mut seq: u64, first: u64) -> Option<u64> {
+        loop {
+            seq = self.taken.previous_absent_down_to(seq, first)?;
+            let Some(reported) = self.reported.range_of(seq) else { return Some(seq) };
+            seq = reported.start().checked_sub(1)?;
+        }
+    }
+
+    /// The stretches of seqs that were taken or reported, in order, none touching the next; `None` if either are
+    /// more than `max`.
+    pub fn known(&self, max: usize) -> Option<Ranges> {
+        let mut ranges: Ranges = self.taken.stretches().take(max + 1).collect();
+        let taken_count = ranges.len();
+        ranges.extend(self.reported.stretches().take(max + 1));
+        if taken_count.max(ranges.len() - taken_count) > max {
+            return None;
+        }
+        ranges.sort_unstable_by_key(|range| *range.start());
+        ranges.dedup_by(|next, range| {
+            let touches = *next.start() <= range.end().saturating_add(1);
+            if touches {
+                *range = *range.start()..=*range.end().max(next.end());
+            }
+            touches
+        });
+        Some(ranges)
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -176,11 +216,10 @@ impl Origins {
         let Some(origin) = number.and_then(|number| self.all.get(number as usize)) else {
             return Some(range);
         };
-        let untaken = origin.taken.absent_in(range);
-        let mut open = untaken.filter_map(|stretch| origin.reported.ends_outside(stretch));
-        let first = open.next()?;
-        let last = open.last().unwrap_or(first.clone());
-        Some(*first.start()..=*last.end())
+        let (first, last) = range.into_inner();
+        let first = origin.next_unknown(first, last)?;
+        let last = origin.previous_unknown(last, first).unwrap_or(first);
+        Some(first..=last)
     }
 
     /// Notes that `range` was taken, none of which had been.
@@ -212,7 +251,8 @@ impl Origins {
 
     /// The gaps in `range`, in order.
     pub fn gaps_in(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = (u64, Gap)> {
-        self.gaps.range(range).map(|(seq, gap)| (*seq, *gap))
+        let (first, last) = range.into_inner();
+        self.gaps.range(first..).take_while(move |(seq, _)| **seq <= last).map(|(seq, gap)| (*seq, *gap))
     }
 
     /// Forgets gaps below `seq`: every reader is told of a larger one there, or asked for their removal.
@@ -294,5 +334,76 @@ impl Origins {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn instance() -> Arc<Instance> {
+        Arc::new(Instance { cluster_id: 9, cluster: "there".into(), topic: "t".into(), epoch: 1 })
+    }
+
+    /// An origin of which these ranges were taken, and these reported.
+    fn origins(taken: &[(u64, u64)], reported: &[(u64, u64)]) -> (Origins, std::collections::BTreeSet<u64>) {
+        let (mut origins, mut known) = (Origins::default(), std::collections::BTreeSet::new());
+        let number = origins.number_or_new(&instance());
+        for (first, more) in taken {
+            let new: Vec<u64> = (*first..=first + more).filter(|seq| known.insert(*seq)).collect();
+            new.into_iter().for_each(|seq| origins.take(number, seq..=seq));
+        }
+        for (seq, (first, more)) in reported.iter().enumerate() {
+            known.extend(*first..=first + more);
+            origins.report(seq as u64 + 1, Gap { number, from_seq: *first, to_seq: first + more });
+        }
+        (origins, known)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_not_known_is_what_was_neither_taken_nor_reported(
+            taken in proptest::collection::vec((1u64..90, 0u64..12), 0..8),
+            reported in proptest::collection::vec((1u64..90, 0u64..12), 0..8),
+            asked in proptest::collection::vec((1u64..110, 0u64..40), 10),
+        ) {
+            let (origins, known) = origins(&taken, &reported);
+            for (first, more) in asked {
+                let unknown: Vec<u64> = (first..=first + more).filter(|seq| !known.contains(seq)).collect();
+                let expected = unknown.first().map(|seq| *seq..=unknown[unknown.len() - 1]);
+                prop_assert_eq!(origins.unreported_in(Some(0), first..=first + more), expected);
+            }
+            let told = origins.all()[0].known(20).expect("they are few");
+            prop_assert!(told.windows(2).all(|two| two[0].end() + 1 < *two[1].start()));
+            prop_assert_eq!(told.into_iter().flatten().collect::<Vec<_>>(), known.into_iter().collect::<Vec<_>>());
+        }
+    }
+
+    /// A route that is made anew offers everything once more, one record at a time: that must not walk through all that
+    /// was taken each time.
+    #[test]
+    fn asking_for_one_seq_of_a_long_history_looks_at_no_more_than_that() {
+        let mut origins = Origins::default();
+        let number = origins.number_or_new(&instance());
+        const TAKEN: u64 = 300_000_000;
+        origins.take(number, 1..=TAKEN);
+        let started = std::time::Instant::now();
+        for seq in 1..=20_000 {
+            assert!(origins.untaken_in(Some(number), seq..=seq).is_empty());
+        }
+        // A walk to the end is 9000 chunks: minutes.
+        assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}", started.elapsed());
+        let wide = origins.unreported_in(Some(number), 1..=1 << 60);
+        assert_eq!(wide, Some(TAKEN + 1..=1 << 60));
+    }
+
+    #[test]
+    fn what_is_too_much_to_tell_is_not_told_in_part() {
+        let every_second: Vec<(u64, u64)> = (1..=11).map(|at| (2 * at, 0)).collect();
+        let (origins, _) = origins(&every_second, &[]);
+        assert_eq!(origins.all()[0].known(10), None);
+        assert_eq!(origins.all()[0].known(11).map(|told| told.len()), Some(11));
     }
 }

@@ -88,10 +88,6 @@ impl State {
                 planned if is_earliest || is_time => planned.max(earliest),
                 planned => planned,
             };
-            if is_time {
-                // The block in which the time was looked for.
-                source.forget_fetched_blocks();
-            }
             Some(Reached { source_epoch: source.epoch, dest_epoch: dest.epoch, seq, entry: None })
         } else {
             None

@@ -11,11 +11,10 @@
 //! Why records went is kept as one floor per reason, one above the last record that went for it. As only
 //! the oldest go, a reason has contributed to a gap exactly if its floor is above where the gap begins.
 
-use super::blocks::{Blocks, Summary};
+use super::blocks::{Goal, cap_or_max};
 use super::checkpoint_form::Key;
-use super::garbage::EvictedBlock;
-use super::run::{FrontCursor, SealedBlock};
-use super::topic::{Topic, TopicKey};
+use super::garbage::EvictedBlocks;
+use super::topic::Topic;
 use super::topic_config::{Discard, TopicConfig};
 use crate::codec::Malformed;
 
@@ -72,55 +71,6 @@ impl Floors {
     }
 }
 
-/// Which of the oldest records have to go.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Goal {
-    /// Those written before this time.
-    Before { ts_ms: u64 },
-    /// Those that are too many for the caps; `u64::MAX` is none.
-    Within { cap_records: u64, cap_bytes: u64 },
-}
-
-impl Goal {
-    /// What is expired at `now_ms`: strictly older than the limit (C-RET-01).
-    pub fn of_ttl(config: &TopicConfig, now_ms: u64) -> Option<Goal> {
-        (config.ttl_ms > 0).then(|| Goal::Before { ts_ms: now_ms.saturating_sub(config.ttl_ms) })
-    }
-
-    /// A topic that refuses what is too much gives up nothing for its caps, also not when they get smaller.
-    pub fn of_caps(config: &TopicConfig) -> Option<Goal> {
-        let has_cap = config.cap_records > 0 || config.cap_bytes > 0;
-        (has_cap && config.discard == Discard::Old).then(|| Goal::Within {
-            cap_records: cap_or_max(config.cap_records),
-            cap_bytes: cap_or_max(config.cap_bytes),
-        })
-    }
-
-    /// Whether something in `block` has to go, if it is the oldest of a topic with these totals.
-    fn touches(&self, block: &Summary, count: u64, bytes: u64) -> bool {
-        block.count > 0
-            && match self {
-                Goal::Before { ts_ms } => block.first_ts_ms < *ts_ms,
-                Goal::Within { cap_records, cap_bytes } => count > *cap_records || bytes > *cap_bytes,
-            }
-    }
-
-    /// Whether all of it surely has to: more than the caps allow is left without it.
-    fn takes_whole(&self, block: &Summary, count: u64, bytes: u64) -> bool {
-        match self {
-            Goal::Before { ts_ms } => block.last_ts_ms < *ts_ms,
-            Goal::Within { cap_records, cap_bytes } => {
-                count - block.count >= *cap_records || bytes - block.bytes >= *cap_bytes
-            }
-        }
-    }
-}
-
-/// A cap as a bound: 0 is none.
-fn cap_or_max(cap: u64) -> u64 {
-    if cap == 0 { u64::MAX } else { cap }
-}
-
 /// What retention gave up since the last checkpoint, to be freed once that is on disk.
 #[derive(Debug, Default)]
 pub struct Freed {
@@ -129,134 +79,13 @@ pub struct Freed {
     /// Blocks that hold nothing more; their entries are among `entries`.
     pub(super) blocks: Vec<Key>,
     /// Blocks that were given up unread.
-    pub unread: Vec<EvictedBlock>,
-}
-
-/// Live records taken away.
-struct Evicted {
-    last_seq: u64,
-    last_ts_ms: u64,
-    count: u64,
-    bytes: u64,
-}
-
-impl Blocks {
-    /// Takes the oldest records until `goal` is met or the part of one block that is in memory is done;
-    /// `None` if it is met. `count` and `bytes` are those of the whole topic.
-    fn evict_some(
-        &mut self,
-        goal: Goal,
-        (epoch, earliest_seq): (u64, u64),
-        (count, bytes): (u64, u64),
-        freed: &mut Freed,
-    ) -> Result<Option<Evicted>, Malformed> {
-        let Some(block) = self.summaries.front().copied() else { return Ok(None) };
-        if !goal.touches(&block, count, bytes) {
-            return Ok(None);
-        }
-        let is_open = block.first_seq == self.open.first_seq();
-        let runs = match is_open {
-            true => Some(self.open.bytes()),
-            false => {
-                let sealed = self.unsaved.get(&block.first_seq);
-                sealed.or_else(|| self.fetched.get(&block.first_seq)).map(|bytes| &bytes[..])
-            }
-        };
-        let Some(runs) = runs else {
-            if !goal.takes_whole(&block, count, bytes) {
-                return Err(Malformed("topic: a block that retention needs is not in memory"));
-            }
-            self.summaries.pop_front();
-            self.front = None;
-            let next_seq = self.summaries.front().map_or(block.first_seq, |next| next.first_seq);
-            freed.unread.push(EvictedBlock {
-                epoch,
-                first_seq: block.first_seq,
-                live_from_seq: earliest_seq,
-                removed: self.removed.part(block.first_seq..=next_seq - 1),
-            });
-            return Ok(Some(Evicted {
-                last_seq: self.removed.previous_absent(next_seq - 1),
-                last_ts_ms: block.last_ts_ms,
-                count: block.count,
-                bytes: block.bytes,
-            }));
-        };
-        let mut cursor = match self.front.take() {
-            Some(cursor) => cursor,
-            None => FrontCursor::at(block.first_seq, runs, earliest_seq)?,
-        };
-        let mut evicted = Evicted { last_seq: 0, last_ts_ms: 0, count: 0, bytes: 0 };
-        while let Some(run) = cursor.run(runs)? {
-            let run_last_seq = run.last_seq();
-            let Some(live) = self.removed.absent_in(run.first_seq..=run_last_seq).next() else {
-                // The last live record took the entry with it.
-                cursor.pass(runs, run.count, 0, run.count)?;
-                continue;
-            };
-            if *live.start() > run.first_seq {
-                let dead_count = live.start() - run.first_seq;
-                cursor.pass(runs, dead_count, 0, dead_count)?;
-                continue;
-            }
-            let live_count = live.end() - live.start() + 1;
-            let (least_count, least_bytes) = match goal {
-                Goal::Before { ts_ms } if run.ts_ms < ts_ms => (run.count, 0),
-                Goal::Before { .. } => (0, 0),
-                Goal::Within { cap_records, cap_bytes } => (
-                    (count - evicted.count).saturating_sub(cap_records),
-                    (bytes - evicted.bytes).saturating_sub(cap_bytes),
-                ),
-            };
-            if (least_count, least_bytes) == (0, 0) {
-                break;
-            }
-            let passed = cursor.pass(runs, least_count, least_bytes, live_count)?;
-            evicted.last_seq = passed.last_seq;
-            evicted.last_ts_ms = passed.ts_ms;
-            evicted.count += passed.count;
-            evicted.bytes += passed.bytes;
-            if !self.removed.has_absent_in(passed.last_seq + 1..=run_last_seq) {
-                freed.entries.push(run.entry.index);
-            }
-        }
-        let next = cursor.run(runs)?;
-        if next.is_none() && !is_open {
-            self.summaries.pop_front();
-            self.unsaved.remove(&block.first_seq);
-            self.fetched.remove(&block.first_seq);
-            freed.blocks.push(Key::Topic(epoch, TopicKey::Runs(block.first_seq)));
-        } else {
-            self.front = Some(cursor);
-            if let Some(summary) = self.summaries.front_mut() {
-                summary.count -= evicted.count;
-                summary.bytes -= evicted.bytes;
-                summary.first_ts_ms = next.map_or(summary.last_ts_ms, |run| run.ts_ms);
-            }
-        }
-        Ok(Some(evicted))
-    }
-
-    /// The block that is needed to meet `goal` and is not in memory.
-    fn missing_block(&self, goal: Goal, (mut count, mut bytes): (u64, u64)) -> Option<u64> {
-        for block in &self.summaries {
-            if !goal.touches(block, count, bytes) {
-                return None;
-            }
-            if !goal.takes_whole(block, count, bytes) {
-                return self.in_memory(block.first_seq).is_none().then_some(block.first_seq);
-            }
-            count -= block.count;
-            bytes -= block.bytes;
-        }
-        None
-    }
+    pub unread: Vec<EvictedBlocks>,
 }
 
 impl Topic {
     /// When the oldest record expires: the first millisecond at which it is gone. `None` if it never does.
     pub fn next_due_ms(&self) -> Option<u64> {
-        let oldest = self.blocks.summaries.front().filter(|block| block.count > 0)?;
+        let oldest = self.blocks.summaries().front().filter(|block| block.count > 0)?;
         let ttl_ms = self.config.ttl_ms;
         (ttl_ms > 0).then(|| oldest.first_ts_ms.saturating_add(ttl_ms).saturating_add(1))
     }
@@ -273,11 +102,6 @@ impl Topic {
         let goals = [Goal::of_ttl(&self.config, now_ms), Goal::of_ttl(config, now_ms), Goal::of_caps(config)];
         let totals = (self.count + new_count, self.bytes + new_bytes);
         goals.into_iter().flatten().find_map(|goal| self.blocks.missing_block(goal, totals))
-    }
-
-    /// Keeps a block in memory that was missing.
-    pub fn supply_block(&mut self, block: SealedBlock) {
-        self.blocks.fetched.insert(block.first_seq, block.bytes);
     }
 
     /// Takes what is expired at `now_ms`.
@@ -298,12 +122,10 @@ impl Topic {
 
     fn evict(&mut self, goal: Goal, reason: Reason, freed: &mut Freed) -> Result<(), Malformed> {
         loop {
-            let (place, totals) = ((self.epoch, self.earliest_seq), (self.count, self.bytes));
-            let Some(evicted) = self.blocks.evict_some(goal, place, totals, freed)? else { return Ok(()) };
-            self.count -= evicted.count;
-            self.bytes -= evicted.bytes;
-            self.earliest_seq = self.blocks.removed.next_absent(evicted.last_seq + 1);
-            self.blocks.removed.forget_below(self.earliest_seq);
+            let Some(evicted) = self.blocks.evict_some(goal, self.extent(), freed)? else { return Ok(()) };
+            self.count -= evicted.gone.count;
+            self.bytes -= evicted.gone.bytes;
+            self.earliest_seq = self.blocks.raise_floor(evicted.last_seq + 1);
             let floor = if reason == Reason::Cap { &mut self.floors.cap } else { &mut self.floors.ttl };
             *floor = evicted.last_seq + 1;
             self.floors.evicted_ts_ms = evicted.last_ts_ms;
@@ -317,4 +139,31 @@ impl Topic {
 pub(super) fn fits(config: &TopicConfig, count: u64, bytes: u64) -> bool {
     config.discard == Discard::Old
         || (count <= cap_or_max(config.cap_records) && bytes <= cap_or_max(config.cap_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::EntryId;
+
+    /// However many blocks are given up unread at once, it is one thing to note.
+    #[test]
+    fn whole_blocks_go_unread_and_together() {
+        let mut topic = Topic::new("t".into(), 1, TopicConfig::default());
+        let (mut freed, sizes) = (Freed::default(), (0..250).collect::<Vec<u32>>());
+        for index in 1..400 {
+            topic.append(EntryId { term: 1, index }, 0, 1000 + index, &sizes, None, &mut freed);
+        }
+        let blocks = topic.blocks.summaries().len();
+        topic.blocks.saved_up_to(topic.head_seq);
+        topic.config.ttl_ms = 1;
+        assert_eq!(topic.missing_block(5000, (0, 0), None), None, "no block has to be read");
+        topic.expire(5000, &mut freed).expect("nothing is needed");
+        assert_eq!((topic.count, topic.bytes, topic.earliest_seq), (0, 0, topic.head_seq + 1));
+        assert_eq!(freed.unread.len(), 1);
+        assert_eq!(freed.unread[0].first_seqs.len(), blocks - 1);
+        assert_eq!((freed.unread[0].first_seqs[0], freed.unread[0].live_from_seq), (1, 1));
+        assert_eq!(topic.floors.evict(), topic.head_seq + 1);
+        topic.check(true).expect("what must hold does");
+    }
 }

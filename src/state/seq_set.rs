@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use bytes::BufMut;
 use roaring::RoaringBitmap;
@@ -23,7 +24,8 @@ const FORM_BITS: u8 = 1;
 #[derive(Debug, Clone, Default)]
 pub struct SeqSet {
     /// By number; none is empty. What they hold counts from the start of the chunk.
-    chunks: BTreeMap<u64, RoaringBitmap>,
+    /// Copies of the set share them until one of both changes.
+    chunks: BTreeMap<u64, Arc<RoaringBitmap>>,
     /// Numbers of chunks that changed since the last checkpoint.
     dirty: BTreeSet<u64>,
 }
@@ -38,46 +40,57 @@ impl SeqSet {
         chunk.is_some_and(|chunk| chunk.contains((seq % CHUNK_SEQS) as u32))
     }
 
-    /// The first seq from `seq` on that is not in the set.
+    /// The first seq from `seq` on that is not in the set. Walks over all of the stretch that `seq` is in: who knows
+    /// how far it matters asks [`SeqSet::next_absent_up_to`].
     pub fn next_absent(&self, seq: u64) -> u64 {
-        let mut seq = seq;
-        while let Some(chunk) = self.chunks.get(&(seq / CHUNK_SEQS)) {
-            let place = (seq % CHUNK_SEQS) as u32;
-            if !chunk.contains(place) {
+        self.next_absent_up_to(seq, u64::MAX).unwrap_or(u64::MAX)
+    }
+
+    /// The first seq from `seq` to `last` that is not in the set. Looks at no chunk behind `last`.
+    pub fn next_absent_up_to(&self, seq: u64, last: u64) -> Option<u64> {
+        if seq > last {
+            return None;
+        }
+        let mut at = seq;
+        let numbers = seq / CHUNK_SEQS..=last / CHUNK_SEQS;
+        for (number, chunk) in self.chunks.range(numbers) {
+            if *number != at / CHUNK_SEQS {
                 break;
             }
-            let mut rest = chunk.iter();
-            rest.advance_to(place);
-            let end = rest.next_range().map_or(place, |range| *range.end());
-            seq += u64::from(end - place) + 1;
-            if u64::from(end) + 1 < CHUNK_SEQS {
+            let place = (at % CHUNK_SEQS) as u32;
+            let passed = stretch_from(chunk, place);
+            at += passed;
+            if u64::from(place) + passed < CHUNK_SEQS {
                 break;
             }
         }
-        seq
+        (at <= last).then_some(at)
     }
 
     /// The last seq up to `seq` that is not in the set; 0 if there is none.
     pub fn previous_absent(&self, seq: u64) -> u64 {
-        let mut seq = seq;
-        while let Some(chunk) = self.chunks.get(&(seq / CHUNK_SEQS)) {
-            let place = (seq % CHUNK_SEQS) as u32;
-            if !chunk.contains(place) {
+        self.previous_absent_down_to(seq, 0).unwrap_or(0)
+    }
+
+    /// The last seq from `seq` down to `first` that is not in the set. Looks at no chunk before `first`.
+    pub fn previous_absent_down_to(&self, seq: u64, first: u64) -> Option<u64> {
+        if seq < first {
+            return None;
+        }
+        let mut at = seq;
+        let numbers = first / CHUNK_SEQS..=seq / CHUNK_SEQS;
+        for (number, chunk) in self.chunks.range(numbers).rev() {
+            if *number != at / CHUNK_SEQS {
                 break;
             }
-            let mut rest = chunk.iter();
-            rest.advance_back_to(place);
-            let start = rest.next_range_back().map_or(place, |range| *range.start());
-            let passed = u64::from(place - start) + 1;
-            if passed > seq {
-                return 0;
-            }
-            seq -= passed;
-            if start > 0 {
+            let place = (at % CHUNK_SEQS) as u32;
+            let passed = stretch_up_to(chunk, place);
+            at = at.checked_sub(passed)?;
+            if passed <= u64::from(place) {
                 break;
             }
         }
-        seq
+        (at >= first).then_some(at)
     }
 
     /// The first seq from `seq` on that is in the set.
@@ -96,8 +109,9 @@ impl SeqSet {
 
     /// Whether all of `other` is in the set. Only for sets of which nothing was forgotten.
     pub fn includes(&self, other: &SeqSet) -> bool {
-        let includes =
-            |number, part: &RoaringBitmap| self.chunks.get(number).is_some_and(|chunk| part.is_subset(chunk));
+        let includes = |number, part: &Arc<RoaringBitmap>| {
+            self.chunks.get(number).is_some_and(|chunk| part.is_subset(chunk))
+        };
         other.chunks.iter().all(|(number, part)| includes(number, part))
     }
 
@@ -105,19 +119,16 @@ impl SeqSet {
     pub fn absent_in(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = RangeInclusive<u64>> {
         let (mut at, last) = range.into_inner();
         std::iter::from_fn(move || {
-            let first = if at <= last { self.next_absent(at) } else { at };
-            if first > last {
-                return None;
-            }
-            let end = self.next_present(first).map_or(last, |removed| last.min(removed - 1));
-            at = end + 1;
+            let first = self.next_absent_up_to(at, last)?;
+            let end = self.next_present(first).map_or(last, |present| last.min(present - 1));
+            at = end.saturating_add(1);
             Some(first..=end)
         })
     }
 
     /// Whether anything of `range` is not in the set.
     pub fn has_absent_in(&self, range: RangeInclusive<u64>) -> bool {
-        !range.is_empty() && self.next_absent(*range.start()) <= *range.end()
+        self.next_absent_up_to(*range.start(), *range.end()).is_some()
     }
 
     /// The stretches of seqs that are in the set, in order, none touching the next.
@@ -139,7 +150,7 @@ impl SeqSet {
             let start = number * CHUNK_SEQS;
             let end = last.min(start + CHUNK_SEQS - 1);
             let chunk = self.chunks.entry(number).or_default();
-            chunk.insert_range((at - start) as u32..=(end - start) as u32);
+            Arc::make_mut(chunk).insert_range((at - start) as u32..=(end - start) as u32);
             self.dirty.insert(number);
             at = end + 1;
         }
@@ -172,9 +183,9 @@ impl SeqSet {
     pub fn take_changes(&mut self, mut store: impl FnMut(u64, Option<Vec<u8>>)) {
         for number in std::mem::take(&mut self.dirty) {
             if let Some(chunk) = self.chunks.get_mut(&number) {
-                chunk.optimize();
+                Arc::make_mut(chunk).optimize();
             }
-            store(number, self.chunks.get(&number).map(encode));
+            store(number, self.chunks.get(&number).map(|chunk| encode(chunk)));
         }
     }
 
@@ -184,9 +195,29 @@ impl SeqSet {
         if chunk.is_empty() || number > u64::MAX / CHUNK_SEQS - 1 {
             return Err(Malformed("set of seqs"));
         }
-        self.chunks.insert(number, chunk);
+        self.chunks.insert(number, Arc::new(chunk));
         Ok(())
     }
+}
+
+/// How many places from `place` on are in `chunk` without a hole.
+fn stretch_from(chunk: &RoaringBitmap, place: u32) -> u64 {
+    if !chunk.contains(place) {
+        return 0;
+    }
+    let mut rest = chunk.iter();
+    rest.advance_to(place);
+    rest.next_range().map_or(0, |range| u64::from(range.end() - place) + 1)
+}
+
+/// How many places up to `place` are in `chunk` without a hole.
+fn stretch_up_to(chunk: &RoaringBitmap, place: u32) -> u64 {
+    if !chunk.contains(place) {
+        return 0;
+    }
+    let mut rest = chunk.iter();
+    rest.advance_back_to(place);
+    rest.next_range_back().map_or(0, |range| u64::from(place - range.start()) + 1)
 }
 
 /// Ranges as distances, or a bit per seq where that is shorter.
@@ -313,6 +344,8 @@ mod tests {
                     let live: Vec<u64> = set.absent_in(*seq..=seq + 999).flatten().collect();
                     let expected: Vec<u64> = (*seq..=seq + 999).filter(|seq| !naive.contains(seq)).collect();
                     prop_assert_eq!(set.has_absent_in(*seq..=seq + 999), !expected.is_empty());
+                    prop_assert_eq!(set.next_absent_up_to(*seq, seq + 999), expected.first().copied());
+                    prop_assert_eq!(set.previous_absent_down_to(seq + 999, *seq), expected.last().copied());
                     prop_assert_eq!(live, expected);
                 }
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 
-use super::blocks::{Blocks, TimePlace};
+use super::blocks::{Blocks, Extent, Located, TimePlace};
 use super::checkpoint_form::Key;
 use super::dedupe::{Dedupe, Remembered};
 use super::origins::{Gap, Instance, Origins};
@@ -16,18 +16,6 @@ use super::topic_config::TopicConfig;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
 use crate::storage::EntryId;
-
-/// Where the runs behind a cursor are.
-pub enum Located {
-    /// Nothing live above the cursor.
-    AtHead,
-    /// The record after the cursor is gone: look at the floors again.
-    BelowEarliest,
-    /// Live parts of runs above the cursor, in order; not necessarily all there are. Never empty.
-    Runs(Vec<Run>),
-    /// The block that starts at this seq is not in memory.
-    Cold { block_first_seq: u64 },
-}
 
 const HEAD_VERSION: u8 = 2;
 
@@ -189,8 +177,7 @@ impl Topic {
         self.origins.report(seq, gap);
         self.origins.foreign.insert(seq..=seq);
         [seq, u64::from(gap.number), from_seq, to_seq].into_iter().for_each(|value| self.digest.add(value));
-        self.earliest_seq = self.blocks.removed.next_absent(self.earliest_seq);
-        self.blocks.removed.forget_below(self.earliest_seq);
+        self.earliest_seq = self.blocks.raise_floor(self.earliest_seq);
         self.is_dirty = true;
     }
 
@@ -208,27 +195,10 @@ impl Topic {
     /// Finds runs above `cursor`, at most one block of them. `fetched` is a sealed block that the caller
     /// has fetched after an earlier call said that it was missing.
     pub fn locate(&self, cursor: u64, fetched: Option<&SealedBlock>) -> Result<Located, Malformed> {
-        if cursor >= self.head_seq {
-            return Ok(Located::AtHead);
-        }
-        let wanted = cursor + 1;
-        if wanted < self.earliest_seq {
+        if cursor < self.head_seq && cursor + 1 < self.earliest_seq {
             return Ok(Located::BelowEarliest);
         }
-        // Of the block that holds the seq nothing live may be left behind it; then the next one is asked, of
-        // which something is, unless it is the open one.
-        for first_seq in self.blocks.blocks_from(wanted).take(2) {
-            let bytes = match (self.blocks.in_memory(first_seq), fetched) {
-                (Some(bytes), _) => bytes,
-                (None, Some(block)) if block.first_seq == first_seq => &block.bytes[..],
-                _ => return Ok(Located::Cold { block_first_seq: first_seq }),
-            };
-            let live = self.blocks.live_runs(first_seq, bytes, cursor)?;
-            if !live.is_empty() {
-                return Ok(Located::Runs(live));
-            }
-        }
-        Ok(Located::AtHead)
+        self.blocks.locate(cursor, self.head_seq, fetched)
     }
 
     /// Finds where the live records begin that are not older than `ts_ms`; see [`Topic::locate`].
@@ -269,23 +239,31 @@ impl Topic {
         self.dedupe.take_changes(|first, bytes| store(TopicKey::Keys(first), bytes));
     }
 
-    /// A checkpoint with every sealed block up to `last_seq` is on disk: they may leave memory.
-    pub fn saved_up_to(&mut self, last_seq: u64) {
-        self.blocks.saved_up_to(last_seq);
+    pub(super) fn extent(&self) -> Extent {
+        let Topic { epoch, earliest_seq, head_seq, count, bytes, .. } = *self;
+        Extent { epoch, earliest_seq, head_seq, count, bytes }
+    }
+
+    /// Says what does not hold of what must between two commands. For tests. With `decodes` all runs that are in memory
+    /// are looked at too.
+    pub fn check(&self, decodes: bool) -> Result<(), String> {
+        let extent = self.extent();
+        let runs = || if decodes { self.blocks.check_runs(extent) } else { Ok(()) };
+        self.blocks.check(extent).and_then(|()| runs()).map_err(|error| format!("{}: {error}", self.name))
     }
 
     /// Every key under which the checkpoint holds something of this topic.
     pub fn stored_keys(&self) -> impl Iterator<Item = TopicKey> {
         std::iter::once(TopicKey::Head)
-            .chain(self.blocks.removed.numbers().map(TopicKey::Removed))
-            .chain(self.blocks.summaries.iter().map(|block| TopicKey::Runs(block.first_seq)))
+            .chain(self.blocks.removed().numbers().map(TopicKey::Removed))
+            .chain(self.blocks.summaries().iter().map(|block| TopicKey::Runs(block.first_seq)))
             .chain(self.dedupe.stored_blocks().map(TopicKey::Keys))
             .chain(self.origins.stored_keys())
     }
 
     /// What was removed one by one above the floor.
     pub fn removed(&self) -> &SeqSet {
-        &self.blocks.removed
+        self.blocks.removed()
     }
 
     /// A block of runs that is in memory.
@@ -307,7 +285,7 @@ impl Topic {
             self.count,
             self.bytes,
             self.last_write_ts_ms.map_or(0, |ts| ts + 1),
-            self.blocks.open.first_seq(),
+            self.blocks.open_first_seq(),
             self.dedupe.floor(),
         ] {
             put_varint(&mut out, value);
@@ -352,7 +330,7 @@ impl Topic {
     }
 
     pub fn restore_removed(&mut self, number: u64, bytes: &[u8]) -> Result<(), Malformed> {
-        self.blocks.removed.restore(number, bytes)
+        self.blocks.restore_removed(number, bytes)
     }
 
     pub fn restore_keys(&mut self, first: u64, bytes: &[u8]) -> Result<(), Malformed> {

@@ -306,6 +306,7 @@ impl ApplyObserver for Witness {
     fn topics_changed(&self, topics: &[Arc<SharedTopic>]) {
         let (index, digest) = self.applied.digest();
         self.oracle.digest(self.number, index, digest);
+        self.oracle.state(self.number, index, self.applied.check(false));
         self.hub.topics_changed(topics);
     }
 }

@@ -285,6 +285,13 @@ impl Oracle {
         }
     }
 
+    /// What a member holds was checked at `index` or later.
+    pub fn state(&self, member: usize, index: u64, checked: Result<(), String>) {
+        if let Err(broken) = checked {
+            self.trace.complain(format_args!("m{} at entry {index}: {broken}", member + 1));
+        }
+    }
+
     /// Any page, strong or not: its records follow each other, and are what everybody else saw there.
     pub fn page(&self, seen: &Seen<'_>) {
         let mut story = self.story.lock();

@@ -291,13 +291,14 @@ async fn serve_again(world: &Arc<World>, when: &str) {
     world.trace.note(format_args!("all serve {when}"));
 }
 
-/// Looks at the digests now and then, also of members that apply nothing.
+/// Looks at the digests now and then, and whether all holds that must between two commands, also of members that apply nothing.
 async fn watch_digests(world: Arc<World>) {
     loop {
         for number in 0..MEMBERS {
             if let Some((_, applied, _)) = engine_of(&world.machines[number]) {
                 let (index, digest) = applied.digest();
                 world.oracle.digest(number, index, digest);
+                world.oracle.state(number, index, applied.check(true));
             }
         }
         tokio::time::sleep(Duration::from_millis(97)).await;

@@ -10,6 +10,8 @@ use antiphon::state::{
 use antiphon::storage::EntryId;
 use proptest::prelude::*;
 
+use crate::member;
+
 /// What each record counts for: one byte of data, and the framing.
 const RECORD_BYTES: u64 = 1 + 32;
 
@@ -53,7 +55,9 @@ impl Member {
         let envelope = Envelope { node_id: 1, session: 9, number: self.index, done_below: self.index };
         let command = draft.seal(envelope);
         let entry = EntryId { term: 1, index: self.index };
-        self.state.apply_command(entry, 1000, &command).expect("the command is readable").outcome
+        let applied = self.state.apply_command(entry, 1000, &command).expect("the command is readable");
+        member::check(&self.state, self.index);
+        applied.outcome
     }
 
     fn heads(&self) -> BTreeMap<String, u64> {

@@ -11,6 +11,8 @@ use antiphon::state::{
 };
 use antiphon::storage::EntryId;
 
+use crate::member;
+
 const BATCH: u64 = 8000;
 /// Four batches are too many to be looked at late, two are not.
 const _: () = assert!(4 * BATCH > MAX_LATE_RECORDS && 2 * BATCH < MAX_LATE_RECORDS);
@@ -40,7 +42,10 @@ impl Member {
         self.asked_for.clear();
         loop {
             match self.state.apply_command(id, 1_000_000, &command) {
-                Ok(applied) => return applied.outcome,
+                Ok(applied) => {
+                    member::check(&self.state, number);
+                    return applied.outcome;
+                }
                 Err(NotApplied::Missing(missing)) => {
                     assert!(missing.blocks.is_empty(), "nothing has left memory");
                     for id in missing.entries {

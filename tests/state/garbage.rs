@@ -12,6 +12,8 @@ use antiphon::state::{
 use antiphon::storage::{Checkpoint, EntryId, LiveEntries, MemoryCheckpoint};
 use proptest::prelude::*;
 
+use crate::member;
+
 #[derive(Debug, Clone)]
 enum Step {
     Append {
@@ -113,12 +115,16 @@ fn apply(
 ) -> Outcome {
     loop {
         match state.apply_command(entry, 1_000_000, command) {
-            Ok(applied) => return applied.outcome,
+            Ok(applied) => {
+                member::check(state, entry.index);
+                return applied.outcome;
+            }
             Err(NotApplied::Missing(missing)) => {
                 for block in missing.blocks {
                     let key = Key::Topic(block.topic.epoch, TopicKey::Runs(block.first_seq)).encode();
                     let bytes = checkpoint.get(&key).expect("get").expect("a block that is needed is there");
-                    block.topic.supply_block(SealedBlock { first_seq: block.first_seq, bytes: bytes.into() });
+                    let stored = SealedBlock { first_seq: block.first_seq, bytes: bytes.into() };
+                    state.supply_block(&block.topic, stored);
                 }
             }
             Err(NotApplied::Malformed(error)) => panic!("own commands can be read: {error}"),
@@ -223,7 +229,7 @@ impl Member {
             Step::Write => {
                 let Some(Changes { values, saved, deleted, freed }) = self.cut.take() else { return };
                 self.checkpoint.write(values).expect("write");
-                saved.iter().for_each(|(topic, last_seq)| topic.saved_up_to(*last_seq));
+                self.state.blocks_saved(&saved);
                 freed.entries.iter().for_each(|index| self.live.release(*index));
                 self.garbage.add(deleted, freed.unread);
                 self.log.drain(..self.cut_log_len);
@@ -276,16 +282,21 @@ impl Member {
         assert_eq!((forwarded[0].taken, forwarded[0].stopped), (copies.len() as u64, None));
         let shared = self.state.catalog().get(&topic(dest)).expect("it was made");
         let to = self.model.get_mut(&dest).expect("it was made");
-        // What was evicted before takes one seq for all of it.
-        let has_gap = shared.read().head_seq - to.head > copies.len() as u64;
-        to.head += u64::from(has_gap);
-        for (origin, entry) in copies {
-            to.head += 1;
-            to.records.push_back((to.head, entry));
-            to.origins.insert(to.head, origin);
+        // What was lost takes up a seq of its own where the source has it. Of those that the topic has already given up
+        // none is behind a record that is still there.
+        let head_seq = shared.read().head_seq;
+        let gaps: BTreeSet<u64> =
+            shared.read().origins.gaps_in(to.head + 1..=head_seq).map(|(seq, _)| seq).collect();
+        let mut seqs = (to.head + 1..=head_seq).rev().filter(|seq| !gaps.contains(seq));
+        let mut placed: Vec<_> =
+            copies.into_iter().rev().map(|copy| (seqs.next().expect("each has a seq"), copy)).collect();
+        placed.reverse();
+        for (seq, (origin, entry)) in placed {
+            to.records.push_back((seq, entry));
+            to.origins.insert(seq, origin);
             to.taken.insert(origin);
         }
-        assert_eq!(shared.read().head_seq, to.head);
+        to.head = head_seq;
         to.positions.insert(source, forwarded[0].seq);
         to.keep_within_cap();
     }
@@ -365,6 +376,23 @@ proptest! {
     fn entries_are_live_while_a_topic_names_them_and_no_longer(steps in steps()) {
         run(&steps);
     }
+}
+
+/// A gap that is passed on stands behind what the source has before it (C-GAP-08), and the first record is the first
+/// one all the same.
+#[test]
+fn a_gap_that_is_passed_on_keeps_its_place() {
+    run(&[
+        Step::Route { source: 0, dest: 1, part: 0.0 },
+        Step::Cap { topic: 0, cap_records: 1 },
+        Step::Append { topic: 0, count: 2 },
+        Step::Append { topic: 1, count: 200 },
+        Step::Cap { topic: 1, cap_records: 8 },
+        Step::Route { source: 0, dest: 1, part: 0.0 },
+        Step::Append { topic: 1, count: 3 },
+        Step::Route { source: 1, dest: 2, part: 0.7722164126538654 },
+        Step::RemoveBelow { topic: 2, part: 0.0 },
+    ]);
 }
 
 /// A deletion touches nothing that the topic held; clearing goes on where a killed process was.

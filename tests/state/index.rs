@@ -19,6 +19,7 @@ use antiphon::storage::{
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use crate::member;
 use crate::model::{tag_match, tag_text};
 
 const TOPICS: usize = 3;
@@ -151,11 +152,15 @@ impl Running {
     fn apply(&mut self, checkpoint: &MemoryCheckpoint, id: EntryId, command: &Bytes) -> Outcome {
         loop {
             match self.state.apply_command(id, 1_000_000, command) {
-                Ok(applied) => return applied.outcome,
+                Ok(applied) => {
+                    member::check(&self.state, id.index);
+                    return applied.outcome;
+                }
                 Err(NotApplied::Missing(missing)) => {
                     for needed in missing.blocks {
                         let block = block(checkpoint, needed.topic.epoch, needed.first_seq);
-                        needed.topic.supply_block(block.expect("a block that is needed is there"));
+                        self.state
+                            .supply_block(&needed.topic, block.expect("a block that is needed is there"));
                     }
                     for id in missing.entries {
                         let records = EntryRecords::parse(self.log.payload(id).expect("read"));
@@ -209,7 +214,7 @@ impl Member {
         let shared = self.topic(topic)?;
         let (epoch, head_seq) = (shared.epoch, shared.read().head_seq);
         let last_seq = head_seq.min(before_seq.unwrap_or(u64::MAX).saturating_sub(1));
-        let mut look = Look::new(shared.clone(), tag_match(tags));
+        let mut look = Look::new(shared.clone(), tag_match(tags), usize::MAX);
         let fetch = |first_seq| Ok(block(&self.checkpoint, epoch, first_seq));
         while !look.step(&self.running.log, last_seq, fetch).expect("a look works") {}
         assert!(look.seen_seq >= last_seq);
@@ -281,7 +286,7 @@ impl Member {
             Step::Checkpoint => {
                 let Changes { values, saved, deleted, freed } = self.running.state.take_changes();
                 self.checkpoint.write(values).expect("write");
-                saved.iter().for_each(|(topic, last_seq)| topic.saved_up_to(*last_seq));
+                self.running.state.blocks_saved(&saved);
                 let live = self.running.log.live().clone();
                 freed.entries.iter().for_each(|index| live.release(*index));
                 self.running.garbage.add(deleted, freed.unread);
@@ -409,13 +414,23 @@ fn a_look_costs_in_the_order_of_the_matches() {
         Ok(block(&member.checkpoint, shared.epoch, first_seq))
     };
     let reads = member.running.log.stats().cold_reads;
-    let mut look = Look::new(shared.clone(), tag_match(3));
+    let mut look = Look::new(shared.clone(), tag_match(3), usize::MAX);
     let mut steps = 0;
     while !look.step(&member.running.log, last_seq, fetch).expect("look") {
         steps += 1;
     }
     assert_eq!(look.ranges.iter().cloned().flatten().collect::<Vec<_>>(), [1, 5003, 10005]);
     assert_eq!((fetched.get(), steps, member.running.log.stats().cold_reads), (3, 0, reads));
+
+    // No more than one command may touch is found at once.
+    let mut look = Look::new(shared.clone(), tag_match(3), 2);
+    for (expected, is_full) in [(vec![1, 5003], true), (vec![10005], false)] {
+        while !look.step(&member.running.log, last_seq, fetch).expect("look") {}
+        assert_eq!(look.ranges.iter().cloned().flatten().collect::<Vec<_>>(), expected);
+        assert_eq!(look.is_full(), is_full);
+        look.forget_ranges();
+    }
+    assert_eq!(look.seen_seq, last_seq);
 }
 
 /// Files are few, and what is dead leaves them.

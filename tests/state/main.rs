@@ -2,10 +2,12 @@
 
 mod append_many;
 mod bad_records;
+mod cold;
 mod deletes;
 mod garbage;
 mod golden;
 mod index;
+mod member;
 mod model;
 mod model_route;
 mod random;

@@ -1,80 +1,24 @@
 //! Random histories: every member reaches the same state, also one that restarts from a checkpoint, and
 //! what it holds, counts and reports as gone is what a naive model says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 
-use antiphon::record::{EntryRecords, Record};
+use antiphon::record::Record;
 use antiphon::state::{
-    Append, Changes, Cluster, Create, DeleteRecords, Discard, Draft, Envelope, Key, LateMatch, Listed,
-    Located, NotApplied, Outcome, PutRouter, RoutePart, RouterConfig, Run, SealedBlock, SharedTopic, Start,
-    State, TimePlace, TopicConfig, TopicKey, TopicType, match_run,
+    Append, Cluster, Create, DeleteRecords, Discard, Draft, Envelope, LateMatch, Listed, Located, Outcome,
+    PutRouter, RoutePart, RouterConfig, Run, SharedTopic, Start, TimePlace, TopicConfig, TopicType,
+    match_run,
 };
-use antiphon::storage::EntryId;
 use bytes::Bytes;
 use proptest::prelude::*;
 
+use crate::member::Member;
 use crate::model::{Limits, Model, ModelTopic, record_tag, tag_match, tag_text};
 use crate::model_route::{ModelOrigin, ModelPart};
 use crate::steps::{Route, RouterStart, Step, step};
 
-/// A member: its state, and the checkpoint that it saves.
-#[derive(Default)]
-struct Member {
-    state: State,
-    checkpoint: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Records of every entry applied.
-    log: BTreeMap<EntryId, EntryRecords>,
-    /// The floors of each instance when they were last looked at.
-    floors: std::cell::RefCell<BTreeMap<u64, (u64, u64)>>,
-}
-
 impl Member {
-    fn apply(&mut self, index: u64, stamp_ms: u64, command: &Bytes) -> Outcome {
-        let entry = EntryId { term: 1 + index / 100, index };
-        self.log.insert(entry, EntryRecords::parse(command.clone()).expect("own entries can be read"));
-        loop {
-            match self.state.apply_command(entry, stamp_ms, command) {
-                Ok(applied) => return applied.outcome,
-                Err(NotApplied::Missing(missing)) => {
-                    assert!(!missing.blocks.is_empty() || !missing.entries.is_empty());
-                    for block in missing.blocks {
-                        block.topic.supply_block(self.stored_block(&block.topic, block.first_seq));
-                    }
-                    for entry in missing.entries {
-                        self.state.supply_entry(entry, self.log[&entry].clone());
-                    }
-                }
-                Err(NotApplied::Malformed(error)) => panic!("own commands can be read: {error}"),
-            }
-        }
-    }
-
-    fn save(&mut self) {
-        let Changes { values, saved, .. } = self.state.take_changes();
-        for (key, value) in values {
-            match value {
-                Some(value) => self.checkpoint.insert(key, value),
-                None => self.checkpoint.remove(&key),
-            };
-        }
-        saved.iter().for_each(|(topic, last_seq)| topic.saved_up_to(*last_seq));
-    }
-
-    fn restart(&mut self) {
-        self.save();
-        self.state = State::default();
-        for (key, value) in &self.checkpoint {
-            self.state.restore(key, value).expect("own checkpoint can be read");
-        }
-        self.state.restored();
-    }
-
-    fn stored_block(&self, topic: &SharedTopic, first_seq: u64) -> SealedBlock {
-        let key = Key::Topic(topic.epoch, TopicKey::Runs(first_seq));
-        SealedBlock { first_seq, bytes: self.checkpoint[&key.encode()].clone().into() }
-    }
-
     /// What a member lists that has looked at everything up to `seen_seq`, also at what is gone.
     fn look(&self, shared: &SharedTopic, tags: u8, before_seq: Option<u64>, seen_seq: u64) -> Listed {
         let (mut ranges, mut cursor, mut block) = (Vec::new(), shared.read().earliest_seq - 1, None);

@@ -11,6 +11,8 @@ use antiphon::state::{
 };
 use antiphon::storage::EntryId;
 
+use crate::member;
+
 /// The topic that mirrors bring from cluster to cluster.
 pub const SHARED: &str = "t";
 
@@ -86,6 +88,7 @@ impl Member {
         self.log.insert(entry, EntryRecords::parse(command.clone()).expect("own entries can be read"));
         let outcome =
             self.state.apply_command(entry, self.now_ms, &command).expect("all is in memory").outcome;
+        member::check(&self.state, index);
         self.note_slots();
         outcome
     }

@@ -4,6 +4,33 @@
 //! That is enough to find a seq, a time or a log entry, and to give up whole blocks of old records unread. The block in
 //! which retention stopped is kept in memory with a cursor in it, so that a topic at its cap gives up one
 //! record per append without looking anything up.
+//!
+//! # What holds between two commands
+//!
+//! A seq is *live* if it is from the earliest to the head of the topic and not in `removed`. [`Blocks::check`] looks at
+//! all but the last point.
+//!
+//! 1. `summaries` rise by `first_seq`. The last one is that of the open block, and no other one is.
+//! 2. `removed` holds no seq above the head, and not the earliest one: that is live, or right behind the head.
+//! 3. Every live seq is in a run of the last block that begins at or before it, and a summary counts exactly the live seqs
+//!    from where its block begins to where the next one does. Only the open block may count none: a sealed block
+//!    is dropped with its last live record. So whoever wants what is live next needs this one block.
+//! 4. The bytes and times of a summary are those of its live records, the first and the last; every entry that a run
+//!    with a live record names is between its indexes.
+//! 5. `unsaved` and `fetched` hold sealed blocks that have a summary, none of them both. `fetched` holds only the
+//!    first block, and that only while `front` is in it.
+//! 6. `front` is in the first block, which then is in memory, and nothing before it is live.
+//! 7. A sealed block never changes, and one that is not in memory is in the checkpoint on disk.
+//!
+//! Only applying a command changes any of this, and what is done after a checkpoint under the same lock: what a command
+//! was planned with is still so when it is carried out.
+
+mod check;
+mod evict;
+mod find;
+mod remove;
+
+pub(super) use evict::{Goal, cap_or_max};
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,9 +41,6 @@ use super::seq_set::SeqSet;
 use super::topic::TopicKey;
 use crate::codec::Malformed;
 use crate::storage::EntryId;
-
-/// Most live parts of runs that one look gives.
-const MAX_LIVE_PARTS: usize = 4096;
 
 /// What is known of a block without reading it. Times, count and bytes are those of its live records.
 #[derive(Debug, Clone, Copy)]
@@ -63,20 +87,57 @@ pub enum TimePlace {
     Cold { block_first_seq: u64 },
 }
 
+/// Where the runs behind a cursor are.
+pub enum Located {
+    /// Nothing live above the cursor.
+    AtHead,
+    /// The record after the cursor is gone: look at the floors again.
+    BelowEarliest,
+    /// Live parts of runs above the cursor, in order; not necessarily all there are. Never empty.
+    Runs(Vec<Run>),
+    /// The block that starts at this seq is not in memory.
+    Cold { block_first_seq: u64 },
+}
+
+/// What a topic holds, as its blocks have to know it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Extent {
+    pub epoch: u64,
+    pub earliest_seq: u64,
+    pub head_seq: u64,
+    /// Live records, and what they count for.
+    pub count: u64,
+    pub bytes: u64,
+}
+
+/// Number of live records that went, and the bytes that they counted for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Gone {
+    pub count: u64,
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Gone {
+    fn add_assign(&mut self, more: Gone) {
+        self.count += more.count;
+        self.bytes += more.bytes;
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Blocks {
-    /// Oldest first; the last one is that of the open block. The first one holds the earliest live record.
-    pub summaries: VecDeque<Summary>,
-    pub open: OpenBlock,
+    /// Oldest first.
+    summaries: VecDeque<Summary>,
+    open: OpenBlock,
     /// Sealed blocks that no checkpoint holds yet.
-    pub unsaved: BTreeMap<u64, Bytes>,
-    /// Sealed blocks that are in memory though a checkpoint holds them: retention stops in the middle of
-    /// them. A handful at most.
-    pub fetched: BTreeMap<u64, Bytes>,
+    unsaved: BTreeMap<u64, Bytes>,
+    /// Sealed blocks that are in memory though a checkpoint holds them: what the command needs that is applied, and
+    /// the one that retention stopped in the middle of.
+    fetched: BTreeMap<u64, Bytes>,
     /// Where retention stopped in the first block.
-    pub front: Option<FrontCursor>,
-    /// What was removed above the floor. A sealed block of which nothing live is left is dropped at once.
-    pub removed: SeqSet,
+    front: Option<FrontCursor>,
+    /// What was removed above the floor.
+    removed: SeqSet,
 }
 
 impl Blocks {
@@ -138,82 +199,66 @@ impl Blocks {
         self.summaries.push_back(Summary::empty(next_seq));
     }
 
+    /// What is known of each block, oldest first; never empty.
+    pub fn summaries(&self) -> &VecDeque<Summary> {
+        &self.summaries
+    }
+
+    /// What was removed one by one above the floor.
+    pub fn removed(&self) -> &SeqSet {
+        &self.removed
+    }
+
+    pub fn open_first_seq(&self) -> u64 {
+        self.open.first_seq()
+    }
+
+    /// The first seq from `seq` on that was not removed, below which nothing is live any more: what was removed
+    /// below is forgotten.
+    pub fn raise_floor(&mut self, seq: u64) -> u64 {
+        let earliest_seq = self.removed.next_absent(seq);
+        self.removed.forget_below(earliest_seq);
+        earliest_seq
+    }
+
+    fn sealed_in_memory(&self, first_seq: u64) -> Option<&Bytes> {
+        self.unsaved.get(&first_seq).or_else(|| self.fetched.get(&first_seq))
+    }
+
     /// The bytes of a block, if they are in memory.
     pub fn in_memory(&self, first_seq: u64) -> Option<&[u8]> {
         if first_seq == self.open.first_seq() {
             return Some(self.open.bytes());
         }
-        self.unsaved.get(&first_seq).or_else(|| self.fetched.get(&first_seq)).map(|bytes| &bytes[..])
+        self.sealed_in_memory(first_seq).map(|bytes| &bytes[..])
     }
 
     /// A block that is in memory, to keep.
     pub fn shared(&self, first_seq: u64) -> Option<SealedBlock> {
-        let sealed = self.unsaved.get(&first_seq).or_else(|| self.fetched.get(&first_seq));
-        let bytes = match sealed {
+        let bytes = match self.sealed_in_memory(first_seq) {
             Some(bytes) => bytes.clone(),
             None => Bytes::copy_from_slice(self.in_memory(first_seq)?),
         };
         Some(SealedBlock { first_seq, bytes })
     }
 
-    /// Lets go of sealed blocks but for the first, in which retention goes on.
-    pub fn forget_fetched(&mut self) {
-        let first = self.summaries.front().map(|summary| summary.first_seq);
-        self.fetched.retain(|first_seq, _| Some(*first_seq) == first);
-    }
-
-    /// Ordinal of the block that holds `seq`, or of the one before it if that was dropped.
-    pub fn place_of(&self, seq: u64) -> usize {
-        self.summaries.partition_point(|summary| summary.first_seq <= seq).saturating_sub(1)
-    }
-
-    /// First seqs of the blocks from the one on that holds `seq`.
-    pub fn blocks_from(&self, seq: u64) -> impl Iterator<Item = u64> {
-        self.summaries.range(self.place_of(seq)..).map(|summary| summary.first_seq)
-    }
-
-    /// Live parts of the runs of a block above `cursor`; not all of them if they are many.
-    pub fn live_runs(&self, first_seq: u64, block: &[u8], cursor: u64) -> Result<Vec<Run>, Malformed> {
-        let mut live = Vec::new();
-        for run in runs(first_seq, block) {
-            let Some(run) = run?.after(cursor) else { continue };
-            if self.removed.is_empty() {
-                live.push(run);
-                continue;
-            }
-            for part in self.removed.absent_in(run.first_seq..=run.last_seq()) {
-                if live.len() >= MAX_LIVE_PARTS {
-                    return Ok(live);
-                }
-                live.push(run.part(*part.start(), part.end() - part.start() + 1));
-            }
+    /// Keeps a block in memory that was missing.
+    pub fn supply(&mut self, block: SealedBlock) {
+        if self.in_memory(block.first_seq).is_none() {
+            self.fetched.insert(block.first_seq, block.bytes);
         }
-        Ok(live)
     }
 
-    /// Where the live records begin that are not older than `ts_ms`. `fetched` is a block that an earlier call
-    /// said was missing.
-    pub fn place_of_time(&self, ts_ms: u64, fetched: Option<&SealedBlock>) -> Result<TimePlace, Malformed> {
-        let at = self.summaries.partition_point(|summary| summary.count > 0 && summary.last_ts_ms < ts_ms);
-        let block = self.summaries.get(at).filter(|block| block.count > 0);
-        let Some(block) = block else { return Ok(TimePlace::AtHead) };
-        let first_seq = block.first_seq;
-        if block.first_ts_ms >= ts_ms {
-            return Ok(TimePlace::After(self.removed.next_absent(first_seq).saturating_sub(1)));
-        }
-        let bytes = match (self.in_memory(first_seq), fetched) {
-            (Some(bytes), _) => bytes,
-            (None, Some(block)) if block.first_seq == first_seq => &block.bytes[..],
-            _ => return Ok(TimePlace::Cold { block_first_seq: first_seq }),
-        };
-        for run in runs(first_seq, bytes) {
-            let run = run?;
-            let live = self.removed.next_absent(run.first_seq);
-            if run.ts_ms >= ts_ms && live <= run.last_seq() {
-                return Ok(TimePlace::After(live - 1));
-            }
-        }
-        Err(Malformed("block of runs"))
+    /// Lets go of what was supplied, but for the block in the middle of which retention goes on.
+    pub fn forget_supplied(&mut self) {
+        let kept = self.front.as_ref().and(self.summaries.front()).map(|summary| summary.first_seq);
+        self.fetched.retain(|first_seq, _| Some(*first_seq) == kept);
+    }
+
+    /// A sealed block is given up.
+    fn forget_sealed(&mut self, first_seq: u64) {
+        self.unsaved.remove(&first_seq);
+        self.fetched.remove(&first_seq);
     }
 
     /// Hands every block that changed since the last call to `store`.
@@ -238,6 +283,11 @@ impl Blocks {
             }
             is_unsaved
         });
+    }
+
+    /// Takes in a stored chunk of what was removed; they come before the blocks.
+    pub fn restore_removed(&mut self, number: u64, bytes: &[u8]) -> Result<(), Malformed> {
+        self.removed.restore(number, bytes)
     }
 
     /// Takes in a stored block; blocks come in order. Records below `earliest_seq` are gone: each run that
