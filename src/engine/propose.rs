@@ -17,12 +17,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 
 use super::{Engine, Inner};
 use crate::error::Error;
-use crate::limits::SESSION_WINDOW;
+use crate::limits::{SESSION_SPAN, SESSION_WINDOW};
 use crate::raft::{CallError, Leader, Leadership, NodeId, Proposal};
 use crate::state::{Draft, Envelope, Outcome, Refusal};
 
@@ -44,6 +44,8 @@ pub(super) struct SessionKeeper {
     current: Mutex<Option<OpenSession>>,
     /// Held while a session is opened. Its id, until it is known what became of that.
     opening: tokio::sync::Mutex<Option<u64>>,
+    /// Wakes whoever waits for a number because the oldest one lasts.
+    moved: Notify,
 }
 
 impl Default for SessionKeeper {
@@ -52,6 +54,7 @@ impl Default for SessionKeeper {
             window: Semaphore::new(SESSION_WINDOW as usize),
             current: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
+            moved: Notify::new(),
         }
     }
 }
@@ -60,6 +63,63 @@ struct OpenSession {
     id: u64,
     next_number: u64,
     under_way: BTreeSet<u64>,
+    /// Somebody waits for the oldest one to end.
+    is_waited_for: bool,
+}
+
+/// A number of a session, and up to where all before it are done.
+#[derive(Debug, PartialEq)]
+struct Number {
+    session: u64,
+    number: u64,
+    done_below: u64,
+}
+
+#[derive(Debug, PartialEq)]
+enum NextNumber {
+    Given(Number),
+    /// The oldest command has been under way for too many others.
+    TooFar,
+    NoSession,
+}
+
+impl SessionKeeper {
+    fn opened(&self, id: u64) {
+        let under_way = BTreeSet::new();
+        *self.current.lock() = Some(OpenSession { id, next_number: 0, under_way, is_waited_for: false });
+    }
+
+    fn next(&self) -> NextNumber {
+        let mut current = self.current.lock();
+        let Some(session) = current.as_mut() else { return NextNumber::NoSession };
+        let number = session.next_number;
+        let done_below = session.under_way.first().copied().unwrap_or(number);
+        if number - done_below >= SESSION_SPAN {
+            session.is_waited_for = true;
+            return NextNumber::TooFar;
+        }
+        session.next_number += 1;
+        session.under_way.insert(number);
+        NextNumber::Given(Number { session: session.id, number, done_below })
+    }
+
+    fn done(&self, id: u64, number: u64) {
+        let mut current = self.current.lock();
+        let Some(session) = current.as_mut().filter(|session| session.id == id) else { return };
+        session.under_way.remove(&number);
+        if session.is_waited_for && session.under_way.first().is_none_or(|oldest| *oldest > number) {
+            session.is_waited_for = false;
+            self.moved.notify_waiters();
+        }
+    }
+
+    fn forget(&self, id: u64) {
+        let mut current = self.current.lock();
+        if current.as_ref().is_some_and(|session| session.id == id) {
+            *current = None;
+            self.moved.notify_waiters();
+        }
+    }
 }
 
 /// A number of the session in use; it is done when this is dropped.
@@ -70,11 +130,7 @@ struct Numbered {
 
 impl Drop for Numbered {
     fn drop(&mut self) {
-        if let Some(session) = self.inner.sessions.current.lock().as_mut()
-            && session.id == self.envelope.session
-        {
-            session.under_way.remove(&self.envelope.number);
-        }
+        self.inner.sessions.done(self.envelope.session, self.envelope.number);
     }
 }
 
@@ -124,7 +180,7 @@ impl Engine {
         let command = draft.seal(numbered.envelope);
         match self.carry_out(&command, deadline).await {
             Ok((Outcome::Refused(Refusal::SessionUnknown), _)) => {
-                self.forget_session(numbered.envelope.session);
+                self.inner.sessions.forget(numbered.envelope.session);
                 Err(self.commit_unknown())
             }
             Ok(done) => Ok(done),
@@ -183,8 +239,19 @@ impl Engine {
     /// The next number of this member's session, which is opened if need be.
     async fn take_number(&self, deadline: Instant) -> Result<Numbered, Unfinished> {
         loop {
-            if let Some(numbered) = self.next_number() {
-                return Ok(numbered);
+            // Listening first, looking second.
+            let moved = self.inner.sessions.moved.notified();
+            match self.inner.sessions.next() {
+                NextNumber::Given(Number { session, number, done_below }) => {
+                    let envelope = Envelope { node_id: self.node_id(), session, number, done_below };
+                    return Ok(Numbered { inner: self.inner.clone(), envelope });
+                }
+                NextNumber::TooFar => {
+                    let moved = tokio::time::timeout_at(deadline, moved).await;
+                    moved.map_err(|_| Unfinished::NeverHandedOver)?;
+                    continue;
+                }
+                NextNumber::NoSession => {}
             }
             let opening = tokio::time::timeout_at(deadline, self.inner.sessions.opening.lock()).await;
             let Ok(mut opening) = opening else { return Err(Unfinished::NeverHandedOver) };
@@ -200,34 +267,41 @@ impl Engine {
                 *opening = None;
             }
             match opened {
-                Ok((Outcome::SessionOpened, _)) => {
-                    let session = OpenSession { id, next_number: 0, under_way: BTreeSet::new() };
-                    *self.inner.sessions.current.lock() = Some(session);
-                }
+                Ok((Outcome::SessionOpened, _)) => self.inner.sessions.opened(id),
                 _ => return Err(Unfinished::NeverHandedOver),
             }
         }
     }
 
-    fn next_number(&self) -> Option<Numbered> {
-        let mut current = self.inner.sessions.current.lock();
-        let session = current.as_mut()?;
-        let number = session.next_number;
-        session.next_number += 1;
-        session.under_way.insert(number);
-        let done_below = session.under_way.first().copied().unwrap_or(number);
-        let envelope = Envelope { node_id: self.node_id(), session: session.id, number, done_below };
-        Some(Numbered { inner: self.inner.clone(), envelope })
-    }
-
-    fn forget_session(&self, id: u64) {
-        let mut current = self.inner.sessions.current.lock();
-        if current.as_ref().is_some_and(|session| session.id == id) {
-            *current = None;
-        }
-    }
-
     fn node_id(&self) -> NodeId {
         self.inner.node.node_id()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_command_that_lasts_bounds_how_many_outcomes_have_to_be_remembered() {
+        let keeper = SessionKeeper::default();
+        assert_eq!(keeper.next(), NextNumber::NoSession);
+        keeper.opened(7);
+        for number in 0..SESSION_SPAN {
+            assert_eq!(keeper.next(), NextNumber::Given(Number { session: 7, number, done_below: 0 }));
+        }
+        // All but the oldest, and one more.
+        (2..SESSION_SPAN).for_each(|number| keeper.done(7, number));
+        let moved = keeper.moved.notified();
+        assert_eq!(keeper.next(), NextNumber::TooFar);
+        keeper.done(7, 0);
+        moved.await;
+        let given = Number { session: 7, number: SESSION_SPAN, done_below: 1 };
+        assert_eq!(keeper.next(), NextNumber::Given(given));
+        assert_eq!(keeper.next(), NextNumber::TooFar);
+        let moved = keeper.moved.notified();
+        keeper.forget(7);
+        moved.await;
+        assert_eq!(keeper.next(), NextNumber::NoSession);
     }
 }

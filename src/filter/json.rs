@@ -48,6 +48,19 @@ pub(super) fn member<'a>(json: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
     found
 }
 
+/// The text of the value that `steps` lead to in `json`: by members of objects, of several of one name by the last
+/// one, and by places in arrays. Walks over the text once, however many steps there are; they are few, for each goes
+/// one call deeper.
+pub(super) fn at_path<'a>(json: &'a [u8], steps: &[String]) -> Option<&'a [u8]> {
+    Walk { json, at: 0 }.at_path(steps)?
+}
+
+/// The place in an array that a step names: a number without superfluous zeros.
+fn array_index(step: &str) -> Option<usize> {
+    let is_number = step == "0" || (!step.starts_with('0') && step.bytes().all(|byte| byte.is_ascii_digit()));
+    if is_number { step.parse().ok() } else { None }
+}
+
 /// The text of each value of the array `json`; nothing if it is no array.
 pub(super) fn elements(json: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut walk = Walk::into(json, b'[');
@@ -91,6 +104,48 @@ impl<'a> Walk<'a> {
     fn next(&mut self) -> Option<&'a [u8]> {
         self.skip_space();
         if matches!(self.json.get(self.at)?, b']' | b'}') { None } else { self.value() }
+    }
+
+    /// Passes one value, and gives what `steps` lead to in it, if they lead anywhere. `None` if it is no value.
+    fn at_path(&mut self, steps: &[String]) -> Option<Option<&'a [u8]>> {
+        let Some((step, rest)) = steps.split_first() else { return Some(Some(self.value()?)) };
+        self.skip_space();
+        let mut found = None;
+        match *self.json.get(self.at)? {
+            b'{' => {
+                self.expect(b'{')?;
+                while let Some(name) = self.next() {
+                    let name = name.get(1..name.len().checked_sub(1)?)?;
+                    self.expect(b':')?;
+                    if *unescape(name) == *step.as_bytes() {
+                        found = self.at_path(rest)?;
+                    } else {
+                        self.value()?;
+                    }
+                    self.separator();
+                }
+                self.expect(b'}')?;
+            }
+            b'[' => {
+                self.expect(b'[')?;
+                let wanted = array_index(step);
+                for place in 0.. {
+                    self.skip_space();
+                    if *self.json.get(self.at)? == b']' {
+                        break;
+                    }
+                    if Some(place) == wanted {
+                        found = self.at_path(rest)?;
+                    } else {
+                        self.value()?;
+                    }
+                    self.separator();
+                }
+                self.expect(b']')?;
+            }
+            _ => drop(self.value()?),
+        }
+        Some(found)
     }
 
     /// Passes one value.

@@ -8,7 +8,7 @@ use std::fmt;
 use super::json::{Found, elements, value};
 use super::{Field, Filter, Op, OrderOp, Path, Scalar};
 use crate::error::Error;
-use crate::limits::{MAX_FILTER_BYTES, MAX_FILTER_DEPTH, MAX_FILTER_IN, MAX_FILTER_LEAVES};
+use crate::limits::{MAX_FILTER_BYTES, MAX_FILTER_DEPTH, MAX_FILTER_IN, MAX_FILTER_LEAVES, MAX_FILTER_STEPS};
 
 impl Filter {
     /// Reads a filter from `json`, which must be valid JSON. Errors: `invalid_request` (C-FILT-01).
@@ -103,7 +103,12 @@ fn parse_field(name: &str) -> Result<Field, Error> {
 }
 
 fn parse_path(path: &str) -> Result<Vec<String>, Error> {
-    let Some(pointer) = path.strip_prefix('/') else {
+    let pointer = path.strip_prefix('/');
+    let separator = if pointer.is_some() { '/' } else { '.' };
+    if pointer.unwrap_or(path).split(separator).nth(MAX_FILTER_STEPS).is_some() {
+        return Err(bad(format_args!("a path has more than {MAX_FILTER_STEPS} steps")));
+    }
+    let Some(pointer) = pointer else {
         if path.split('.').any(str::is_empty) {
             return Err(bad(format_args!("the path {path:?} has an empty step")));
         }

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::limits::MAX_FILTER_STEPS;
 
 fn parse(json: &str) -> Filter {
     Filter::parse(json).unwrap_or_else(|error| panic!("{json}: {error:?}"))
@@ -72,8 +73,34 @@ fn every_operator_answers_as_the_table_says() {
 }
 
 #[test]
+fn of_members_of_one_name_the_last_one_counts_on_every_step_of_a_path() {
+    for (data, expected) in [
+        (r#"{"a":{"b":1},"a":{"b":2}}"#, true),
+        (r#"{"a":{"b":2},"a":{"b":1}}"#, false),
+        (r#"{"a":{"b":2},"a":5}"#, false),
+        (r#"{"a":5,"\u0061":[{"b":0},7],"a":{"b":1,"b":2},"c":{"a":{"b":3}}}"#, true),
+        (r#"{"a":{"c":{"b":2}},"b":2}"#, false),
+    ] {
+        let record = Record { data, ..Record::default() };
+        assert_eq!(parse(r#"["data.a.b","Eq",2]"#).matches(&record), expected, "{data}");
+    }
+}
+
+/// C-FILT-07: as many steps as there may be into a record that is nothing but depth.
+#[test]
+fn the_longest_path_walks_over_a_deep_record_once() {
+    let depth = 170_000;
+    let data = [vec![r#"{"a":"#; depth].concat(), "1".into(), "}".repeat(depth)].concat();
+    let record = Record { data: &data, ..Record::default() };
+    let path = vec!["a"; MAX_FILTER_STEPS].join(".");
+    assert!(parse(&format!(r#"["data.{path}","Exists",true]"#)).matches(&record));
+    assert!(!parse(&format!(r#"["data.{path}","Eq",1]"#)).matches(&record));
+    assert_eq!(parse(&format!(r#"["data.{path}","Exists",true]"#)).walks(), 2);
+}
+
+#[test]
 fn what_is_malformed_or_too_much_is_refused() {
-    // C-FILT-01, C-FILT-06
+    // C-FILT-01, C-FILT-06, C-FILT-07
     for bad in [
         "1",
         "null",
@@ -103,6 +130,8 @@ fn what_is_malformed_or_too_much_is_refused() {
         r#"["data","Eq",1]"#,
         r#"["data.","Eq",1]"#,
         r#"["data.a..b","Eq",1]"#,
+        &format!(r#"["data.{}","Eq",1]"#, vec!["a"; MAX_FILTER_STEPS + 1].join(".")),
+        &format!(r#"["data./{}","Eq",1]"#, vec!["a"; MAX_FILTER_STEPS + 1].join("/")),
         r#"["data./a~2","Eq",1]"#,
         r#"["meta","Eq",1]"#,
         r#"["seq","Gt",1]"#,
