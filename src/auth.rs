@@ -265,10 +265,15 @@ impl Caller {
         ))
     }
 
+    /// Whether the caller has `scope` on all names.
+    pub fn is_unrestricted(&self, scope: Scope) -> bool {
+        let Some(key) = &self.key else { return true };
+        key.grants.iter().any(|grant| grant.has(scope) && grant.prefixes.is_empty())
+    }
+
     /// As [`Caller::check`], for what concerns no single name but everything (C-AUTH-18).
     pub fn check_unrestricted(&self, scope: Scope) -> Result<(), Error> {
-        let Some(key) = &self.key else { return Ok(()) };
-        if key.grants.iter().any(|grant| grant.has(scope) && grant.prefixes.is_empty()) {
+        if self.is_unrestricted(scope) {
             return Ok(());
         }
         let message = format!("this needs a key with the {} right on all names", scope.name());

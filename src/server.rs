@@ -31,7 +31,7 @@ use crate::raft::{
     PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, export_state, found_alone,
     found_listed, free_space, index_log, keep_membership, purge_log, seek_admission, watch_checkpoint,
 };
-use crate::router::{self, HttpRemote};
+use crate::router::{self, HttpRemote, Targets};
 use crate::state::ClusterLimits;
 use crate::storage::{Disk, RealDisk, Room};
 use file_limit::FileShares;
@@ -157,7 +157,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         max_streams: settings.max_sse_connections,
     };
     let engine = Engine::new(node.clone(), storage.log.clone(), hub, random.clone(), options);
-    let remote = HttpRemote::new().map_err(|why| anyhow!("cannot prepare to ask other clusters: {why}"))?;
+    let targets = Targets {
+        allow: settings.connector_allow.clone(),
+        deny: settings.connector_deny.clone(),
+        peers: settings.peer_addresses(),
+        has_keys: settings.api_keys.is_some(),
+    };
+    let remote =
+        HttpRemote::new(targets).map_err(|why| anyhow!("cannot prepare to ask other clusters: {why}"))?;
     let routing = router::Context { engine: engine.clone(), remote: Arc::new(remote), random };
     services.spawn("routers", async {
         router::run_routers(routing).await;

@@ -7,6 +7,7 @@
 mod parse;
 mod secret;
 mod setting;
+mod target;
 
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 
 pub use secret::Secret;
 pub use setting::{BadSetting, Given, Kind, SETTINGS, Setting, Source, flag, unknown_variables, variable};
+pub use target::TargetRule;
 
 use crate::limits::{MAX_BODY_BYTES, MAX_MEMBERS, MIN_CLUSTER_SECRET_CHARS};
 
@@ -73,6 +75,9 @@ pub struct Settings {
     pub max_sse_connections_per_key: usize,
     /// Origins as browsers name them, or `*` alone.
     pub cors_allow_origins: Vec<String>,
+    /// What routers may connect to; empty: whatever is not refused by default.
+    pub connector_allow: Vec<TargetRule>,
+    pub connector_deny: Vec<TargetRule>,
     /// 0: any number.
     pub max_topics: u64,
     /// 0: any number.
@@ -149,6 +154,8 @@ impl Settings {
             max_sse_connections: given.number("max_sse_connections", 0, 1 << 32)? as usize,
             max_sse_connections_per_key: given.number("max_sse_connections_per_key", 0, 1 << 32)? as usize,
             cors_allow_origins: given.origins()?,
+            connector_allow: given.targets("connector_allow")?,
+            connector_deny: given.targets("connector_deny")?,
             max_topics: given.number("max_topics", 0, u64::MAX)?,
             max_routers: given.number("max_routers", 0, u64::MAX)?,
             max_total_bytes: given.bytes("max_total_bytes", 0, u64::MAX)?,
@@ -173,6 +180,14 @@ impl Settings {
     /// Where clients are served, as `host:port` to bind to.
     pub fn listen(&self) -> String {
         parse::join_host_port(&self.host, self.port)
+    }
+
+    /// Hosts and ports at which this member and those that it was told of serve each other.
+    pub fn peer_addresses(&self) -> Vec<(String, u16)> {
+        let members = self.members.iter().map(|peer| peer.address.as_str());
+        let own = [self.peer_listen.as_str(), self.peer_advertise.as_str()];
+        let all = members.chain(own).chain(self.join.iter().map(String::as_str));
+        all.filter_map(parse::host_port).map(|(host, port)| (host.to_owned(), port)).collect()
     }
 
     /// What an operator should know though it can be served: one line each.
@@ -325,6 +340,15 @@ impl Given {
             _ => Err(self
                 .refuse("advertise_url", "allowed is http://host:port or https://host:port, without a path")),
         }
+    }
+
+    fn targets(&self, name: &str) -> Result<Vec<TargetRule>, BadSetting> {
+        let rule = |entry: &str| {
+            TargetRule::parse(entry).ok_or_else(|| {
+                self.refuse(name, format!("{entry:?} is no host name, address or network like 10.0.0.0/8"))
+            })
+        };
+        parse::list(self.text(name).unwrap_or_default()).map(rule).collect()
     }
 
     /// The origins of web pages, or `*` for all.

@@ -82,6 +82,11 @@ pub const SETTINGS: &[Setting] = &[
         "cors_allow_origins",
         "Origins of web pages that may call this member, https://a.b,... or * (none: none)",
     ),
+    optional(
+        "connector_allow",
+        "Hosts and networks that routers may connect to, b.example,10.0.0.0/8,... (none: all that may be)",
+    ),
+    optional("connector_deny", "Hosts and networks that routers may not connect to"),
     value("max_topics", "100000", "Most topics in the cluster; 0: any number"),
     value("max_routers", "10000", "Most routers in the cluster; 0: any number"),
     value("max_total_bytes", "0", "Most live bytes in the cluster, 512GiB and the like; 0: any number"),

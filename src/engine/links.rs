@@ -10,9 +10,7 @@ use bytes::{BufMut, BytesMut};
 use parking_lot::Mutex;
 
 use super::{Engine, Inner};
-use crate::codec::{
-    Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint,
-};
+use crate::codec::{Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint};
 use crate::raft::Leader;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);

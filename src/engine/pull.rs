@@ -40,6 +40,15 @@ pub enum Sources {
     Prefix(String),
 }
 
+impl Sources {
+    pub fn cover(&self, topic: &str) -> bool {
+        match self {
+            Sources::One(name) => topic == name,
+            Sources::Prefix(prefix) => topic.starts_with(prefix.as_str()),
+        }
+    }
+}
+
 /// How far a mirror has come in one topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PullCursor {

@@ -109,7 +109,9 @@ mod tests {
         assert!(is_good(&[], "", "1"));
         assert!(is_good(&[(HEADER_NODE, b"n"), (HEADER_TAG, b"t"), (200, b"\xff")], r#"{"a":1}"#, "[1]"));
         let long = |bytes: usize| vec![b'x'; bytes];
-        for (tag, max_bytes) in [(HEADER_NODE, 128), (HEADER_TAG, 256), (HEADER_KEY, 256), (HEADER_CHANNEL, 256)] {
+        for (tag, max_bytes) in
+            [(HEADER_NODE, 128), (HEADER_TAG, 256), (HEADER_KEY, 256), (HEADER_CHANNEL, 256)]
+        {
             assert!(is_good(&[(tag, &long(max_bytes))], "", "1"));
             assert!(!is_good(&[(tag, &long(max_bytes + 1))], "", "1"));
             assert!(!is_good(&[(tag, b"")], "", "1"));

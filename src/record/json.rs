@@ -185,7 +185,13 @@ mod tests {
     fn nested(levels: usize) -> String {
         let half = levels / 2;
         let objects = levels - half;
-        format!("{}{}1{}{}", r#"{"a":"#.repeat(objects), "[".repeat(half), "]".repeat(half), "}".repeat(objects))
+        format!(
+            "{}{}1{}{}",
+            r#"{"a":"#.repeat(objects),
+            "[".repeat(half),
+            "]".repeat(half),
+            "}".repeat(objects)
+        )
     }
 
     #[test]

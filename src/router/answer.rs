@@ -10,12 +10,11 @@ use bytes::Bytes;
 
 use super::wire::{ANSWERED_DIVERGED, ANSWERED_GONE, ANSWERED_PAGE, VERSION, push_record};
 use crate::codec::{Malformed, Reader, shared_slice};
-use crate::limits::{
-    MAX_MEMBER_NAME_CHARS, MAX_PULL_ITEMS, MAX_PULL_TOPICS, MAX_TOLD_RANGES, SEQ_LIMIT,
-};
+use crate::limits::{MAX_MEMBER_NAME_CHARS, MAX_PULL_ITEMS, MAX_PULL_TOPICS, MAX_TOLD_RANGES, SEQ_LIMIT};
 use crate::record::{BadRecord, check_foreign};
 use crate::state::{
-    Cluster, CopyItem, Instance, Ranges, TopicType, is_topic_name, read_entry_id, read_items, read_ranges_up_to,
+    Cluster, CopyItem, Instance, Ranges, TopicType, is_topic_name, read_entry_id, read_items,
+    read_ranges_up_to,
 };
 use crate::storage::EntryId;
 
@@ -398,7 +397,8 @@ mod tests {
 
     #[test]
     fn a_record_that_is_skipped_is_a_gap() {
-        let records = |bad: &[u8]| [7, 8, 9].map(|seq| record(seq, if seq == 8 { bad } else { &[0, 0, b'1'] }));
+        let records =
+            |bad: &[u8]| [7, 8, 9].map(|seq| record(seq, if seq == 8 { bad } else { &[0, 0, b'1'] }));
         let skips = Skips::from([("t".to_owned(), BTreeSet::from([8, 9]))]);
         let items = |bad: &[u8]| {
             let answer =
@@ -453,7 +453,11 @@ mod tests {
     #[test]
     fn an_answer_is_bounded_in_all_that_stays() {
         let gap = |from| {
-            PulledItem::Gap(crate::engine::LostAtSource { instance: instance(7, "t"), gap_from: from, gap_to: from })
+            PulledItem::Gap(crate::engine::LostAtSource {
+                instance: instance(7, "t"),
+                gap_from: from,
+                gap_to: from,
+            })
         };
         let gaps = |count: u64| PulledPage { items: (1..=count).map(gap).collect(), ..page(Vec::new()) };
         assert_eq!(damage(gaps(MAX_PULL_ITEMS as u64)), None);

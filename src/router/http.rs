@@ -1,13 +1,18 @@
 //! Other clusters over HTTP, at their client port.
 
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use reqwest::Response;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::{Response, Url};
 use serde::Deserialize;
 
 use super::remote::{Answering, Remote, RemoteError};
+use super::targets::Targets;
 use crate::limits::{MAX_PULL_ANSWER_BYTES, REMOTE_CONNECT_TIMEOUT, REMOTE_READ_TIMEOUT};
 
 /// Where pulls go, below the address of a member.
@@ -21,6 +26,45 @@ const MAX_CODE_CHARS: usize = 64;
 /// Asks over connections that stay open.
 pub struct HttpRemote {
     client: reqwest::Client,
+    targets: Arc<Targets>,
+}
+
+/// What a name stands for, but for what may not be connected to: asked for each connection.
+struct Permitted(Arc<Targets>);
+
+impl Resolve for Permitted {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (targets, host) = (self.0.clone(), name.as_str().to_owned());
+        Box::pin(async move {
+            let found: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
+            let permitted: Vec<SocketAddr> =
+                found.iter().copied().filter(|address| targets.permit(&host, address.ip())).collect();
+            if permitted.is_empty() && !found.is_empty() {
+                return Err(Denied.into());
+            }
+            Ok(Box::new(permitted.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// There is something, and this member is not to talk to it.
+#[derive(Debug)]
+struct Denied;
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "members may not connect to that host: see the settings connector_allow and connector_deny",
+        )
+    }
+}
+
+impl std::error::Error for Denied {}
+
+impl From<Denied> for RemoteError {
+    fn from(denied: Denied) -> Self {
+        RemoteError { code: "target_denied".into(), message: denied.to_string(), is_refusal: true }
+    }
 }
 
 #[derive(Deserialize)]
@@ -36,16 +80,34 @@ struct ErrorFields {
 
 impl HttpRemote {
     /// Errors: a sentence, if the system has no room for a client.
-    pub fn new() -> Result<Self, String> {
+    pub fn new(targets: Targets) -> Result<Self, String> {
+        let targets = Arc::new(targets);
         let client = reqwest::Client::builder()
             .no_proxy()
+            .dns_resolver(Arc::new(Permitted(targets.clone())))
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .connect_timeout(REMOTE_CONNECT_TIMEOUT)
             .read_timeout(REMOTE_READ_TIMEOUT)
             .tcp_nodelay(true)
             .build();
-        client.map(|client| HttpRemote { client }).map_err(|error| error.to_string())
+        client.map(|client| HttpRemote { client, targets }).map_err(|error| error.to_string())
+    }
+
+    /// What the look-up of a name does not see: addresses that are written as such, and ports.
+    async fn check(&self, url: &Url) -> Result<(), RemoteError> {
+        let host = url.host_str().unwrap_or_default();
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        if bare.parse::<IpAddr>().is_ok_and(|address| !self.targets.permit(bare, address)) {
+            return Err(Denied.into());
+        }
+        let port = url.port_or_known_default().unwrap_or_default();
+        for peer in self.targets.peer_hosts(port) {
+            if peer.eq_ignore_ascii_case(bare) || share_address(peer, bare).await {
+                return Err(Denied.into());
+            }
+        }
+        Ok(())
     }
 
     async fn ask(
@@ -56,7 +118,9 @@ impl HttpRemote {
         timeout: Duration,
     ) -> Result<Bytes, RemoteError> {
         let url = format!("{}{PULL_PATH}", url.trim_end_matches('/'));
-        let mut post = self.client.post(&url).header(CONTENT_TYPE, PULL_CONTENT_TYPE).body(request);
+        let url = Url::parse(&url).map_err(|error| RemoteError::unreachable(error.to_string()))?;
+        self.check(&url).await?;
+        let mut post = self.client.post(url).header(CONTENT_TYPE, PULL_CONTENT_TYPE).body(request);
         if let Some(token) = token {
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
             let mut value = value.map_err(|_| RemoteError {
@@ -108,10 +172,21 @@ async fn whole_body(mut response: Response) -> Result<Bytes, RemoteError> {
     Ok(body.freeze())
 }
 
+/// Whether two names stand for the same machine.
+async fn share_address(one: &str, other: &str) -> bool {
+    let (one, other) = tokio::join!(tokio::net::lookup_host((one, 0)), tokio::net::lookup_host((other, 0)));
+    let (Ok(one), Ok(other)) = (one, other) else { return false };
+    let other: Vec<IpAddr> = other.map(|address| address.ip()).collect();
+    one.map(|address| address.ip()).any(|ip| ip.is_unspecified() || other.contains(&ip))
+}
+
 /// The innermost cause says what happened; the others only repeat the address.
 fn broken(error: &reqwest::Error) -> RemoteError {
     let mut cause: &dyn std::error::Error = error;
     while let Some(inner) = cause.source() {
+        if inner.is::<Denied>() {
+            return Denied.into();
+        }
         cause = inner;
     }
     RemoteError::unreachable(cause.to_string())
@@ -133,4 +208,35 @@ pub fn refused(status: u16, body: &[u8]) -> RemoteError {
     };
     // Whoever is not let in, or asks for what is not there, waits for people; all else may pass by itself.
     RemoteError { code, message, is_refusal: matches!(status, 400 | 401 | 403 | 405 | 413 | 415) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn code(targets: Targets, url: &str) -> String {
+        let remote = HttpRemote::new(targets).unwrap();
+        let asked = remote.pull(url, None, Bytes::new(), Duration::from_secs(5)).await;
+        asked.expect_err("nothing is there").code
+    }
+
+    #[tokio::test]
+    async fn what_members_may_not_connect_to_is_not_connected_to() {
+        // C-CONN-05
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let with_keys = || Targets { has_keys: true, ..Targets::default() };
+        for host in ["127.0.0.1", "0x7f.1", "2130706433", "[::ffff:127.0.0.1]", "[::1]", "localhost", "0"] {
+            assert_eq!(code(with_keys(), &format!("http://{host}:{port}")).await, "target_denied", "{host}");
+        }
+        let peers = vec![("localhost".to_owned(), port)];
+        let peers = Targets { peers, ..Targets::default() };
+        assert_eq!(code(peers, &format!("http://127.0.0.1:{port}")).await, "target_denied");
+        assert!(listener.accept().is_err(), "nobody came");
+        // Otherwise somebody would have.
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        assert_eq!(code(Targets::default(), &format!("http://127.0.0.1:{closed}")).await, "unreachable");
+        assert_eq!(code(Targets::default(), &format!("http://localhost:{closed}")).await, "unreachable");
+    }
 }

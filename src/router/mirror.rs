@@ -323,7 +323,10 @@ impl Mirror {
             let dest_name = dest_of(&config, &topic.topic);
             let dest = self.context.engine.catalog().get(dest_name);
             if !self.is_plausible(page, &instances).await {
-                self.distrust(&topic.topic, &Damage::of_page("it names records of this cluster that are none"));
+                self.distrust(
+                    &topic.topic,
+                    &Damage::of_page("it names records of this cluster that are none"),
+                );
                 continue;
             }
             let (items, kept) = untaken(page, &instances, dest.as_deref());

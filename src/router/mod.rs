@@ -14,6 +14,7 @@ mod remote;
 mod source;
 mod standing;
 mod status;
+mod targets;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,7 @@ pub use answer::{Answered, PullAnswer, Skips};
 pub use http::{HttpRemote, PULL_CONTENT_TYPE, PULL_PATH, refused};
 pub use remote::{Answering, Remote, RemoteError};
 pub use source::answer_pull;
+pub use targets::Targets;
 pub use wire::PullRequest;
 
 use crate::clock::Random;

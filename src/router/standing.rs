@@ -165,7 +165,8 @@ mod tests {
     async fn a_topic_that_cannot_be_believed_waits_longest_and_alone() {
         // C-MIRROR-18
         let mut standing = Standing::default();
-        let damaged = Told { seq: Some(7), topic: Some("a".into()), ..Told::new("source_damaged", "no JSON") };
+        let damaged =
+            Told { seq: Some(7), topic: Some("a".into()), ..Told::new("source_damaged", "no JSON") };
         standing.distrust("a", damaged.clone());
         let now = Instant::now();
         assert_eq!(standing.next_try(now), Some(now + Duration::from_secs(30)));

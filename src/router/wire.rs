@@ -9,16 +9,12 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use crate::codec::{
-    Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint,
-};
+use crate::codec::{Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint};
 use crate::engine::{Lost, PullCursor, PullQuery, Pulled, PulledItem, PulledTopic, Sources};
 use crate::filter::Filter;
 use crate::limits::{MAX_PULL_BYTES, MAX_PULL_WAIT_MS};
 use crate::record::{HeaderEdit, put_edited};
-use crate::state::{
-    Cluster, CopyItem, Instance, Start, put_entry_id, put_items, put_ranges, read_entry_id,
-};
+use crate::state::{Cluster, CopyItem, Instance, Start, put_entry_id, put_items, put_ranges, read_entry_id};
 
 /// In version 1 nothing told how long a topic's part is.
 pub(super) const VERSION: u8 = 2;
@@ -81,6 +77,11 @@ impl PullRequest {
         }
         let request = Self::decode_rest(&mut reader).map_err(|error| error.to_string())?;
         reader.finish().map_err(|error| error.to_string())?;
+        let PullQuery { sources, cursors, excluded, .. } = &request.query;
+        // Whether another topic is there is nobody's business who may not ask for it.
+        if let Some(stray) = cursors.keys().chain(excluded).find(|topic| !sources.cover(topic)) {
+            return Err(format!("the pull is not about topic {stray:?}, which it names"));
+        }
         Ok(request)
     }
 
@@ -309,6 +310,11 @@ mod tests {
         let bytes = request.encode();
         let read = PullRequest::decode(&bytes).unwrap();
         assert_eq!(format!("{read:?}"), format!("{request:?}"));
+        let stray = PullCursor { epoch: 2, seq: 9, entry: None };
+        let mut query = request.query.clone();
+        query.cursors.insert("other".into(), stray);
+        let other = PullRequest { query, ..request.clone() };
+        assert!(PullRequest::decode(&other.encode()).unwrap_err().contains("\"other\""));
         let mut later = bytes.to_vec();
         later[0] += 1;
         assert!(PullRequest::decode(&later).unwrap_err().contains("version"));

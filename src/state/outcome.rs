@@ -126,6 +126,8 @@ pub enum Refusal {
     RepointForbidden,
     /// The placeholder of a token for a router that has none stored.
     NoStoredToken,
+    /// The placeholder of a token beside a URL that the stored token was not meant for.
+    TokenOfOtherUrls,
     /// The leader has not told yet who the cluster is.
     NoCluster,
     /// The command carries bytes that are no record.
@@ -388,6 +390,7 @@ impl Refusal {
             Refusal::NoStoredToken => out.put_u8(22),
             Refusal::NoCluster => out.put_u8(23),
             Refusal::BadRecord => out.put_u8(24),
+            Refusal::TokenOfOtherUrls => out.put_u8(25),
             Refusal::OverLimit { limit, max } => {
                 out.put_u8(8);
                 out.put_u8(*limit as u8);
@@ -420,6 +423,7 @@ impl Refusal {
             22 => Refusal::NoStoredToken,
             23 => Refusal::NoCluster,
             24 => Refusal::BadRecord,
+            25 => Refusal::TokenOfOtherUrls,
             8 => Refusal::OverLimit {
                 limit: Limit::from_number(reader.u8()?).ok_or(reader.malformed())?,
                 max: reader.varint()?,
@@ -440,6 +444,10 @@ impl Refusal {
             Refusal::NoStoredToken => {
                 Error::invalid(format!("router {topic:?} has no stored token for \"***\" to stand for"))
             }
+            Refusal::TokenOfOtherUrls => Error::invalid(
+                "`remote.token`: \"***\" stands for the stored token only if every URL was there before",
+            )
+            .with_detail(json!({ "field": "remote.token" })),
             Refusal::NoCluster => {
                 Error::new(Code::NoLeader, "the leader has not told yet who the cluster is; nothing was done")
             }
@@ -523,6 +531,7 @@ mod tests {
             Outcome::Refused(Refusal::NoStoredToken),
             Outcome::Refused(Refusal::NoCluster),
             Outcome::Refused(Refusal::BadRecord),
+            Outcome::Refused(Refusal::TokenOfOtherUrls),
             Outcome::Refused(Refusal::OverLimit { limit: Limit::MaxRouters, max: 7 }),
             Outcome::SessionOpened,
             Outcome::Expired { topic_count: 300 },

@@ -118,9 +118,13 @@ impl State {
         if known.allow_cycle && !config.allow_cycle {
             self.check_cycle(&config)?;
         }
-        if let (Some(Remote { token, .. }), Some(stored)) = (&mut config.remote, &known.remote)
+        if let (Some(Remote { token, urls, .. }), Some(stored)) = (&mut config.remote, &known.remote)
             && token.as_ref().is_some_and(|token| token.is_placeholder())
         {
+            // Whoever may change where it is sent could otherwise read it there.
+            if !urls.iter().all(|url| stored.urls.contains(url)) {
+                return Err(Refusal::TokenOfOtherUrls.into());
+            }
             *token = stored.token.clone();
         }
         let outcome = outcome(false, &config);

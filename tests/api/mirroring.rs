@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, eventually, free_ports};
 use crate::routing::{arrives, data, numbers, plain, read, shows, write};
-use crate::shared::{Api, api, client, got, other};
+use crate::shared::{Api, LOOPBACK, api, client, got, other};
 
 /// A remote that is asked with this key.
 fn remote(of: &Api, token: &str) -> Value {
@@ -335,7 +335,7 @@ async fn a_remote_that_cannot_be_is_told() {
     mirror(&api, "mirror-who", source, dest, json!({ "remote": nobody })).await;
     fails(&api, "mirror-who", "retrying", "unreachable").await;
     let dir = tempfile::tempdir().expect("make a directory");
-    let twin = Cluster::start_in(dir, None, 1, &["--api-keys", "all"]).await;
+    let twin = Cluster::start_in(dir, None, 1, &["--api-keys", "all", LOOPBACK[0], LOOPBACK[1]]).await;
     let twin = (Api { urls: twin.urls(), http: client(), key: Some("all") }, twin);
     write(&twin.0, source, plain(numbers(1..=2))).await;
     mirror(&api, "mirror-who", source, dest, json!({ "remote": remote(&twin.0, "all") })).await;
@@ -347,7 +347,8 @@ async fn a_remote_that_cannot_be_is_told() {
     arrives(&api, dest, &numbers(7..=8)).await;
     assert_eq!(shows(&api, "mirror-who", "running", 0).await["last_error"], json!(null));
     let dir = tempfile::tempdir().expect("make a directory");
-    let third = Cluster::start_named("third", dir, None, 1, &["--api-keys", "all"]).await;
+    let third =
+        Cluster::start_named("third", dir, None, 1, &["--api-keys", "all", LOOPBACK[0], LOOPBACK[1]]).await;
     let third = (Api { urls: third.urls(), http: client(), key: Some("all") }, third);
     write(&third.0, source, plain(numbers(1..=9))).await;
     mirror(&api, "mirror-who", source, dest, json!({ "remote": remote(&third.0, "all") })).await;

@@ -302,7 +302,18 @@ async fn a_token_is_never_shown_and_can_be_kept() {
         assert_eq!(made.body["remote"], expected);
         assert_eq!(get(&api, "route-token").await.expect(200)["remote"], expected);
     }
+    // It stands for the stored one at no other address: whoever listens there would be sent that.
+    for (urls, status) in [
+        (["http://127.0.0.1:1", "http://127.0.0.1:3"], 400),
+        (["http://127.0.0.2:1", "http://127.0.0.2:2"], 400),
+        (["http://127.0.0.1:2", "http://127.0.0.1:1"], 200),
+    ] {
+        let remote = json!({ "remote": { "urls": urls, "token": "***" } });
+        let put = put(&api, "route-token", with(between("route-tok-*", "*"), remote)).await;
+        assert_eq!(put.status, status, "{}", put.body);
+    }
     let shown = get(&api, "route-token").await;
+    assert_eq!(shown.body["remote"]["urls"], json!(["http://127.0.0.1:2", "http://127.0.0.1:1"]));
     assert!(!String::from_utf8_lossy(&shown.bytes).contains("s3cret"));
     assert_eq!(shown.expect(200)["start"], "earliest");
     api.delete("/v0/routers/route-token").await.expect(200);
@@ -366,6 +377,56 @@ async fn a_key_reaches_the_routers_and_topics_of_its_prefixes() {
         assert_eq!(answer.status, status, "{key}: {}", answer.what);
     }
     api.delete("/v0/routers/own:mirror").await.expect(200);
+}
+
+/// C-AUTH-13: to configure is not to read and write.
+#[tokio::test]
+async fn a_bounded_key_makes_no_router_of_what_it_may_not_read_and_write_itself() {
+    let api = api().await;
+    let split = api.with_key("split");
+    put(&split, "split-a1", between("split-a", "split-a2")).await.expect(201);
+    put(&split, "split-a2", between("split-b", "split-a2")).await.refused(403, "forbidden");
+    put(&split, "split-a2", between("split-a", "split-b")).await.refused(403, "forbidden");
+    let mirror =
+        |dest: &str| with(between("any", dest), json!({ "remote": { "urls": ["http://127.0.0.1:1"] } }));
+    put(&split, "split-a3", with(mirror("split-a"), json!({ "source": "split-b" }))).await.expect(201);
+    put(&split, "split-a4", with(mirror("split-b"), json!({ "source": "split-b" })))
+        .await
+        .refused(403, "forbidden");
+    // Somebody who may configure everything may.
+    put(&api.with_key("admin"), "split-a5", between("split-b", "split-a2")).await.expect(201);
+    for router in ["split-a1", "split-a3", "split-a5"] {
+        api.delete(&format!("/v0/routers/{router}")).await.expect(200);
+    }
+}
+
+/// C-CONN-05, and what a link's error tells whom.
+#[tokio::test]
+async fn a_router_connects_only_where_it_may_and_tells_strangers_little() {
+    let api = api().await;
+    let bound = api.with_key("bound");
+    let mirror = |url: &str| with(between("own:far", "own:far"), json!({ "remote": { "urls": [url] } }));
+    for (url, code) in [
+        ("http://169.254.169.254", "target_denied"),
+        ("http://[::1]:1", "target_denied"),
+        ("http://127.0.0.1:1", "unreachable"),
+    ] {
+        let made = put(&api, "own:far", mirror(url)).await;
+        assert!(made.status < 300, "{}", made.body);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let shown = loop {
+            let shown = get(&api, "own:far").await.expect(200);
+            if shown["last_error"]["code"] == code {
+                break shown;
+            }
+            assert!(std::time::Instant::now() < deadline, "{url}: {shown}");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        };
+        let told = get(&bound, "own:far").await.expect(200);
+        assert_eq!(told["last_error"]["code"], "unreachable", "{told}");
+        assert_ne!(told["last_error"]["message"], shown["last_error"]["message"]);
+    }
+    api.delete("/v0/routers/own:far").await.expect(200);
 }
 
 /// C-LIMIT-02, C-LIMIT-10, C-LIMIT-11, C-ROUTE-12

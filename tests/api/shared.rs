@@ -15,7 +15,10 @@ use crate::harness::Cluster;
 
 /// Keys of the shared cluster; `all` may do everything.
 pub const KEYS: &str = "all, reader:r, writer:w, deleter:d, admin:a, rw:rw, \
-                        bound:r+w+d+a:own:|mine., half::own:, half:r:other:";
+                        bound:r+w+d+a:own:|mine., half::own:, half:r:other:, \
+                        split:a:split-a|split-b, split:r+w:split-a";
+/// Mirrors between clusters of one machine, which with keys is not self-evident.
+pub const LOOPBACK: [&str; 2] = ["--connector-allow", "127.0.0.0/8"];
 pub const MAX_BODY_BYTES: usize = 12 << 20;
 /// The one web page that may call.
 pub const ORIGIN: &str = "https://page.example";
@@ -41,7 +44,9 @@ fn clean_dir() -> tempfile::TempDir {
 
 async fn start_shared() -> Vec<String> {
     let max_body_bytes = MAX_BODY_BYTES.to_string();
-    let arguments = ["--api-keys", KEYS, "--max-body-bytes", &max_body_bytes, "--cors-allow-origins", ORIGIN];
+    let mut arguments =
+        vec!["--api-keys", KEYS, "--max-body-bytes", &max_body_bytes, "--cors-allow-origins", ORIGIN];
+    arguments.extend(LOOPBACK);
     let cluster = Cluster::start_in(clean_dir(), None, 3, &arguments).await;
     let urls = cluster.urls();
     // It ends with this process.
@@ -50,7 +55,9 @@ async fn start_shared() -> Vec<String> {
 }
 
 async fn start_other() -> Vec<String> {
-    let cluster = Cluster::start_named("other", clean_dir(), None, 1, &["--api-keys", KEYS]).await;
+    let cluster =
+        Cluster::start_named("other", clean_dir(), None, 1, &["--api-keys", KEYS, LOOPBACK[0], LOOPBACK[1]])
+            .await;
     let urls = cluster.urls();
     std::mem::forget(cluster);
     urls

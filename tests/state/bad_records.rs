@@ -4,8 +4,8 @@
 use antiphon::codec::Malformed;
 use antiphon::record::{HeaderEdit, Record};
 use antiphon::state::{
-    Append, Copy, CopyItem, CopyPart, Create, Draft, Envelope, Instance, Outcome, Refusal, State, TopicConfig,
-    TopicType,
+    Append, Copy, CopyItem, CopyPart, Create, Draft, Envelope, Instance, Outcome, Refusal, State,
+    TopicConfig, TopicType,
 };
 use antiphon::storage::EntryId;
 use bytes::Bytes;
@@ -14,8 +14,7 @@ use bytes::Bytes;
 fn draft(record: &[u8]) -> Result<Draft, Malformed> {
     let cluster = "east".into();
     let instance = Instance { cluster_id: 9, cluster, topic: "t".into(), epoch: 1 };
-    let item =
-        CopyItem::Records { instance: 0, origin_seq: 1, origin_ts_ms: 1, source_seq: 1, count: 1 };
+    let item = CopyItem::Records { instance: 0, origin_seq: 1, origin_ts_ms: 1, source_seq: 1, count: 1 };
     let part = CopyPart {
         source: "t",
         source_epoch: 1,
@@ -67,7 +66,10 @@ fn bytes_that_are_no_record_are_refused_and_the_log_goes_on() {
         let mut number = 0;
         let mut apply = |command: Bytes| {
             number += 1;
-            member.apply_command(EntryId { term: 1, index: number }, 1000, &command).expect("it is applied").outcome
+            member
+                .apply_command(EntryId { term: 1, index: number }, 1000, &command)
+                .expect("it is applied")
+                .outcome
         };
         assert_eq!(apply(Draft::open_session().seal(envelope(0))), Outcome::SessionOpened);
         for (number, record) in (1..).zip(bad) {

@@ -39,10 +39,48 @@ pub async fn put(State(api): State<Api>, RouterCall { call, router }: RouterCall
 
 /// C-AUTH-13, C-AUTH-14.
 fn check_names(caller: &Caller, config: &RouterConfig) -> Result<(), Error> {
-    caller.check(Scope::Admin, Some(config.source_prefix().unwrap_or(&config.source)))?;
+    let source = config.source_prefix().unwrap_or(&config.source);
     // Otherwise it is the source's name that every copy goes to.
-    config.fixed_dest().map_or(Ok(()), |dest| caller.check(Scope::Admin, Some(dest)))
+    let dest = config.fixed_dest().unwrap_or(source);
+    caller.check(Scope::Admin, Some(source))?;
+    caller.check(Scope::Admin, Some(dest))?;
+    if caller.is_unrestricted(Scope::Admin) {
+        return Ok(());
+    }
+    // A router reads and writes, and so must be let whoever makes it: else to configure would be to read.
+    if config.is_local() {
+        caller.check(Scope::Read, Some(source))?;
+    }
+    caller.check(Scope::Write, Some(dest))
 }
+
+/// What a caller is told of a link's error. What exactly answered, or did not, tells what there is in the network of
+/// the members; whoever administers all of it may know.
+fn told_to(caller: &Caller, error: LinkError, is_local: bool) -> LinkError {
+    if is_local || caller.is_unrestricted(Scope::Admin) || FOUND_HERE.contains(&error.code.as_str()) {
+        return error;
+    }
+    match TOLD_BY_MEMBERS.contains(&error.code.as_str()) {
+        true => LinkError { message: "the remote, or what answers there, refuses".into(), ..error },
+        false => {
+            let message = "the remote gives no answer, or not that of a member".into();
+            LinkError { code: "unreachable".into(), message, ..error }
+        }
+    }
+}
+
+/// Codes of errors that are found here.
+const FOUND_HERE: [&str; 7] = [
+    "same_cluster",
+    "same_name",
+    "secret_missing",
+    "source_damaged",
+    "source_diverged",
+    "topic_full",
+    "unknown_origin",
+];
+/// Codes with which a member of another cluster refuses; the sentence beside it may be anybody's.
+const TOLD_BY_MEMBERS: [&str; 5] = ["forbidden", "no_leader", "throttled", "topic_not_found", "unauthorized"];
 
 fn cycle_error(router: &str, cycle: &[String]) -> Error {
     Error::new(Code::RouterCycle, format!("router {router:?} would close a cycle"))
@@ -55,9 +93,11 @@ pub async fn get(State(api): State<Api>, RouterCall { call, router }: RouterCall
     api.engine.fence(consistency).await?;
     let shared = api.engine.routers().get(&router).ok_or_else(|| Error::router_not_found(&router))?;
     let views = api.engine.show_routers(&[shared], consistency).await;
-    let view = views.first().ok_or_else(|| internal(format_args!("a router is not shown")))?;
+    let mut view = views.into_iter().next().ok_or_else(|| internal(format_args!("a router is not shown")))?;
+    let is_local = view.config.is_local();
+    view.last_error = view.last_error.map(|error| told_to(&call.caller, error, is_local));
     let mut reply = Reply::new(call.arrived, 1024);
-    put_state(&mut reply.json, view);
+    put_state(&mut reply.json, &view);
     Ok(reply.finish(StatusCode::OK))
 }
 
@@ -126,6 +166,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::auth::Keys;
     use crate::filter::Filter;
 
     #[test]
@@ -156,5 +197,30 @@ mod tests {
             "last_forwarded_ts": 1_790_000_001_260u64
         });
         assert_eq!(state, expected);
+    }
+
+    #[test]
+    fn only_who_administers_everything_is_told_what_answered() {
+        let keys = Keys::parse("all, admin:a, bound:a:own:").unwrap();
+        let error = |code: &str| {
+            let message = "Connection refused".into();
+            LinkError { code: code.into(), message, topic: None, seq: None, ts_ms: 9 }
+        };
+        let told = |key, code, is_local| {
+            let told = told_to(&keys.authenticate(Some(key)).unwrap(), error(code), is_local);
+            (told.code, told.message == "Connection refused")
+        };
+        for key in ["all", "admin"] {
+            assert_eq!(told(key, "whatever", false), ("whatever".to_owned(), true));
+        }
+        for (code, is_local, shown, is_whole) in [
+            ("whatever", false, "unreachable", false),
+            ("target_denied", false, "unreachable", false),
+            ("unauthorized", false, "unauthorized", false),
+            ("source_damaged", false, "source_damaged", true),
+            ("topic_not_found", true, "topic_not_found", true),
+        ] {
+            assert_eq!(told("bound", code, is_local), (shown.to_owned(), is_whole), "{code}");
+        }
     }
 }
