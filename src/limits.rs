@@ -82,6 +82,11 @@ pub const MAX_REMOTE_URL_BYTES: usize = 2048;
 /// Most bytes of a mirror's token.
 pub const MAX_REMOTE_TOKEN_BYTES: usize = 4096;
 
+/// Most clusters whose records one remote may be let bring, and of which it is noted that it did.
+pub const MAX_RELAYS: usize = 64;
+/// Records of one mirror that are to be passed over and were not reached yet.
+pub const MAX_SKIPS: usize = 16;
+
 /// Entries in a page of a list when the request names no size.
 pub const DEFAULT_LIST_PAGE: usize = 100;
 /// Most entries in a page of a list.

@@ -57,10 +57,11 @@ start() {
   done
 }
 
-# mirror FROM TO: has cluster TO take over all topics of cluster FROM, now and as they appear.
+# mirror FROM TO: has cluster TO take over all topics of cluster FROM, now and as they appear, also what FROM got from
+# others.
 mirror() {
   curl --fail-with-body -sS -X PUT "$(url_of "$2")/v0/routers/from-$1" -H 'Content-Type: application/json' \
-    -d "{\"source\": \"*\", \"dest\": \"*\", \"remote\": {\"urls\": [\"$(url_of "$1")\"]}}" >/dev/null
+    -d "{\"source\": \"*\", \"dest\": \"*\", \"remote\": {\"urls\": [\"$(url_of "$1")\"], \"relays\": [\"*\"]}}" >/dev/null
   echo "$2 mirrors $1"
 }
 

@@ -103,6 +103,7 @@ fn v0_routes() -> Router<Api> {
         .route("/v0/routers/{router}", get(v0::router::get).put(v0::router::put).delete(v0::router::delete))
         .route("/v0/routers/{router}/pause", post(v0::router::pause))
         .route("/v0/routers/{router}/resume", post(v0::router::resume))
+        .route("/v0/routers/{router}/skip", post(v0::router::skip))
         .route("/v0/append", post(v0::append_many::append_many))
         .route("/v0/topics/{topic}/origins", get(v0::origins::get))
         .route("/v0/topics/{topic}/diff", post(v0::diff::diff))

@@ -84,6 +84,8 @@ const ENDPOINTS: &[Endpoint] = &[
         query: &[], body: None, answer: Some("RouterPaused"), successes: &[200], refusals: &[404] },
     Endpoint { method: "post", path: "/v0/routers/{router}/resume", summary: "Have a router go on", scope: Some("admin"),
         query: &[], body: None, answer: Some("RouterPaused"), successes: &[200], refusals: &[404] },
+    Endpoint { method: "post", path: "/v0/routers/{router}/skip", summary: "Have a mirror pass over a record that cannot be stored",
+        scope: Some("admin"), query: &[], body: Some(("SkipRecord", true)), answer: Some("RecordSkipped"), successes: &[200], refusals: &[404] },
     Endpoint { method: "post", path: "/v0/watch", summary: "Make a watch session", scope: Some("read"),
         query: &[Param::Flag("lenient", false)], body: Some(("Watch", true)), answer: Some("WatchMade"),
         successes: &[200], refusals: &[404] },

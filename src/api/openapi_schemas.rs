@@ -221,6 +221,10 @@ fn requests() -> Map<String, Value> {
                             "items": { "type": "string", "maxLength": crate::limits::MAX_REMOTE_URL_BYTES }
                         },
                         "token": nullable(label(crate::limits::MAX_REMOTE_TOKEN_BYTES)),
+                        "relays": nullable(json!({
+                            "type": "array", "maxItems": crate::limits::MAX_RELAYS,
+                            "items": { "type": "string", "pattern": "^([0-9A-Fa-f]{32}|\\*)$" }
+                        })),
                     }
                 },
                 { "type": "null" }
@@ -229,6 +233,13 @@ fn requests() -> Map<String, Value> {
     });
     let router_name = json!({ "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._:>-]{0,254}$" });
     let name = json!({ "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._:-]{0,254}$" });
+    let skip_record = json!({
+        "type": "object", "required": ["topic", "seq"],
+        "properties": {
+            "topic": schema_ref("TopicName"),
+            "seq": { "type": "integer", "minimum": 1, "exclusiveMaximum": crate::limits::SEQ_LIMIT }
+        }
+    });
     let named = [
         ("TopicName", name),
         ("Consistency", choice(&["strong", "eventual"])),
@@ -241,6 +252,7 @@ fn requests() -> Map<String, Value> {
         ("Diff", diff),
         ("Watch", watch),
         ("DeleteRecords", delete_records),
+        ("SkipRecord", skip_record),
         ("Filter", filter),
         ("TagMatch", tag_match),
     ];
@@ -375,6 +387,10 @@ fn answers() -> Map<String, Value> {
         ("RouterState", answer(&router_state.concat())),
         ("RouterDeleted", answer(&[("router", text()), ("deleted", boolean())])),
         ("RouterPaused", answer(&[("router", text()), ("state", text())])),
+        (
+            "RecordSkipped",
+            answer(&[("router", text()), ("topic", text()), ("seq", unsigned()), ("skipped", unsigned())]),
+        ),
         (
             "RecordsDeleted",
             answer(&[

@@ -16,13 +16,13 @@ use tokio::time::Instant;
 use super::Context;
 use super::answer::{Answered, AnsweredPage, AnsweredTopic, Damage, PullAnswer, Skips};
 use super::backoff::Backoff;
-use super::page::{dest_of, is_covered, is_records, lost, part, untaken};
+use super::page::{dest_of, is_covered, is_records, leave_out, lost, part, untaken};
 use super::remote::RemoteError;
 use super::standing::Standing;
 use super::status::{self, Told};
 use super::wire::PullRequest;
 use crate::engine::{Consistency, LinkState, PullCursor, PullQuery, Sources};
-use crate::limits::{MAX_PULL_BYTES, MIRROR_PAUSE_MS, PULL_WAIT_MS};
+use crate::limits::{MAX_PULL_BYTES, MAX_RELAYS, MIRROR_PAUSE_MS, PULL_WAIT_MS};
 use crate::record::HeaderEdit;
 use crate::state::{
     Cluster, Copy, CopyItem, Draft, Forwarded, Instance, Outcome, Refusal, RouterConfig, SharedRouter,
@@ -163,16 +163,33 @@ impl Mirror {
         if !Arc::ptr_eq(&self.config, config) {
             self.config = config.clone();
             self.standing.unblock_all();
+            // It may have to look again at what was examined.
+            self.ahead.clear();
         }
     }
 
     fn tell_progress(&self) {
         // One of a topic is told, though others may have another.
-        let (state, told) = match self.standing.worst() {
+        let (state, told) = match self.standing.worst().or_else(|| self.held_back()) {
             Some((state, told)) => (state, Some(told)),
             None => (LinkState::Running, None),
         };
         status::set(&self.context, self.router.generation, state, self.standing.lag(), told);
+    }
+
+    /// What is told while records are left out that the remote may not bring.
+    fn held_back(&self) -> Option<(LinkState, Told)> {
+        let router = self.router.read();
+        if !router.holds_back() {
+            return None;
+        }
+        let unknown = router.presented.keys().filter(|cluster| !router.may_bring(**cluster));
+        let unknown: Vec<String> = unknown.map(|cluster| format!("{cluster:032x}")).collect();
+        let message = format!(
+            "records of these clusters are left out until `remote.relays` names them or the router is put again: {}",
+            unknown.join(", ")
+        );
+        Some((LinkState::Blocked, Told::new("unknown_origin", message)))
     }
 
     /// One pull, and what comes of it.
@@ -265,7 +282,11 @@ impl Mirror {
         let url = &remote.urls[self.next_url % remote.urls.len()];
         let token = remote.token.as_ref().map(|token| token.expose());
         let answer = self.context.remote.pull(url, token, request.encode(), wait + ANSWER_TIMEOUT).await?;
-        let answer = read_answer(answer).await.map_err(|malformed| {
+        let skips = {
+            let router = self.router.read();
+            router.skips.iter().map(|(source, skips)| (source.to_string(), skips.clone())).collect()
+        };
+        let answer = read_answer(answer, skips).await.map_err(|malformed| {
             Halt::retrying("source_damaged", format!("what answers at {url} makes no sense: {malformed}"))
         })?;
         self.check_cluster(&answer.cluster)?;
@@ -290,12 +311,13 @@ impl Mirror {
 
     /// Has written what is new in `answer`.
     async fn write(&mut self, answer: PullAnswer, asked: &Asked) -> Result<(), Halt> {
-        let PullAnswer { cluster, instances, topics } = answer;
+        let PullAnswer { cluster, instances, mut topics } = answer;
         let (config, router) = (self.config.clone(), self.router.clone());
         if let Some(stray) = topics.iter().find(|topic| !is_covered(&config.source, &topic.topic)) {
             let message = format!("the remote names {:?}, for which it was not asked", stray.topic);
             return Err(Halt::retrying("internal", message));
         }
+        let (held, presents_new) = self.leave_out(&cluster, &instances, &mut topics);
         let mut has_diverged = false;
         let (mut parts, mut records, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for topic in &topics {
@@ -330,7 +352,9 @@ impl Mirror {
                 continue;
             }
             let (items, kept) = untaken(page, &instances, dest.as_deref());
-            if items.is_empty() && page.lost.seqs.is_empty() && self.may_wait(topic, page, dest.as_deref()) {
+            let has_nothing = items.is_empty() && page.lost.seqs.is_empty() && !presents_new;
+            let is_held = held.contains_key(topic.topic.as_str());
+            if has_nothing && self.may_wait(topic, page, dest.as_deref(), is_held) {
                 continue;
             }
             for (item, records_of_item) in items.iter().filter(|item| is_records(item)).zip(kept) {
@@ -354,6 +378,7 @@ impl Mirror {
             instances: instances.clone(),
             parts,
             gone,
+            held: held.iter().map(|(source, seq)| (source.as_str(), *seq)).collect(),
         };
         let draft = Draft::copy(
             &copy,
@@ -371,6 +396,36 @@ impl Mirror {
             Err(error) => return Err(Halt::retrying(error.code.name(), error.message)),
         };
         self.note(&copy, &topics, &forwarded)
+    }
+
+    /// Takes out of the pages what the remote may not bring. Gives the seqs behind which something was, by topic, and
+    /// whether it is the first time that the remote brings records of some cluster.
+    fn leave_out(
+        &self,
+        remote: &Cluster,
+        instances: &[Instance],
+        topics: &mut [AnsweredTopic],
+    ) -> (BTreeMap<String, u64>, bool) {
+        let router = self.router.read();
+        let may_bring = |instance: u32| {
+            let cluster = instances[instance as usize].cluster_id;
+            // Of its own records this cluster knows which can be.
+            cluster == remote.id || cluster == self.own.id || router.may_bring(cluster)
+        };
+        let mut held = BTreeMap::new();
+        for topic in topics {
+            let Answered::Page(page) = &mut topic.answer else { continue };
+            let position = router.positions.get(topic.topic.as_str());
+            let from_seq = position.filter(|it| it.source_epoch == topic.epoch).map_or(0, |it| it.seq);
+            if let Some(seq) = leave_out(page, from_seq, may_bring) {
+                held.insert(topic.topic.clone(), seq);
+            }
+        }
+        let is_new = |instance: &Instance| {
+            let cluster = instance.cluster_id;
+            cluster != remote.id && cluster != self.own.id && !router.presented.contains_key(&cluster)
+        };
+        (held, router.presented.len() < MAX_RELAYS && instances.iter().any(is_new))
     }
 
     /// Leaves a topic alone of which the remote says what cannot be (C-MIRROR-18).
@@ -406,7 +461,13 @@ impl Mirror {
     }
 
     /// Whether it is enough to remember that this page had nothing to copy; then it is remembered.
-    fn may_wait(&mut self, topic: &AnsweredTopic, page: &AnsweredPage, dest: Option<&SharedTopic>) -> bool {
+    fn may_wait(
+        &mut self,
+        topic: &AnsweredTopic,
+        page: &AnsweredPage,
+        dest: Option<&SharedTopic>,
+        is_held: bool,
+    ) -> bool {
         let Some(dest) = dest else { return false };
         let stored_seq = {
             let router = self.router.read();
@@ -414,7 +475,8 @@ impl Mirror {
                 .positions
                 .get(topic.topic.as_str())
                 .filter(|position| position.source_epoch == topic.epoch && dest.epoch == position.dest_epoch);
-            position.map(|position| position.seq)
+            // Where something was first left out is written down before anything behind it is passed.
+            position.filter(|position| !is_held || position.held_seq.is_some()).map(|position| position.seq)
         };
         if stored_seq.is_none_or(|seq| page.to_seq - seq.min(page.to_seq) > MAX_AHEAD_SEQS) {
             return false;
@@ -480,9 +542,9 @@ impl Mirror {
 }
 
 /// Away from the threads that serve requests, if it is much.
-async fn read_answer(answer: Bytes) -> Result<PullAnswer, String> {
+async fn read_answer(answer: Bytes, skips: Skips) -> Result<PullAnswer, String> {
     let is_quick = answer.len() < QUICK_ANSWER_BYTES;
-    let read = move || PullAnswer::decode(&answer, &Skips::new()).map_err(io::Error::from);
+    let read = move || PullAnswer::decode(&answer, &skips).map_err(io::Error::from);
     let read = if is_quick { read() } else { task::blocking(read).await };
     read.map_err(|error| error.to_string())
 }

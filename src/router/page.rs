@@ -105,6 +105,43 @@ pub(super) fn untaken<'a>(
     (items, kept)
 }
 
+/// Takes everything out of `page` that comes from where it may not. Gives the seq behind which that begins, if there
+/// is any; `from_seq` is where the page begins.
+pub(super) fn leave_out(
+    page: &mut AnsweredPage,
+    from_seq: u64,
+    may_bring: impl Fn(u32) -> bool,
+) -> Option<u64> {
+    let origin = |item: &CopyItem| match item {
+        CopyItem::Records { instance, .. } | CopyItem::Gap { instance, .. } => *instance,
+    };
+    if page.items.iter().all(|item| may_bring(origin(item))) {
+        return None;
+    }
+    let (mut held_seq, mut seq) = (None, from_seq);
+    let mut records = std::mem::take(&mut page.records).into_iter();
+    for item in std::mem::take(&mut page.items) {
+        let count = match &item {
+            CopyItem::Records { count, .. } => *count as usize,
+            CopyItem::Gap { .. } => 0,
+        };
+        let of_item = records.by_ref().take(count);
+        if may_bring(origin(&item)) {
+            page.records.extend(of_item);
+        } else {
+            of_item.for_each(drop);
+            held_seq.get_or_insert(seq);
+        }
+        if let CopyItem::Records { source_seq, count, .. } = &item {
+            seq = source_seq + u64::from(*count) - 1;
+        }
+        if may_bring(origin(&item)) {
+            page.items.push(item);
+        }
+    }
+    held_seq
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,5 +157,44 @@ mod tests {
         {
             assert!(!is_covered(source, topic), "{source} {topic}");
         }
+    }
+
+    #[test]
+    fn what_may_not_come_is_left_out_and_where_that_begins_is_known() {
+        // C-MIRROR-18
+        let of = |instance, source_seq, count| CopyItem::Records {
+            instance,
+            origin_seq: source_seq,
+            origin_ts_ms: 1,
+            source_seq,
+            count,
+        };
+        let gap = |instance| CopyItem::Gap { instance, from_seq: 1, to_seq: 2 };
+        let page = |items: &[CopyItem]| AnsweredPage {
+            instance: 0,
+            to_seq: 50,
+            to_entry: None,
+            lost: super::super::answer::AnsweredLost::default(),
+            records: (0..items
+                .iter()
+                .map(|item| if let CopyItem::Records { count, .. } = item { *count } else { 0 })
+                .sum())
+                .map(|number: u32| Bytes::from(number.to_string()))
+                .collect(),
+            items: items.to_vec(),
+        };
+        let left = |items: &[CopyItem]| {
+            let mut page = page(items);
+            let held_seq = leave_out(&mut page, 9, |instance| instance < 2);
+            let records: Vec<String> =
+                page.records.iter().map(|record| String::from_utf8_lossy(record).into_owned()).collect();
+            (held_seq, page.items, records.join(" "))
+        };
+        let all = [of(0, 10, 2), gap(1), of(1, 14, 1)];
+        assert_eq!(left(&all), (None, all.to_vec(), "0 1 2".into()));
+        let some = [of(0, 10, 2), of(2, 13, 3), of(1, 17, 1), gap(3), of(3, 18, 1), of(0, 20, 1)];
+        let kept = vec![of(0, 10, 2), of(1, 17, 1), of(0, 20, 1)];
+        assert_eq!(left(&some), (Some(11), kept, "0 1 5 7".into()));
+        assert_eq!(left(&[gap(2), of(0, 12, 1)]), (Some(9), vec![of(0, 12, 1)], "0".into()));
     }
 }

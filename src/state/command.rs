@@ -32,6 +32,7 @@ const KIND_PAUSE_ROUTER: u8 = 11;
 const KIND_SET_CLUSTER: u8 = 12;
 const KIND_ROUTE: u8 = 13;
 const KIND_COPY: u8 = 14;
+const KIND_SKIP_RECORD: u8 = 16;
 /// Without the bound of routers it is [`KIND_SET_LIMITS`].
 const KIND_SET_ALL_LIMITS: u8 = 15;
 
@@ -201,6 +202,12 @@ pub enum Command<'a> {
         router: &'a str,
         pause: bool,
     },
+    /// Has a mirror pass over a record of its source that cannot be stored.
+    SkipRecord {
+        router: &'a str,
+        source: &'a str,
+        seq: u64,
+    },
     /// Changes nothing if the cluster has an identity.
     SetCluster(Cluster),
     /// Opens the session that the envelope names, in place of the member's earlier one. Changes nothing if it is
@@ -348,6 +355,14 @@ impl Draft {
         Draft { bytes }
     }
 
+    pub fn skip_record(router: &str, source: &str, seq: u64) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_SKIP_RECORD, 0, 256).finish();
+        put_blob(&mut bytes, router.as_bytes());
+        put_blob(&mut bytes, source.as_bytes());
+        put_varint(&mut bytes, seq);
+        Draft { bytes }
+    }
+
     pub fn set_cluster(cluster: &Cluster) -> Self {
         let mut bytes = EntryBuilder::new(KIND_SET_CLUSTER, 0, 128).finish();
         cluster.encode(&mut bytes);
@@ -419,6 +434,9 @@ impl Decoded {
             }),
             KIND_DELETE_ROUTER => Command::DeleteRouter { router: reader.text()? },
             KIND_PAUSE_ROUTER => Command::PauseRouter { router: reader.text()?, pause: reader.bool()? },
+            KIND_SKIP_RECORD => {
+                Command::SkipRecord { router: reader.text()?, source: reader.text()?, seq: reader.varint()? }
+            }
             KIND_SET_CLUSTER => Command::SetCluster(Cluster::decode(&mut reader)?),
             KIND_OPEN_SESSION => Command::OpenSession,
             _ => return Err(Malformed("command: of a kind that this version does not know")),

@@ -37,6 +37,8 @@ pub struct Copy<'a> {
     pub parts: Vec<CopyPart<'a>>,
     /// Topics there that are gone: the router's positions in them are forgotten.
     pub gone: Vec<&'a str>,
+    /// Sources of which records were left out that the remote may not bring, and the seqs behind which they come.
+    pub held: Vec<(&'a str, u64)>,
 }
 
 /// What was pulled of one topic.
@@ -110,6 +112,13 @@ impl<'a> Copy<'a> {
         self.parts.iter().for_each(|part| part.encode(out));
         put_varint(out, self.gone.len() as u64);
         self.gone.iter().for_each(|source| put_blob(out, source.as_bytes()));
+        if !self.held.is_empty() {
+            put_varint(out, self.held.len() as u64);
+            for (source, seq) in &self.held {
+                put_blob(out, source.as_bytes());
+                put_varint(out, *seq);
+            }
+        }
     }
 
     /// `record_count` is that of the entry: the parts take up all of its records.
@@ -125,7 +134,10 @@ impl<'a> Copy<'a> {
         }
         let count = reader.count(1)?;
         let gone = (0..count).map(|_| reader.text()).collect::<Result<_, _>>()?;
-        Ok(Copy { generation, cluster_id, instances, parts, gone })
+        let count = if reader.is_empty() { 0 } else { reader.count(2)? };
+        let held = |_| -> Result<_, Malformed> { Ok((reader.text()?, reader.varint()?)) };
+        let held = (0..count).map(held).collect::<Result<_, _>>()?;
+        Ok(Copy { generation, cluster_id, instances, parts, gone, held })
     }
 }
 

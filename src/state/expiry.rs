@@ -78,6 +78,7 @@ impl State {
             | Command::OpenSession
             | Command::DeleteRouter { .. }
             | Command::PauseRouter { .. }
+            | Command::SkipRecord { .. }
             | Command::SetCluster(_) => None,
         };
         of_target.into_iter().collect()

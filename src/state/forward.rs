@@ -368,6 +368,11 @@ impl State {
                 let (source_epoch, dest_epoch) = (copies.source_epoch, shared.epoch);
                 let (seq, entry) = (copies.seq, copies.entry);
                 router.set_position(&copies.source, Reached { source_epoch, dest_epoch, seq, entry });
+                let held =
+                    copy.and_then(|copy| copy.held.iter().find(|(source, _)| **source == *copies.source));
+                if let Some((source, held_seq)) = held.filter(|(_, held_seq)| *held_seq < seq) {
+                    router.hold(source, *held_seq);
+                }
                 router.count_forwarded(taken, self.time_ms);
             }
             self.routers.changed(&copies.router);
@@ -388,12 +393,15 @@ impl State {
     /// Notes which cluster a mirror reads, and forgets what is gone there.
     fn note_remote(&mut self, copy: &Copy<'_>) {
         let Some(shared) = self.routers.shared.of_generation(copy.generation) else { return };
+        let own = self.cluster.as_ref().map(|cluster| cluster.id);
         let mut router = shared.write();
         let is_other = router.remote_cluster.is_some_and(|id| id != copy.cluster_id);
         if router.is_paused || router.config.remote.is_none() || is_other {
             return;
         }
         router.remote_cluster = Some(copy.cluster_id);
+        let clusters = copy.instances.iter().map(|instance| instance.cluster_id);
+        router.present(clusters.filter(|cluster| *cluster != copy.cluster_id && Some(*cluster) != own));
         copy.gone.iter().for_each(|source| router.remove_position(source));
         drop(router);
         self.routers.changed(&shared);

@@ -66,7 +66,7 @@ pub use quota::{ClusterLimits, Limit, Totals};
 pub use reported::Reported;
 pub use retention::{Floors, Freed, Reason};
 pub use router::{Position, Reached, Router, RouterKey};
-pub use router_config::{Guarantee, Remote, RouterConfig, Start, TOKEN_PLACEHOLDER, Token};
+pub use router_config::{Guarantee, Relays, Remote, RouterConfig, Start, TOKEN_PLACEHOLDER, Token};
 pub use routers::{RouterQuery, Routers, SharedRouter};
 pub use run::{Overlay, Run, RunOrigin, SealedBlock};
 pub use seq_set::{SeqSet, put_ranges, read_ranges, read_ranges_up_to};
@@ -327,6 +327,7 @@ impl State {
             | Command::SetLimits(_)
             | Command::DeleteRouter { .. }
             | Command::PauseRouter { .. }
+            | Command::SkipRecord { .. }
             | Command::SetCluster(_)
             | Command::OpenSession => None,
         };
@@ -491,6 +492,7 @@ impl State {
             Command::PutRouter(put) => Ok(self.put_router(put, target)),
             Command::DeleteRouter { router } => Ok(self.delete_router(router)),
             Command::PauseRouter { router, pause } => Ok(self.pause_router(router, *pause)),
+            Command::SkipRecord { router, source, seq } => Ok(self.skip_record(router, source, *seq)),
             Command::SetCluster(cluster) => Ok(self.set_cluster(cluster)),
             Command::OpenSession => unreachable!("handled before the session is looked at"),
         }

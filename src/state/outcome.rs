@@ -12,6 +12,7 @@ use super::router_config::Start;
 use super::topic_config::{TopicConfig, TopicType};
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::error::{Code, Error};
+use crate::limits::MAX_SKIPS;
 
 /// Where an append landed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,6 +127,10 @@ pub enum Refusal {
     RepointForbidden,
     /// The placeholder of a token for a router that has none stored.
     NoStoredToken,
+    /// The router copies no such topic from another cluster.
+    NotMirrored,
+    /// So many records are to be passed over already that were not reached yet.
+    TooManySkips,
     /// The placeholder of a token beside a URL that the stored token was not meant for.
     TokenOfOtherUrls,
     /// The leader has not told yet who the cluster is.
@@ -170,6 +175,10 @@ pub enum Outcome {
     },
     RouterPaused {
         is_paused: bool,
+    },
+    RecordSkipped {
+        /// It was still to come.
+        skipped: bool,
     },
     /// The router would close a cycle: its source, the topics on the way, and its source again.
     RouterCycle {
@@ -241,6 +250,10 @@ impl Outcome {
                 out.put_u8(23);
                 out.put_u8(*is_paused as u8);
             }
+            Outcome::RecordSkipped { skipped } => {
+                out.put_u8(26);
+                out.put_u8(u8::from(*skipped));
+            }
             Outcome::RouterCycle { cycle } => {
                 out.put_u8(24);
                 put_names(out, cycle);
@@ -292,6 +305,7 @@ impl Outcome {
             23 => Outcome::RouterPaused { is_paused: reader.bool()? },
             24 => Outcome::RouterCycle { cycle: names(reader)? },
             25 => Outcome::ClusterSet,
+            26 => Outcome::RecordSkipped { skipped: reader.bool()? },
             4 => Outcome::SessionOpened,
             5 => Outcome::Refused(Refusal::decode(reader)?),
             6 => Outcome::Expired { topic_count: reader.varint()? },
@@ -391,6 +405,8 @@ impl Refusal {
             Refusal::NoCluster => out.put_u8(23),
             Refusal::BadRecord => out.put_u8(24),
             Refusal::TokenOfOtherUrls => out.put_u8(25),
+            Refusal::NotMirrored => out.put_u8(26),
+            Refusal::TooManySkips => out.put_u8(27),
             Refusal::OverLimit { limit, max } => {
                 out.put_u8(8);
                 out.put_u8(*limit as u8);
@@ -424,6 +440,8 @@ impl Refusal {
             23 => Refusal::NoCluster,
             24 => Refusal::BadRecord,
             25 => Refusal::TokenOfOtherUrls,
+            26 => Refusal::NotMirrored,
+            27 => Refusal::TooManySkips,
             8 => Refusal::OverLimit {
                 limit: Limit::from_number(reader.u8()?).ok_or(reader.malformed())?,
                 max: reader.varint()?,
@@ -444,6 +462,10 @@ impl Refusal {
             Refusal::NoStoredToken => {
                 Error::invalid(format!("router {topic:?} has no stored token for \"***\" to stand for"))
             }
+            Refusal::NotMirrored => {
+                Error::invalid(format!("router {topic:?} mirrors no such topic of another cluster"))
+            }
+            Refusal::TooManySkips => Error::over_limit("skips_per_router", MAX_SKIPS as u64),
             Refusal::TokenOfOtherUrls => Error::invalid(
                 "`remote.token`: \"***\" stands for the stored token only if every URL was there before",
             )
@@ -532,6 +554,9 @@ mod tests {
             Outcome::Refused(Refusal::NoCluster),
             Outcome::Refused(Refusal::BadRecord),
             Outcome::Refused(Refusal::TokenOfOtherUrls),
+            Outcome::Refused(Refusal::NotMirrored),
+            Outcome::Refused(Refusal::TooManySkips),
+            Outcome::RecordSkipped { skipped: true },
             Outcome::Refused(Refusal::OverLimit { limit: Limit::MaxRouters, max: 7 }),
             Outcome::SessionOpened,
             Outcome::Expired { topic_count: 300 },

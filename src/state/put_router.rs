@@ -128,7 +128,22 @@ impl State {
             *token = stored.token.clone();
         }
         let outcome = outcome(false, &config);
-        if router.write().reconfigure(config) {
+        let relays = |config: &RouterConfig| config.remote.as_ref().map(|remote| remote.relays.clone());
+        let (trusts_presented, has_new_relays) =
+            (relays(&config) == Some(None), relays(&config) != relays(&known));
+        let is_changed = {
+            let mut router = router.write();
+            let is_other = router.reconfigure(config);
+            let is_trusted = match trusts_presented {
+                true => router.trust_presented(),
+                false => has_new_relays && router.look_again(),
+            };
+            if is_trusted && !is_other {
+                router.renew_config();
+            }
+            is_other || is_trusted
+        };
+        if is_changed {
             self.routers.reconfigured(router);
         }
         Ok(outcome)
@@ -158,6 +173,28 @@ impl State {
             self.routers.reconfigured(&router);
         }
         Applied::of(Outcome::RouterPaused { is_paused: pause })
+    }
+
+    pub(super) fn skip_record(&mut self, name: &str, source: &str, seq: u64) -> Applied {
+        let Some(router) = self.routers.shared.get(name) else {
+            return Applied::of(Refusal::RouterNotFound.into());
+        };
+        let skipped = {
+            let mut router = router.write();
+            if !router.config.mirrors(source) {
+                return Applied::of(Refusal::NotMirrored.into());
+            }
+            match router.skip(source, seq) {
+                None => return Applied::of(Refusal::TooManySkips.into()),
+                Some(is_to_come) => {
+                    // Whoever waits to look at the record again need not.
+                    router.renew_config();
+                    is_to_come
+                }
+            }
+        };
+        self.routers.reconfigured(&router);
+        Applied::of(Outcome::RecordSkipped { skipped })
     }
 
     /// Ends the routers that go with `topic`; gives their names, in order (C-TOPIC-09).

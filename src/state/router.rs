@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 
-use super::router_config::RouterConfig;
+use super::router_config::{Relays, RouterConfig};
 use super::{put_entry_id, read_entry_id};
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
-use crate::limits::RUN_BLOCK_BYTES;
+use crate::limits::{MAX_RELAYS, MAX_SKIPS, RUN_BLOCK_BYTES};
 use crate::storage::EntryId;
 
 /// How far a router has come in one topic of its source.
@@ -25,6 +25,8 @@ pub struct Position {
     pub seq: u64,
     /// The source's log entry of the record at `seq`; only of a mirror.
     pub entry: Option<EntryId>,
+    /// Where records were first left out because the remote may not bring them: it goes back to there once it may.
+    pub held_seq: Option<u64>,
 }
 
 /// A [`Position`] that is to take the place of one.
@@ -49,8 +51,14 @@ pub struct Router {
     pub last_forwarded_ts_ms: Option<u64>,
     /// The cluster that a mirror reads, once it is known.
     pub remote_cluster: Option<u128>,
+    /// Clusters whose records the remote has brought, and whether it may (C-MIRROR-18); at most [`MAX_RELAYS`].
+    pub presented: BTreeMap<u128, bool>,
+    /// Seqs of records to be passed over, by source topic; at most [`MAX_SKIPS`].
+    pub skips: BTreeMap<Arc<str>, BTreeSet<u64>>,
     /// By source topic. A local router has exactly one; a mirror has none of a topic before its first copy.
     pub positions: BTreeMap<Arc<str>, Position>,
+    /// How many of the positions hold something back.
+    held_count: usize,
     next_ordinal: u64,
     /// Sum of what the positions count for, so that one of many changes cheaply.
     positions_digest: u64,
@@ -79,7 +87,11 @@ pub enum RouterKey {
 }
 
 const HEAD_VERSION: u8 = 1;
+/// With what the remote has presented, and what is to be passed over.
+const HEAD_VERSION_REMOTE: u8 = 2;
 const POSITION_VERSION: u8 = 1;
+/// With what is held back.
+const POSITION_VERSION_HELD: u8 = 2;
 
 impl Router {
     pub(super) fn new(name: Arc<str>, generation: u64, config: RouterConfig) -> Self {
@@ -91,6 +103,9 @@ impl Router {
             forwarded_total: 0,
             last_forwarded_ts_ms: None,
             remote_cluster: None,
+            presented: BTreeMap::new(),
+            skips: BTreeMap::new(),
+            held_count: 0,
             positions: BTreeMap::new(),
             next_ordinal: 0,
             positions_digest: 0,
@@ -118,7 +133,16 @@ impl Router {
         };
         let ordinal = before.map_or(self.next_ordinal, |before| before.ordinal);
         self.next_ordinal = self.next_ordinal.max(ordinal + 1);
-        let position = Position { ordinal, source_epoch, dest_epoch, seq, entry };
+        let is_same =
+            |before: &Position| (before.source_epoch, before.dest_epoch) == (source_epoch, dest_epoch);
+        let held_seq = before.filter(is_same).and_then(|before| before.held_seq);
+        if let Some(skips) = self.skips.get_mut(&source) {
+            *skips = skips.split_off(&(seq + 1));
+            if skips.is_empty() {
+                self.skips.remove(&source);
+            }
+        }
+        let position = Position { ordinal, source_epoch, dest_epoch, seq, entry, held_seq };
         self.recount(&source, before, Some(position));
         self.unsaved.positions.insert(source.clone());
         self.positions.insert(source, position);
@@ -126,6 +150,7 @@ impl Router {
 
     /// Forgets how far it has come in `source`.
     pub fn remove_position(&mut self, source: &str) {
+        self.skips.remove(source);
         if let Some((source, position)) = self.positions.remove_entry(source) {
             self.recount(&source, Some(position), None);
             self.unsaved.positions.remove(&source);
@@ -141,7 +166,96 @@ impl Router {
         }
     }
 
+    /// Records behind `seq` of `source` were left out, because the remote may not bring them.
+    pub(super) fn hold(&mut self, source: &str, seq: u64) {
+        let Some((source, before)) = self.positions.get_key_value(source) else { return };
+        let (source, before) = (source.clone(), *before);
+        let held_seq = Some(before.held_seq.map_or(seq, |held| held.min(seq)));
+        self.replace(source, before, Position { held_seq, ..before });
+    }
+
+    /// Notes whose records the remote has brought. `false` if that was known.
+    pub(super) fn present(&mut self, clusters: impl Iterator<Item = u128>) -> bool {
+        let mut is_new = false;
+        for cluster in clusters {
+            if self.presented.len() < MAX_RELAYS && !self.presented.contains_key(&cluster) {
+                self.presented.insert(cluster, false);
+                is_new = true;
+            }
+        }
+        is_new
+    }
+
+    /// Lets the remote bring what it has presented until now, and looks again at what was left out. `false` if there
+    /// is nothing to do.
+    pub(super) fn trust_presented(&mut self) -> bool {
+        let is_new = self.presented.values().any(|is_trusted| !is_trusted);
+        self.presented.values_mut().for_each(|is_trusted| *is_trusted = true);
+        self.look_again() || is_new
+    }
+
+    /// Goes back to where something was first left out. `false` if nothing was.
+    pub(super) fn look_again(&mut self) -> bool {
+        let held: Vec<(Arc<str>, Position)> = self
+            .positions
+            .iter()
+            .filter(|(_, position)| position.held_seq.is_some())
+            .map(|(source, position)| (source.clone(), *position))
+            .collect();
+        let has_held = !held.is_empty();
+        for (source, before) in held {
+            let Some(seq) = before.held_seq else { continue };
+            // What was taken meanwhile is not taken again.
+            let entry = before.entry.filter(|_| seq == before.seq);
+            self.replace(source, before, Position { seq, entry, held_seq: None, ..before });
+        }
+        has_held
+    }
+
+    /// Whether records of the remote were left out.
+    pub fn holds_back(&self) -> bool {
+        self.held_count > 0
+    }
+
+    /// Whether the remote may bring records of this cluster.
+    pub fn may_bring(&self, cluster: u128) -> bool {
+        let Some(remote) = &self.config.remote else { return true };
+        self.remote_cluster == Some(cluster)
+            || match &remote.relays {
+                Some(Relays::All) => true,
+                Some(Relays::Of(ids)) => ids.contains(&cluster),
+                None => self.presented.get(&cluster).copied().unwrap_or(false),
+            }
+    }
+
+    /// Has the record at `seq` of `source` passed over as a gap, if it cannot be stored. `None` if too many are
+    /// noted; otherwise whether it is still to come.
+    pub(super) fn skip(&mut self, source: &str, seq: u64) -> Option<bool> {
+        if self.positions.get(source).is_some_and(|position| position.seq >= seq) {
+            return Some(false);
+        }
+        let is_known = self.skips.get(source).is_some_and(|skips| skips.contains(&seq));
+        if !is_known && self.skips.values().map(BTreeSet::len).sum::<usize>() >= MAX_SKIPS {
+            return None;
+        }
+        self.skips.entry(source.into()).or_default().insert(seq);
+        Some(true)
+    }
+
+    /// Has whoever runs the router begin anew with it: it knows a configuration by its place in memory.
+    pub(super) fn renew_config(&mut self) {
+        self.config = Arc::new((*self.config).clone());
+    }
+
+    fn replace(&mut self, source: Arc<str>, before: Position, now: Position) {
+        self.recount(&source, Some(before), Some(now));
+        self.unsaved.positions.insert(source.clone());
+        self.positions.insert(source, now);
+    }
+
     fn recount(&mut self, source: &str, before: Option<Position>, now: Option<Position>) {
+        let held = |position: Option<Position>| usize::from(position.is_some_and(|it| it.held_seq.is_some()));
+        self.held_count = self.held_count + held(now) - held(before);
         let value = |position: Option<Position>| position.map_or(0, |position| position.digest(source));
         self.positions_digest = self.positions_digest.wrapping_sub(value(before)).wrapping_add(value(now));
     }
@@ -158,7 +272,8 @@ impl Router {
     }
 
     fn put_head(&self, out: &mut BytesMut) {
-        out.put_u8(HEAD_VERSION);
+        let has_more = !self.presented.is_empty() || !self.skips.is_empty();
+        out.put_u8(if has_more { HEAD_VERSION_REMOTE } else { HEAD_VERSION });
         put_blob(out, self.name.as_bytes());
         out.put_u8(self.is_paused as u8);
         put_varint(out, self.forwarded_total);
@@ -168,6 +283,33 @@ impl Router {
             out.put_slice(&cluster.to_le_bytes());
         }
         put_varint(out, self.next_ordinal);
+        if !has_more {
+            return;
+        }
+        put_varint(out, self.presented.len() as u64);
+        for (cluster, is_trusted) in &self.presented {
+            out.put_u128_le(*cluster);
+            out.put_u8(u8::from(*is_trusted));
+        }
+        put_varint(out, self.skips.len() as u64);
+        for (source, skips) in &self.skips {
+            put_blob(out, source.as_bytes());
+            put_varint(out, skips.len() as u64);
+            skips.iter().for_each(|seq| put_varint(out, *seq));
+        }
+    }
+
+    fn read_more(&mut self, reader: &mut Reader<'_>) -> Result<(), Malformed> {
+        for _ in 0..reader.count(17)? {
+            self.presented.insert(reader.u128()?, reader.bool()?);
+        }
+        for _ in 0..reader.count(2)? {
+            let source: Arc<str> = reader.text()?.into();
+            let count = reader.count(1)?;
+            let skips = (0..count).map(|_| reader.varint()).collect::<Result<_, _>>()?;
+            self.skips.insert(source, skips);
+        }
+        Ok(())
     }
 
     /// Hands everything that changed since the last call to `store`.
@@ -209,7 +351,8 @@ impl Router {
         let config = RouterConfig::decode(&mut reader)?;
         reader.finish()?;
         let mut reader = Reader::new(head, "router");
-        if reader.u8()? != HEAD_VERSION {
+        let version = reader.u8()?;
+        if !matches!(version, HEAD_VERSION | HEAD_VERSION_REMOTE) {
             return Err(Malformed("router: written by another version"));
         }
         let mut router = Router::new(reader.text()?.into(), generation, config);
@@ -220,6 +363,9 @@ impl Router {
             router.remote_cluster = Some(reader.u128()?);
         }
         router.next_ordinal = reader.varint()?;
+        if version == HEAD_VERSION_REMOTE {
+            router.read_more(&mut reader)?;
+        }
         router.config_parts = parts;
         router.unsaved = Unsaved::default();
         reader.finish()?;
@@ -228,14 +374,16 @@ impl Router {
 
     pub(super) fn restore_position(&mut self, ordinal: u64, bytes: &[u8]) -> Result<(), Malformed> {
         let mut reader = Reader::new(bytes, "position of a router");
-        if reader.u8()? != POSITION_VERSION {
+        let version = reader.u8()?;
+        if !matches!(version, POSITION_VERSION | POSITION_VERSION_HELD) {
             return Err(Malformed("position of a router: written by another version"));
         }
         let source: Arc<str> = reader.text()?.into();
         let (source_epoch, dest_epoch) = (reader.varint()?, reader.varint()?);
         let (seq, entry) = (reader.varint()?, read_entry_id(&mut reader)?);
+        let held_seq = if version == POSITION_VERSION_HELD { Some(reader.varint()?) } else { None };
         reader.finish()?;
-        let position = Position { ordinal, source_epoch, dest_epoch, seq, entry };
+        let position = Position { ordinal, source_epoch, dest_epoch, seq, entry, held_seq };
         self.recount(&source, None, Some(position));
         self.positions.insert(source, position);
         Ok(())
@@ -245,12 +393,15 @@ impl Router {
 impl Position {
     fn encode(&self, source: &str) -> Vec<u8> {
         let mut out = BytesMut::new();
-        out.put_u8(POSITION_VERSION);
+        out.put_u8(if self.held_seq.is_some() { POSITION_VERSION_HELD } else { POSITION_VERSION });
         put_blob(&mut out, source.as_bytes());
         for value in [self.source_epoch, self.dest_epoch, self.seq] {
             put_varint(&mut out, value);
         }
         put_entry_id(&mut out, self.entry);
+        if let Some(seq) = self.held_seq {
+            put_varint(&mut out, seq);
+        }
         out.to_vec()
     }
 
@@ -261,6 +412,7 @@ impl Position {
         for value in [self.ordinal, self.source_epoch, self.dest_epoch, self.seq, term, index] {
             digest.add(value);
         }
+        self.held_seq.into_iter().for_each(|seq| digest.add(seq));
         digest.value()
     }
 }
@@ -313,6 +465,7 @@ mod tests {
             remote: Some(Remote {
                 urls: vec![format!("http://{}", "h".repeat(2000)); 16],
                 token: Some(Token::new("t".repeat(4096))),
+                relays: None,
             }),
             ..RouterConfig::local("s".repeat(255), "d".repeat(255))
         }
@@ -352,6 +505,53 @@ mod tests {
         check(&mut router);
         assert_eq!(router.positions["topic6"].ordinal, 7);
         check(&mut router);
+    }
+
+    #[test]
+    fn what_a_remote_may_not_bring_is_looked_at_again_once_it_may() {
+        // C-MIRROR-18
+        let config = |relays| {
+            let remote = Remote { urls: vec!["http://b".into()], token: None, relays };
+            RouterConfig { remote: Some(remote), ..RouterConfig::local("a*", "*") }
+        };
+        let mut router = Router::new("n".repeat(255).as_str().into(), 41, config(None));
+        router.remote_cluster = Some(9);
+        assert!(router.may_bring(9) && !router.may_bring(7));
+        assert!(router.present([7, 9].into_iter()) && !router.present([9, 7].into_iter()));
+        router.set_position("a1", reached(5));
+        router.hold("a1", 5);
+        router.set_position("a1", reached(60));
+        router.hold("a1", 40);
+        router.set_position("a2", reached(9));
+        assert_eq!((router.positions["a1"].held_seq, router.holds_back()), (Some(5), true));
+        // As much as there can be of everything.
+        router.present(100u128..1000);
+        assert_eq!(router.presented.len(), MAX_RELAYS);
+        for number in 0..MAX_SKIPS as u64 {
+            assert_eq!(router.skip(&format!("{}{number:02}", "a".repeat(253)), u64::MAX >> 4), Some(true));
+        }
+        assert_eq!((router.skip("a3", 9), router.skip("a1", 60)), (None, Some(false)));
+        let mut stored = Stored::new();
+        save(&mut router, &mut stored);
+        let mut restored = restored(41, &stored);
+        assert_eq!(restored.digest(), router.digest());
+        assert_eq!((&restored.presented, &restored.skips), (&router.presented, &router.skips));
+        assert!(restored.holds_back());
+        assert!(restored.trust_presented() && restored.may_bring(7) && !restored.holds_back());
+        assert_eq!((restored.positions["a1"].seq, restored.positions["a1"].entry), (5, None));
+        assert_eq!(restored.positions["a2"].seq, 9);
+        assert!(!restored.trust_presented());
+        // One that was passed is forgotten, and one in another life of the topics holds nothing back.
+        let name = format!("{}00", "a".repeat(253));
+        restored.set_position(&name, Reached { seq: u64::MAX >> 4, ..reached(1) });
+        assert_eq!(restored.skips.len(), MAX_SKIPS - 1);
+        restored.hold("a2", 3);
+        restored.set_position("a2", Reached { source_epoch: 8, ..reached(2) });
+        assert!(!restored.holds_back());
+        restored.reconfigure(config(Some(Relays::Of(vec![5]))));
+        assert!(restored.may_bring(9) && restored.may_bring(5) && !restored.may_bring(7));
+        restored.reconfigure(config(Some(Relays::All)));
+        assert!(restored.may_bring(7));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fmt;
 use bytes::{BufMut, BytesMut};
 use zeroize::Zeroize;
 
+use super::catalog::is_topic_name;
 use crate::codec::{Malformed, Reader, put_blob, put_optional_text, put_varint};
 use crate::filter::Filter;
 
@@ -73,6 +74,16 @@ pub struct Remote {
     /// Client addresses of members there, at most [`crate::limits::MAX_REMOTE_URLS`].
     pub urls: Vec<String>,
     pub token: Option<Token>,
+    /// Whose records it may bring beside its own; `None`: of those it had presented when the router was last put.
+    pub relays: Option<Relays>,
+}
+
+/// Clusters whose records another one may bring (C-MIRROR-18).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Relays {
+    All,
+    /// By their ids, at most [`crate::limits::MAX_RELAYS`].
+    Of(Vec<u128>),
 }
 
 /// A router's whole configuration, every field resolved.
@@ -94,6 +105,8 @@ pub struct RouterConfig {
 }
 
 const VERSION: u8 = 1;
+/// With what a remote may bring.
+const VERSION_RELAYS: u8 = 2;
 
 impl RouterConfig {
     /// Of a router from `source` to `dest` with defaults for everything else.
@@ -121,13 +134,23 @@ impl RouterConfig {
         self.source.strip_suffix('*')
     }
 
+    /// Whether records of the topic of this name of another cluster are copied.
+    pub fn mirrors(&self, topic: &str) -> bool {
+        let is_covered = match self.source_prefix() {
+            Some(prefix) => topic.starts_with(prefix),
+            None => topic == self.source,
+        };
+        self.remote.is_some() && is_topic_name(topic) && is_covered
+    }
+
     /// The one topic that copies go to; `None` if each goes where its source's name says.
     pub fn fixed_dest(&self) -> Option<&str> {
         (self.dest != "*").then_some(&*self.dest)
     }
 
     pub fn encode(&self, out: &mut BytesMut) {
-        out.put_u8(VERSION);
+        let relays = self.remote.as_ref().and_then(|remote| remote.relays.as_ref());
+        out.put_u8(if relays.is_some() { VERSION_RELAYS } else { VERSION });
         put_blob(out, self.source.as_bytes());
         put_blob(out, self.dest.as_bytes());
         for flag in [self.preserve_node, self.preserve_tag, self.create_dest, self.allow_cycle] {
@@ -138,20 +161,30 @@ impl RouterConfig {
         self.start.encode(out);
         match &self.remote {
             None => out.put_u8(0),
-            Some(Remote { urls, token }) => {
+            Some(Remote { urls, token, .. }) => {
                 out.put_u8(1);
                 put_varint(out, urls.len() as u64);
                 urls.iter().for_each(|url| put_blob(out, url.as_bytes()));
                 put_optional_text(out, token.as_ref().map(Token::expose));
             }
         }
+        match relays {
+            None => {}
+            Some(Relays::All) => out.put_u8(0),
+            Some(Relays::Of(ids)) => {
+                out.put_u8(1);
+                put_varint(out, ids.len() as u64);
+                ids.iter().for_each(|id| out.put_u128_le(*id));
+            }
+        }
     }
 
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        if reader.u8()? != VERSION {
+        let version = reader.u8()?;
+        if !matches!(version, VERSION | VERSION_RELAYS) {
             return Err(Malformed("router config: written by a newer version"));
         }
-        Ok(RouterConfig {
+        let mut config = RouterConfig {
             source: reader.text()?.to_owned(),
             dest: reader.text()?.to_owned(),
             preserve_node: reader.bool()?,
@@ -169,7 +202,12 @@ impl RouterConfig {
             },
             start: Start::decode(reader)?,
             remote: if reader.bool()? { Some(Remote::decode(reader)?) } else { None },
-        })
+        };
+        if version == VERSION_RELAYS {
+            let remote = config.remote.as_mut().ok_or(reader.malformed())?;
+            remote.relays = Some(Relays::decode(reader)?);
+        }
+        Ok(config)
     }
 }
 
@@ -205,7 +243,17 @@ impl Remote {
             urls.push(reader.text()?.to_owned());
         }
         let token = reader.optional_text()?.map(|text| Token::new(text.to_owned()));
-        Ok(Remote { urls, token })
+        Ok(Remote { urls, token, relays: None })
+    }
+}
+
+impl Relays {
+    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        if !reader.bool()? {
+            return Ok(Relays::All);
+        }
+        let count = reader.count(16)?;
+        Ok(Relays::Of((0..count).map(|_| reader.u128()).collect::<Result<_, _>>()?))
     }
 }
 
@@ -223,11 +271,17 @@ mod tests {
             remote: Some(Remote {
                 urls: vec!["http://b1:4000".into(), "http://b2:4000".into()],
                 token: Some(Token::new("s3cret".into())),
+                relays: None,
             }),
             ..RouterConfig::local("meter:*", "*")
         };
+        let relaying = |relays| {
+            let remote = Remote { urls: vec!["http://b".into()], token: None, relays: Some(relays) };
+            RouterConfig { remote: Some(remote), ..RouterConfig::local("a", "a") }
+        };
+        let (all, some) = (relaying(Relays::All), relaying(Relays::Of(vec![7, u128::MAX])));
         let late = RouterConfig { start: Start::Seq(7), allow_cycle: true, ..RouterConfig::local("a", "b") };
-        for config in [mirror, late, RouterConfig::local("a", "b")] {
+        for config in [mirror, late, all, some, RouterConfig::local("a", "b")] {
             let mut bytes = BytesMut::new();
             config.encode(&mut bytes);
             let mut reader = Reader::new(&bytes, "router config");
@@ -239,7 +293,7 @@ mod tests {
     #[test]
     fn a_token_is_never_shown() {
         // C-MIRROR-02
-        let remote = Remote { urls: Vec::new(), token: Some(Token::new("s3cret".into())) };
+        let remote = Remote { urls: Vec::new(), token: Some(Token::new("s3cret".into())), relays: None };
         let token = remote.token.clone().unwrap();
         for shown in [format!("{remote:?}"), format!("{token}"), format!("{token:?}"), format!("{token:#?}")]
         {

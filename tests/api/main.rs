@@ -24,6 +24,7 @@ mod diff;
 mod errors;
 mod events;
 mod filters;
+mod foreign;
 mod idempotency;
 mod limits;
 mod mirroring;

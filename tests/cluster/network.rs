@@ -55,7 +55,7 @@ impl Network {
             links.push(Link::to(member.client_port).await);
         }
         let urls: Vec<String> = links.iter().map(Link::url).collect();
-        let config = json!({ "source": "t*", "dest": "*", "remote": { "urls": urls } });
+        let config = json!({ "source": "t*", "dest": "*", "remote": { "urls": urls, "relays": ["*"] } });
         let url = format!("{}/v0/routers/from-c{from}", self.clusters[to].members[0].url());
         self.clusters[to].client.put(&url, &config).await.expect("a mirror");
         self.links.insert((to, from), links);

@@ -12,7 +12,9 @@ use antiphon::engine::{Consistency, PageQuery};
 use antiphon::error::Code;
 use antiphon::filter::{Filter, TagMatch};
 use antiphon::record::Record;
-use antiphon::state::{Append, Create, Draft, Outcome, PutRouter, Remote, RouterConfig, Start, TopicConfig};
+use antiphon::state::{
+    Append, Create, Draft, Outcome, PutRouter, Relays, Remote, RouterConfig, Start, TopicConfig,
+};
 use antiphon::storage::sim_disk::Dice;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -124,7 +126,7 @@ fn plan(count: usize, dice: &mut Dice) -> (Vec<Planned>, bool) {
         let first = dice.below(MEMBERS as u64) as usize;
         let of =
             (0..dice.between(1, MEMBERS as u64) as usize).map(|more| url(from, (first + more) % MEMBERS));
-        let remote = Some(Remote { urls: of.collect(), token: None });
+        let remote = Some(Remote { urls: of.collect(), token: None, relays: Some(Relays::All) });
         let name = format!("{source} of c{} to {dest}", from + 1).replace(' ', "-").replace('*', "any");
         let mut config = RouterConfig { start: Start::Earliest, remote, ..RouterConfig::local(source, dest) };
         config.preserve_node = dice.chance(70);

@@ -28,8 +28,14 @@ fn draft(record: &[u8]) -> Result<Draft, Malformed> {
         lost: Vec::new(),
         items: vec![item],
     };
-    let copy =
-        Copy { generation: 1, cluster_id: 9, instances: vec![instance], parts: vec![part], gone: Vec::new() };
+    let copy = Copy {
+        generation: 1,
+        cluster_id: 9,
+        instances: vec![instance],
+        parts: vec![part],
+        gone: Vec::new(),
+        held: Vec::new(),
+    };
     Draft::copy(&copy, [(record, HeaderEdit::default())].into_iter())
 }
 

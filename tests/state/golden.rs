@@ -7,8 +7,8 @@ use antiphon::filter::{Filter, TagMatch};
 use antiphon::record::{EntryBuilder, EntryRecords, HeaderEdit, Record};
 use antiphon::state::{
     Append, AppendPart, Cluster, ClusterLimits, Command, Copy, CopyItem, CopyPart, Create, Decoded,
-    DeleteRecords, Draft, Envelope, Guarantee, Instance, LateMatch, Listed, PutRouter, Remote, RoutePart,
-    RouterConfig, Start, Token, TopicConfig, TopicType,
+    DeleteRecords, Draft, Envelope, Guarantee, Instance, LateMatch, Listed, PutRouter, Relays, Remote,
+    RoutePart, RouterConfig, Start, Token, TopicConfig, TopicType,
 };
 use antiphon::storage::EntryId;
 use bytes::Bytes;
@@ -82,7 +82,14 @@ fn copy() -> Copy<'static> {
         ],
         parts: vec![known, new],
         gone: vec!["m:gone"],
+        held: Vec::new(),
     }
+}
+
+fn relaying(relays: Relays) -> Bytes {
+    let remote = Remote { urls: vec!["http://b1:4000".into()], token: None, relays: Some(relays) };
+    let config = RouterConfig { remote: Some(remote), ..RouterConfig::local("meter:*", "*") };
+    Draft::put_router(&PutRouter { name: "site-b", config, is_start_given: false }).seal(envelope())
 }
 
 fn examples() -> Vec<(&'static str, Bytes)> {
@@ -101,6 +108,7 @@ fn examples() -> Vec<(&'static str, Bytes)> {
     }
     let edit = HeaderEdit { drops_tag: true, default_node: Some("site-b"), ..HeaderEdit::default() };
     let stored = stored.iter().map(|stored| (&stored[..], edit));
+    let stored_again = stored.clone();
     let records = [
         Record { data: "{\"kwh\": 1.250}", tag: Some("m:1001"), node: Some("edge-7"), ..Record::default() },
         Record {
@@ -184,6 +192,7 @@ fn examples() -> Vec<(&'static str, Bytes)> {
                     remote: Some(Remote {
                         urls: vec!["http://b1:4000".into(), "http://b2:4000".into()],
                         token: Some(Token::new("s3cret".into())),
+                        relays: None,
                     }),
                     ..RouterConfig::local("meter:*", "*")
                 },
@@ -200,6 +209,13 @@ fn examples() -> Vec<(&'static str, Bytes)> {
         ("route", Draft::route(&routes()).seal(envelope())),
         ("copy", Draft::copy(&copy(), stored).expect("records").seal(envelope())),
         ("expire", Draft::expire().seal(envelope())),
+        ("put-router-relays", relaying(Relays::Of(vec![7 << 64 | 9, 3]))),
+        ("put-router-relays-all", relaying(Relays::All)),
+        ("copy-held", {
+            let held = Copy { held: vec![("meter:raw", 9126)], ..copy() };
+            Draft::copy(&held, stored_again).expect("records").seal(envelope())
+        }),
+        ("skip-record", Draft::skip_record("site-b", "meter:raw", 9126).seal(envelope())),
     ]
 }
 

@@ -168,7 +168,7 @@ impl Member {
 
     /// A mirror of the shared topic of the cluster `from`.
     pub fn mirror(&mut self, from: usize) {
-        let remote = Some(Remote { urls: vec!["http://there:4000".into()], token: None });
+        let remote = Some(Remote { urls: vec!["http://there:4000".into()], token: None, relays: None });
         let start = Start::Earliest;
         self.put_router(&link_name(from), RouterConfig { remote, start, ..RouterConfig::local("t*", "*") });
     }
@@ -345,7 +345,8 @@ impl Member {
             items,
         };
         let (generation, cluster_id) = (router.generation, cluster_id(from.at));
-        let copy = Copy { generation, cluster_id, instances, parts: vec![part], gone: Vec::new() };
+        let copy =
+            Copy { generation, cluster_id, instances, parts: vec![part], gone: Vec::new(), held: Vec::new() };
         Some(Pulled { to: self.at, copy, records })
     }
 

@@ -2,16 +2,20 @@
 
 use axum::extract::State;
 use axum::http::StatusCode;
+use serde::Deserialize;
 
 use super::router_config::{parse_config, put_config};
 use crate::api::Api;
 use crate::api::call::{Admin, Delete, Needs, Read, RouterCall};
 use crate::api::json::{JsonWriter, ToJson};
+use crate::api::name::check_topic_name;
 use crate::api::problem::internal;
 use crate::api::reply::{Answer, Reply, created_or_ok};
+use crate::api::shape::{Text, parse_object};
 use crate::auth::{Caller, Scope};
 use crate::engine::{LinkError, LinkState, RouterView};
 use crate::error::{Code, Error};
+use crate::limits::SEQ_LIMIT;
 use crate::state::{Draft, Outcome, PutRouter, Refusal, RouterConfig};
 
 pub async fn put(State(api): State<Api>, RouterCall { call, router }: RouterCall<Admin>) -> Answer {
@@ -134,6 +138,37 @@ async fn set_paused<N: Needs>(api: &Api, RouterCall { call, router }: RouterCall
     let mut reply = Reply::new(call.arrived, 256);
     reply.json.field("router", router.as_str());
     reply.json.field("state", state.name());
+    Ok(reply.finish(StatusCode::OK))
+}
+
+#[derive(Deserialize)]
+struct SkipBody<'a> {
+    #[serde(borrow)]
+    topic: Text<'a>,
+    seq: u64,
+}
+
+/// Has a mirror pass over a record that cannot be stored (C-MIRROR-18).
+pub async fn skip(State(api): State<Api>, RouterCall { call, router }: RouterCall<Admin>) -> Answer {
+    let body: SkipBody<'_> = parse_object(call.json()?)?;
+    let (topic, seq) = (body.topic.as_str(), body.seq);
+    if !(1..SEQ_LIMIT).contains(&seq) {
+        return Err(Error::invalid("`seq` is none that a record has"));
+    }
+    check_topic_name(topic)?;
+    call.caller.check(Scope::Admin, Some(topic))?;
+    api.engine.admit()?;
+    let (outcome, _) = api.engine.propose(Draft::skip_record(&router, topic, seq)).await?;
+    let skipped = match outcome {
+        Outcome::RecordSkipped { skipped } => skipped,
+        Outcome::Refused(refusal) => return Err(refusal.into_error(&router)),
+        other => return Err(internal(format_args!("a skip came out as {other:?}"))),
+    };
+    let mut reply = Reply::new(call.arrived, 512);
+    reply.json.field("router", router.as_str());
+    reply.json.field("topic", topic);
+    reply.json.field("seq", seq);
+    reply.json.field("skipped", u64::from(skipped));
     Ok(reply.finish(StatusCode::OK))
 }
 

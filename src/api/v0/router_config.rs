@@ -1,6 +1,6 @@
 //! The config object of a router, in and out (contract sections 15.1 and 16).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::http::Uri;
 use serde::Deserialize;
@@ -13,8 +13,10 @@ use crate::api::name::is_topic_name;
 use crate::api::shape::{Text, parse_object};
 use crate::error::Error;
 use crate::filter::Filter;
-use crate::limits::{MAX_REMOTE_TOKEN_BYTES, MAX_REMOTE_URL_BYTES, MAX_REMOTE_URLS, MAX_ROUTER_FILTER_BYTES};
-use crate::state::{Guarantee, Remote, RouterConfig, Start, TOKEN_PLACEHOLDER, Token};
+use crate::limits::{
+    MAX_RELAYS, MAX_REMOTE_TOKEN_BYTES, MAX_REMOTE_URL_BYTES, MAX_REMOTE_URLS, MAX_ROUTER_FILTER_BYTES,
+};
+use crate::state::{Guarantee, Relays, Remote, RouterConfig, Start, TOKEN_PLACEHOLDER, Token};
 
 #[derive(Deserialize)]
 struct ConfigBody<'a> {
@@ -49,6 +51,8 @@ struct RemoteBody<'a> {
     urls: Vec<Text<'a>>,
     #[serde(borrow, default)]
     token: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    relays: Option<Vec<Text<'a>>>,
     #[serde(flatten)]
     unknown: BTreeMap<String, IgnoredAny>,
 }
@@ -165,7 +169,28 @@ fn parse_remote(json: &str) -> Result<Remote, Error> {
     if token.as_ref().is_some_and(|token| !is_token(token)) {
         return Err(bad_field("remote.token", "is not a key"));
     }
-    Ok(Remote { urls, token: token.map(Token::new) })
+    let relays = body.relays.map(|relays| parse_relays(&relays)).transpose()?;
+    Ok(Remote { urls, token: token.map(Token::new), relays })
+}
+
+/// Ids of clusters as `GET /v0/cluster` shows them, or `*` alone (C-MIRROR-18).
+fn parse_relays(relays: &[Text<'_>]) -> Result<Relays, Error> {
+    if let [all] = relays
+        && all.as_str() == "*"
+    {
+        return Ok(Relays::All);
+    }
+    let id = |text: &str| {
+        let is_id = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        u128::from_str_radix(text, 16).ok().filter(|_| is_id)
+    };
+    let ids: Option<BTreeSet<u128>> = relays.iter().map(|relay| id(relay.as_str())).collect();
+    match ids.filter(|ids| ids.len() <= MAX_RELAYS) {
+        Some(ids) => Ok(Relays::Of(ids.into_iter().collect())),
+        None => {
+            Err(bad_field("remote.relays", &format!("has up to {MAX_RELAYS} ids of clusters, or is [\"*\"]")))
+        }
+    }
 }
 
 /// `http://host[:port]` and nothing behind it (C-MIRROR-01).
@@ -220,6 +245,14 @@ impl ToJson for Remote {
         json.object(|json| {
             json.array_field("urls", self.urls.iter().map(String::as_str));
             json.field("token", self.token.as_ref().map(|_| TOKEN_PLACEHOLDER));
+            match &self.relays {
+                None => {}
+                Some(Relays::All) => json.array_field("relays", ["*"]),
+                Some(Relays::Of(ids)) => {
+                    let ids: Vec<String> = ids.iter().map(|id| format!("{id:032x}")).collect();
+                    json.array_field("relays", ids.iter().map(String::as_str));
+                }
+            }
         });
     }
 }
@@ -268,7 +301,7 @@ mod tests {
     fn what_is_echoed_can_be_put_again() {
         let json = r#"{"source":"a","dest":"a","preserve_node":false,"preserve_tag":false,"create_dest":false,
             "filter":"m:*","allow_cycle":true,"guarantee":"exactly_once","start":{"ts":7},
-            "remote":{"urls":["http://b"],"token":null}}"#;
+            "remote":{"urls":["http://b"],"token":null,"relays":["0123456789abcdef0123456789abcdef"]}}"#;
         let (config, is_start_given) = parse(json).unwrap();
         assert!(is_start_given);
         assert_eq!(echo(&config)["filter"], json!(["tag", "Glob", "m:*"]));
@@ -316,6 +349,10 @@ mod tests {
             r#"{"source":"a","dest":"b","remote":{}}"#,
             r#"{"source":"a","dest":"b","remote":{"urls":[]}}"#,
             r#"{"source":"a","dest":"b","remote":["http://b"]}"#,
+            r#"{"source":"a","dest":"b","remote":{"urls":["http://b"],"relays":"*"}}"#,
+            r#"{"source":"a","dest":"b","remote":{"urls":["http://b"],"relays":["*","*"]}}"#,
+            r#"{"source":"a","dest":"b","remote":{"urls":["http://b"],"relays":["abc"]}}"#,
+            r#"{"source":"a","dest":"b","remote":{"urls":["http://b"],"relays":["+123456789abcdef0123456789abcdef"]}}"#,
             "[]",
             "",
         ]
