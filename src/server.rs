@@ -24,7 +24,7 @@ use crate::api::{self, Api, ApiLimits, Cors, Envelope};
 use crate::auth::Keys;
 use crate::clock::{Random, SystemClock, SystemRandom};
 use crate::config::Settings;
-use crate::engine::{Engine, EngineOptions, Hub};
+use crate::engine::{Engine, EngineOptions, Hub, TokenKeys};
 use crate::limits::HEAD_TIMEOUT_MS;
 use crate::raft::{
     ClusterTime, Export, IdentityKeeper, Installer, ListedMember, Me, Member, Node, Parts, PeerListener,
@@ -155,6 +155,10 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         max_watch_sessions: settings.max_watch_sessions,
         watch_session_ttl: Duration::from_millis(settings.watch_session_ttl_ms),
         max_streams: settings.max_sse_connections,
+        token_keys: Arc::new(TokenKeys::new(
+            settings.cluster_secret.as_ref(),
+            settings.cluster_secret_previous.as_ref(),
+        )),
     };
     let engine = Engine::new(node.clone(), storage.log.clone(), hub, random.clone(), options);
     let targets = Targets {

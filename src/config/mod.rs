@@ -57,6 +57,8 @@ pub struct Settings {
     pub join: Vec<String>,
     /// Present with `members` or `join`.
     pub cluster_secret: Option<Secret>,
+    /// What it was before, while it is being changed: opens what was sealed under it.
+    pub cluster_secret_previous: Option<Secret>,
     /// The list of keys as written; its entries are parsed by the room that checks them.
     pub api_keys: Option<Secret>,
     pub allow_insecure_no_auth: bool,
@@ -137,6 +139,8 @@ impl Settings {
             peer_listen,
             peer_advertise,
             cluster_secret: given.cluster_secret(!members.is_empty() || !join.is_empty())?,
+            cluster_secret_previous: given
+                .secret("cluster_secret_previous", "cluster_secret_previous_file")?,
             members,
             join,
             api_keys,

@@ -66,6 +66,11 @@ pub const SETTINGS: &[Setting] = &[
     optional("join", "Members of a running cluster to join, host:peerport,..."),
     secret("cluster_secret", "Secret shared by all members, at least 16 characters"),
     optional("cluster_secret_file", "File that holds the secret instead"),
+    secret(
+        "cluster_secret_previous",
+        "What the secret was before, while it is being changed: opens what is stored",
+    ),
+    optional("cluster_secret_previous_file", "File that holds that instead"),
     secret("api_keys", "Keys of clients: key[:scopes[:prefixes]],... (none: only loopback is served)"),
     optional("api_keys_file", "File that holds the keys instead"),
     switch("allow_insecure_no_auth", "Serve every address without keys"),

@@ -29,6 +29,7 @@ mod session_transfer;
 mod sessions;
 mod streams;
 mod timer;
+mod tokens;
 mod watcher;
 
 use std::sync::Arc;
@@ -52,6 +53,7 @@ pub use readiness::Readiness;
 pub use routers::RouterView;
 pub use sessions::{Binding, OpenStream, Session, SessionTopic, Subscription};
 pub use streams::StreamPlace;
+pub use tokens::{SecretMissing, TokenKeys};
 pub use watcher::{Next, Watcher};
 
 use crate::clock::Random;
@@ -72,7 +74,7 @@ pub enum Consistency {
 }
 
 /// What the engine is told from outside.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct EngineOptions {
     /// How long a request may look for a leader or wait for its outcome.
     pub request_timeout: Duration,
@@ -86,6 +88,8 @@ pub struct EngineOptions {
     pub watch_session_ttl: Duration,
     /// Streams that are open here at most; 0: any number.
     pub max_streams: usize,
+    /// What tokens of mirrors are sealed with.
+    pub token_keys: Arc<TokenKeys>,
 }
 
 /// The verbs of one member. Clones are cheap and share everything.
@@ -146,6 +150,7 @@ impl Engine {
         task::spawn(engine.clone().follow_recovery());
         engine.start_keeping_limits();
         task::spawn(engine.clone().tell_cluster());
+        task::spawn(engine.clone().keep_tokens_sealed());
         task::spawn(engine.clone().count_elections());
         task::spawn(engine.clone().propose_what_is_due());
         task::spawn(engine.clone().sweep_sessions());

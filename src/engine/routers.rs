@@ -29,8 +29,10 @@ impl Engine {
     /// Makes or changes a router. Errors: `no_leader`, `commit_unknown`.
     pub async fn put_router(&self, put: &PutRouter<'_>) -> Result<Outcome, Error> {
         let deadline = self.deadline();
+        let mut put = put.clone();
+        self.seal_token(put.name, &mut put.config);
         loop {
-            let (outcome, _) = self.propose(Draft::put_router(put)).await?;
+            let (outcome, _) = self.propose(Draft::put_router(&put)).await?;
             if outcome != Outcome::Refused(Refusal::NoCluster) {
                 return Ok(outcome);
             }

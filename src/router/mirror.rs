@@ -21,7 +21,8 @@ use super::remote::RemoteError;
 use super::standing::Standing;
 use super::status::{self, Told};
 use super::wire::PullRequest;
-use crate::engine::{Consistency, LinkState, PullCursor, PullQuery, Sources};
+use crate::config::Secret;
+use crate::engine::{Consistency, LinkState, PullCursor, PullQuery, SecretMissing, Sources};
 use crate::limits::{MAX_PULL_BYTES, MAX_RELAYS, MIRROR_PAUSE_MS, PULL_WAIT_MS};
 use crate::record::HeaderEdit;
 use crate::state::{
@@ -280,7 +281,12 @@ impl Mirror {
             return Err(Halt::blocked("internal", "the router is no mirror".into()));
         };
         let url = &remote.urls[self.next_url % remote.urls.len()];
-        let token = remote.token.as_ref().map(|token| token.expose());
+        let token = self.context.engine.open_token(&self.router.name, &self.config).map_err(|SecretMissing| {
+            let message = "the token is sealed under a secret that this member does not have: set cluster_secret_previous, \
+                           or put the router with its token";
+            Halt::blocked("secret_missing", message.into())
+        })?;
+        let token = token.as_ref().map(Secret::expose);
         let answer = self.context.remote.pull(url, token, request.encode(), wait + ANSWER_TIMEOUT).await?;
         let skips = {
             let router = self.router.read();

@@ -12,6 +12,7 @@ use super::delete::Ranges;
 use super::quota::ClusterLimits;
 use super::router_config::RouterConfig;
 use super::seq_set::{put_ranges, read_ranges};
+use super::token::Token;
 use super::topic_config::TopicConfig;
 use crate::codec::{Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint};
 use crate::filter::TagMatch;
@@ -33,6 +34,7 @@ const KIND_SET_CLUSTER: u8 = 12;
 const KIND_ROUTE: u8 = 13;
 const KIND_COPY: u8 = 14;
 const KIND_SKIP_RECORD: u8 = 16;
+const KIND_SEAL_TOKEN: u8 = 17;
 /// Without the bound of routers it is [`KIND_SET_LIMITS`].
 const KIND_SET_ALL_LIMITS: u8 = 15;
 
@@ -163,6 +165,16 @@ pub struct PutRouter<'a> {
     pub is_start_given: bool,
 }
 
+/// The token of a router, sealed in the place of the one that it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealToken {
+    /// The router.
+    pub generation: u64,
+    /// Of the configuration in which the token was found.
+    pub config_digest: u64,
+    pub token: Token,
+}
+
 /// Who the cluster is, for other clusters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cluster {
@@ -208,6 +220,8 @@ pub enum Command<'a> {
         source: &'a str,
         seq: u64,
     },
+    /// Changes nothing if the router is configured otherwise by now.
+    SealToken(SealToken),
     /// Changes nothing if the cluster has an identity.
     SetCluster(Cluster),
     /// Opens the session that the envelope names, in place of the member's earlier one. Changes nothing if it is
@@ -363,6 +377,14 @@ impl Draft {
         Draft { bytes }
     }
 
+    pub fn seal_token(seal: &SealToken) -> Self {
+        let mut bytes = EntryBuilder::new(KIND_SEAL_TOKEN, 0, 256).finish();
+        put_varint(&mut bytes, seal.generation);
+        bytes.put_u64_le(seal.config_digest);
+        put_blob(&mut bytes, seal.token.sealed_bytes().unwrap_or_default());
+        Draft { bytes }
+    }
+
     pub fn set_cluster(cluster: &Cluster) -> Self {
         let mut bytes = EntryBuilder::new(KIND_SET_CLUSTER, 0, 128).finish();
         cluster.encode(&mut bytes);
@@ -437,6 +459,11 @@ impl Decoded {
             KIND_SKIP_RECORD => {
                 Command::SkipRecord { router: reader.text()?, source: reader.text()?, seq: reader.varint()? }
             }
+            KIND_SEAL_TOKEN => Command::SealToken(SealToken {
+                generation: reader.varint()?,
+                config_digest: reader.u64()?,
+                token: Token::sealed(reader.blob()?.to_vec()),
+            }),
             KIND_SET_CLUSTER => Command::SetCluster(Cluster::decode(&mut reader)?),
             KIND_OPEN_SESSION => Command::OpenSession,
             _ => return Err(Malformed("command: of a kind that this version does not know")),

@@ -79,6 +79,7 @@ impl State {
             | Command::DeleteRouter { .. }
             | Command::PauseRouter { .. }
             | Command::SkipRecord { .. }
+            | Command::SealToken(_)
             | Command::SetCluster(_) => None,
         };
         of_target.into_iter().collect()

@@ -38,6 +38,7 @@ mod routers;
 mod run;
 mod seq_set;
 mod session;
+mod token;
 mod topic;
 mod topic_config;
 
@@ -53,7 +54,7 @@ pub use checkpoint::Changes;
 pub use checkpoint_form::Key;
 pub use command::{
     Append, AppendPart, Cluster, Command, Create, Decoded, DeleteRecords, Draft, Envelope, LateMatch, Listed,
-    PutRouter, carries_records,
+    PutRouter, SealToken, carries_records,
 };
 pub use copy_command::{Copy, CopyItem, CopyPart, RoutePart, put_items, read_items};
 pub use delete::{Ranges, match_run, push_range};
@@ -66,10 +67,11 @@ pub use quota::{ClusterLimits, Limit, Totals};
 pub use reported::Reported;
 pub use retention::{Floors, Freed, Reason};
 pub use router::{Position, Reached, Router, RouterKey};
-pub use router_config::{Guarantee, Relays, Remote, RouterConfig, Start, TOKEN_PLACEHOLDER, Token};
+pub use router_config::{Guarantee, Relays, Remote, RouterConfig, Start};
 pub use routers::{RouterQuery, Routers, SharedRouter};
 pub use run::{Overlay, Run, RunOrigin, SealedBlock};
 pub use seq_set::{SeqSet, put_ranges, read_ranges, read_ranges_up_to};
+pub use token::{TOKEN_PLACEHOLDER, Token};
 pub use topic::{Topic, TopicKey};
 pub use topic_config::{Compaction, Discard, Durability, TopicConfig, TopicType};
 
@@ -328,6 +330,7 @@ impl State {
             | Command::DeleteRouter { .. }
             | Command::PauseRouter { .. }
             | Command::SkipRecord { .. }
+            | Command::SealToken(_)
             | Command::SetCluster(_)
             | Command::OpenSession => None,
         };
@@ -493,6 +496,7 @@ impl State {
             Command::DeleteRouter { router } => Ok(self.delete_router(router)),
             Command::PauseRouter { router, pause } => Ok(self.pause_router(router, *pause)),
             Command::SkipRecord { router, source, seq } => Ok(self.skip_record(router, source, *seq)),
+            Command::SealToken(seal) => Ok(self.seal_token(seal)),
             Command::SetCluster(cluster) => Ok(self.set_cluster(cluster)),
             Command::OpenSession => unreachable!("handled before the session is looked at"),
         }

@@ -176,6 +176,8 @@ pub enum Outcome {
     RouterPaused {
         is_paused: bool,
     },
+    /// Or there was nothing to seal any more.
+    TokenSealed,
     RecordSkipped {
         /// It was still to come.
         skipped: bool,
@@ -250,6 +252,7 @@ impl Outcome {
                 out.put_u8(23);
                 out.put_u8(*is_paused as u8);
             }
+            Outcome::TokenSealed => out.put_u8(27),
             Outcome::RecordSkipped { skipped } => {
                 out.put_u8(26);
                 out.put_u8(u8::from(*skipped));
@@ -305,6 +308,7 @@ impl Outcome {
             23 => Outcome::RouterPaused { is_paused: reader.bool()? },
             24 => Outcome::RouterCycle { cycle: names(reader)? },
             25 => Outcome::ClusterSet,
+            27 => Outcome::TokenSealed,
             26 => Outcome::RecordSkipped { skipped: reader.bool()? },
             4 => Outcome::SessionOpened,
             5 => Outcome::Refused(Refusal::decode(reader)?),
@@ -557,6 +561,7 @@ mod tests {
             Outcome::Refused(Refusal::NotMirrored),
             Outcome::Refused(Refusal::TooManySkips),
             Outcome::RecordSkipped { skipped: true },
+            Outcome::TokenSealed,
             Outcome::Refused(Refusal::OverLimit { limit: Limit::MaxRouters, max: 7 }),
             Outcome::SessionOpened,
             Outcome::Expired { topic_count: 300 },

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::blocks::TimePlace;
-use super::command::PutRouter;
+use super::command::{PutRouter, SealToken};
 use super::outcome::{Outcome, Refusal};
 use super::router::Reached;
 use super::router_config::{Remote, RouterConfig, Start};
@@ -195,6 +195,28 @@ impl State {
         };
         self.routers.reconfigured(&router);
         Applied::of(Outcome::RecordSkipped { skipped })
+    }
+
+    pub(super) fn seal_token(&mut self, seal: &SealToken) -> Applied {
+        if let Some(router) = self.routers.shared.of_generation(seal.generation) {
+            let is_changed = {
+                let mut router = router.write();
+                let mut config = (*router.config).clone();
+                let is_same = config.digest() == seal.config_digest;
+                let token = config.remote.as_mut().and_then(|remote| remote.token.as_mut());
+                match token.filter(|_| is_same) {
+                    None => false,
+                    Some(token) => {
+                        *token = seal.token.clone();
+                        router.reconfigure(config)
+                    }
+                }
+            };
+            if is_changed {
+                self.routers.reconfigured(&router);
+            }
+        }
+        Applied::of(Outcome::TokenSealed)
     }
 
     /// Ends the routers that go with `topic`; gives their names, in order (C-TOPIC-09).

@@ -1,54 +1,12 @@
 //! The configuration of a router: the fields of contract section 15.1, resolved.
 
-use std::fmt;
-
 use bytes::{BufMut, BytesMut};
-use zeroize::Zeroize;
 
 use super::catalog::is_topic_name;
+use super::token::Token;
 use crate::codec::{Malformed, Reader, put_blob, put_optional_text, put_varint};
+use crate::digest::Digest;
 use crate::filter::Filter;
-
-/// What a client is shown in place of a token, and what it may send back to keep the one that is stored.
-pub const TOKEN_PLACEHOLDER: &str = "***";
-
-/// A key of another cluster. Neither `Debug` nor `Display` shows it, and its memory is wiped when it goes.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Token(String);
-
-impl Token {
-    pub fn new(text: String) -> Self {
-        Token(text)
-    }
-
-    /// The text itself: every use of this is a place to look at when asking where tokens go.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether it stands for the token that is stored already (C-MIRROR-02).
-    pub fn is_placeholder(&self) -> bool {
-        self.0 == TOKEN_PLACEHOLDER
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(TOKEN_PLACEHOLDER)
-    }
-}
-
-impl fmt::Display for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(TOKEN_PLACEHOLDER)
-    }
-}
-
-impl Drop for Token {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
-}
 
 /// What the client asked for; it is only echoed (C-ROUTE-05).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,8 +63,10 @@ pub struct RouterConfig {
 }
 
 const VERSION: u8 = 1;
-/// With what a remote may bring.
-const VERSION_RELAYS: u8 = 2;
+/// With fields behind the first ones, each with its tag and length.
+const VERSION_TAGGED: u8 = 2;
+const FIELD_RELAYS: u8 = 1;
+const FIELD_SEALED_TOKEN: u8 = 2;
 
 impl RouterConfig {
     /// Of a router from `source` to `dest` with defaults for everything else.
@@ -149,8 +109,8 @@ impl RouterConfig {
     }
 
     pub fn encode(&self, out: &mut BytesMut) {
-        let relays = self.remote.as_ref().and_then(|remote| remote.relays.as_ref());
-        out.put_u8(if relays.is_some() { VERSION_RELAYS } else { VERSION });
+        let fields = self.tagged_fields();
+        out.put_u8(if fields.is_empty() { VERSION } else { VERSION_TAGGED });
         put_blob(out, self.source.as_bytes());
         put_blob(out, self.dest.as_bytes());
         for flag in [self.preserve_node, self.preserve_tag, self.create_dest, self.allow_cycle] {
@@ -165,23 +125,50 @@ impl RouterConfig {
                 out.put_u8(1);
                 put_varint(out, urls.len() as u64);
                 urls.iter().for_each(|url| put_blob(out, url.as_bytes()));
-                put_optional_text(out, token.as_ref().map(Token::expose));
+                put_optional_text(out, token.as_ref().and_then(Token::plain));
             }
         }
-        match relays {
-            None => {}
-            Some(Relays::All) => out.put_u8(0),
-            Some(Relays::Of(ids)) => {
-                out.put_u8(1);
-                put_varint(out, ids.len() as u64);
-                ids.iter().for_each(|id| out.put_u128_le(*id));
+        if !fields.is_empty() {
+            put_varint(out, fields.len() as u64);
+            for (tag, value) in fields {
+                out.put_u8(tag);
+                put_blob(out, &value);
             }
         }
     }
 
+    fn tagged_fields(&self) -> Vec<(u8, BytesMut)> {
+        let mut fields = Vec::new();
+        let Some(remote) = &self.remote else { return fields };
+        if let Some(relays) = &remote.relays {
+            let mut value = BytesMut::new();
+            match relays {
+                Relays::All => value.put_u8(0),
+                Relays::Of(ids) => {
+                    value.put_u8(1);
+                    put_varint(&mut value, ids.len() as u64);
+                    ids.iter().for_each(|id| value.put_u128_le(*id));
+                }
+            }
+            fields.push((FIELD_RELAYS, value));
+        }
+        if let Some(sealed) = remote.token.as_ref().and_then(Token::sealed_bytes) {
+            fields.push((FIELD_SEALED_TOKEN, BytesMut::from(sealed)));
+        }
+        fields
+    }
+
+    /// Tells configurations apart.
+    pub fn digest(&self) -> u64 {
+        let (mut bytes, mut digest) = (BytesMut::new(), Digest::default());
+        self.encode(&mut bytes);
+        digest.add_bytes(&bytes);
+        digest.value()
+    }
+
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
         let version = reader.u8()?;
-        if !matches!(version, VERSION | VERSION_RELAYS) {
+        if !matches!(version, VERSION | VERSION_TAGGED) {
             return Err(Malformed("router config: written by a newer version"));
         }
         let mut config = RouterConfig {
@@ -203,9 +190,19 @@ impl RouterConfig {
             start: Start::decode(reader)?,
             remote: if reader.bool()? { Some(Remote::decode(reader)?) } else { None },
         };
-        if version == VERSION_RELAYS {
+        let count = if version == VERSION_TAGGED { reader.count(2)? } else { 0 };
+        for _ in 0..count {
+            let (tag, value) = (reader.u8()?, reader.blob()?);
             let remote = config.remote.as_mut().ok_or(reader.malformed())?;
-            remote.relays = Some(Relays::decode(reader)?);
+            match tag {
+                FIELD_RELAYS => {
+                    let mut value = Reader::new(value, "router config");
+                    remote.relays = Some(Relays::decode(&mut value)?);
+                    value.finish()?;
+                }
+                FIELD_SEALED_TOKEN => remote.token = Some(Token::sealed(value.to_vec())),
+                _ => return Err(Malformed("router config: written by a newer version")),
+            }
         }
         Ok(config)
     }
@@ -260,6 +257,7 @@ impl Relays {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::TOKEN_PLACEHOLDER;
 
     #[test]
     fn a_config_comes_back_as_it_was_stored() {
@@ -276,7 +274,8 @@ mod tests {
             ..RouterConfig::local("meter:*", "*")
         };
         let relaying = |relays| {
-            let remote = Remote { urls: vec!["http://b".into()], token: None, relays: Some(relays) };
+            let token = Some(Token::sealed(vec![1, 2, 3]));
+            let remote = Remote { urls: vec!["http://b".into()], token, relays: Some(relays) };
             RouterConfig { remote: Some(remote), ..RouterConfig::local("a", "a") }
         };
         let (all, some) = (relaying(Relays::All), relaying(Relays::Of(vec![7, u128::MAX])));

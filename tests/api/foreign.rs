@@ -164,3 +164,70 @@ async fn a_remote_brings_records_of_other_clusters_once_it_may() {
     }
     second.delete("/v0/routers/foreign-relay").await.expect(200);
 }
+
+/// Whether any file below `dir` holds this text.
+fn is_on_disk(dir: &std::path::Path, text: &str) -> bool {
+    let entries = std::fs::read_dir(dir).expect("a directory");
+    entries.map(|entry| entry.expect("an entry").path()).any(|path| match path.is_dir() {
+        true => is_on_disk(&path, text),
+        false => {
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            bytes.windows(text.len()).any(|part| part == text.as_bytes())
+        }
+    })
+}
+
+/// C-MIRROR-02
+#[tokio::test]
+async fn a_token_is_sealed_on_the_disk_and_outlives_a_change_of_the_secret() {
+    let other = other().await;
+    let (topic, token) = ("foreign-sealed", "s3cret-token-of-nobody");
+    write(&other, topic, plain(numbers(1..=1))).await;
+    let dir = tempfile::tempdir().expect("make a directory");
+    let mut cluster = Cluster::start_named("sealing", dir, None, 1, &[]).await;
+    let api = Api { urls: cluster.urls(), http: client(), key: None };
+    let remote = json!({ "urls": other.urls, "token": "reader" });
+    let mirror = json!({ "source": topic, "dest": topic, "remote": remote });
+    // Without a secret it is stored in clear, and sealed once there is one.
+    api.put("/v0/routers/sealed", mirror.clone()).await.expect(201);
+    arrives(&api, topic, &numbers(1..=1)).await;
+    let (first, second) = ("a first secret of members", "a second secret of members");
+    let mut written = 1;
+    for (number, arguments) in [
+        &["--cluster-secret", first][..],
+        &["--cluster-secret", second, "--cluster-secret-previous", first],
+        &["--cluster-secret", second],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        cluster.members[0].terminate().await;
+        let mut command = cluster.command(0);
+        command.args(arguments);
+        cluster.spawn_as(0, command);
+        cluster.wait_ready(0).await;
+        written += 1;
+        write(&other, topic, plain(numbers(written..=written))).await;
+        arrives(&api, topic, &numbers(1..=written)).await;
+        if number == 0 {
+            let nobody = json!({ "urls": ["http://127.0.0.1:1"], "token": token });
+            let config = json!({ "source": "foreign-nobody", "dest": "foreign-nobody", "remote": nobody });
+            api.put("/v0/routers/nobody", config.clone()).await.expect(201);
+            assert_eq!(api.put("/v0/routers/nobody", config).await.expect(200)["remote"]["token"], "***");
+            assert!(!is_on_disk(&cluster.members[0].data_dir, token));
+        }
+        // The leader has sealed what it found when it began to lead, before the next one can.
+        let put = api.put("/v0/routers/sealed", mirror.clone()).await.expect(200);
+        assert_eq!(put["created"], false);
+    }
+    cluster.members[0].terminate().await;
+    let mut command = cluster.command(0);
+    command.args(["--cluster-secret", "another secret of members"]);
+    cluster.spawn_as(0, command);
+    cluster.wait_ready(0).await;
+    shows(&api, "sealed", "blocked", json!("secret_missing")).await;
+    // Who knows the token can say it again.
+    api.put("/v0/routers/sealed", mirror).await.expect(200);
+    shows(&api, "sealed", "running", Value::Null).await;
+    assert!(!is_on_disk(&cluster.members[0].data_dir, token));
+}

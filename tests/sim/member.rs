@@ -254,6 +254,7 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
         max_watch_sessions: 0,
         watch_session_ttl: Duration::from_secs(300),
         max_streams: 0,
+        token_keys: Arc::default(),
     };
     let engine = Engine::new(node.clone(), log.clone(), hub, random.clone(), options);
     let remote = Arc::new(SimRemote { wide: world.wide.clone(), cluster: world.cluster });

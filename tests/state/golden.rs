@@ -8,7 +8,7 @@ use antiphon::record::{EntryBuilder, EntryRecords, HeaderEdit, Record};
 use antiphon::state::{
     Append, AppendPart, Cluster, ClusterLimits, Command, Copy, CopyItem, CopyPart, Create, Decoded,
     DeleteRecords, Draft, Envelope, Guarantee, Instance, LateMatch, Listed, PutRouter, Relays, Remote,
-    RoutePart, RouterConfig, Start, Token, TopicConfig, TopicType,
+    RoutePart, RouterConfig, SealToken, Start, Token, TopicConfig, TopicType,
 };
 use antiphon::storage::EntryId;
 use bytes::Bytes;
@@ -214,6 +214,16 @@ fn examples() -> Vec<(&'static str, Bytes)> {
         ("copy-held", {
             let held = Copy { held: vec![("meter:raw", 9126)], ..copy() };
             Draft::copy(&held, stored_again).expect("records").seal(envelope())
+        }),
+        ("put-router-sealed", {
+            let token = Some(Token::sealed(vec![1, 2, 3]));
+            let remote = Remote { urls: vec!["http://b1:4000".into()], token, relays: None };
+            let config = RouterConfig { remote: Some(remote), ..RouterConfig::local("meter:*", "*") };
+            Draft::put_router(&PutRouter { name: "site-b", config, is_start_given: false }).seal(envelope())
+        }),
+        ("seal-token", {
+            let token = Token::sealed(vec![1, 2, 3]);
+            Draft::seal_token(&SealToken { generation: 300, config_digest: 7 << 40, token }).seal(envelope())
         }),
         ("skip-record", Draft::skip_record("site-b", "meter:raw", 9126).seal(envelope())),
     ]
