@@ -203,6 +203,9 @@ fn parse_url(text: &str) -> Result<String, Error> {
         });
     match is_good {
         true => Ok(text.trim_end_matches('/').to_owned()),
+        false if text.starts_with("https://") => {
+            Err(bad_field("remote.urls", "holds an `https://` URL; so far members ask over `http://` alone"))
+        }
         false => Err(bad_field("remote.urls", "holds what is not the `http://` URL of a member")),
     }
 }
