@@ -222,7 +222,6 @@ mod tests {
 
     #[tokio::test]
     async fn what_members_may_not_connect_to_is_not_connected_to() {
-        // C-CONN-05
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();

@@ -1,4 +1,4 @@
-//! What members may connect to on behalf of a router, and what not (contract C-CONN-05).
+//! What members may connect to on behalf of a router, and what not.
 //!
 //! Whoever may make a router chooses an address that a member then connects to from inside its network. So what
 //! answers there must be meant to be reached that way, and the addresses count that a name stands for at that moment,
@@ -95,7 +95,6 @@ mod tests {
 
     #[test]
     fn what_nobody_means_is_refused_in_every_form() {
-        // C-CONN-05
         let default = targets("", "", true);
         for address in ["10.1.2.3", "192.168.0.1", "8.8.8.8", "fd12::1", "2001:db8::1", "::ffff:10.0.0.1"] {
             assert!(permits(&default, address), "{address}");

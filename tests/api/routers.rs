@@ -400,7 +400,7 @@ async fn a_bounded_key_makes_no_router_of_what_it_may_not_read_and_write_itself(
     }
 }
 
-/// C-CONN-05, and what a link's error tells whom.
+/// What members connect to for routers, and what a link's error tells whom.
 #[tokio::test]
 async fn a_router_connects_only_where_it_may_and_tells_strangers_little() {
     let api = api().await;
