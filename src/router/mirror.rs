@@ -26,8 +26,8 @@ use crate::engine::{Consistency, LinkState, PullCursor, PullQuery, SecretMissing
 use crate::limits::{MAX_PULL_BYTES, MAX_RELAYS, MIRROR_PAUSE_MS, PULL_WAIT_MS};
 use crate::record::HeaderEdit;
 use crate::state::{
-    Cluster, Copy, CopyItem, Draft, Forwarded, Instance, Outcome, Refusal, RouterConfig, SharedRouter,
-    SharedTopic,
+    Cluster, Copy, CopyItem, Draft, Forwarded, Instance, Outcome, Position, Refusal, RouterConfig,
+    SharedRouter, SharedTopic,
 };
 use crate::task;
 
@@ -43,8 +43,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// An answer of so few bytes is checked on the spot, within about a tenth of a millisecond.
 const QUICK_ANSWER_BYTES: usize = 32 << 10;
 
-/// The instances here for which a pull goes on from where they are, by source topic.
-type Asked = BTreeMap<String, u64>;
+/// The positions from which a pull goes on, by source topic.
+type Asked = BTreeMap<String, Position>;
 
 /// Why a mirror cannot go on at once.
 struct Halt {
@@ -242,7 +242,7 @@ impl Mirror {
     /// Whether what was asked of `source` goes on from where a topic was that is gone by now.
     fn has_moved(&self, asked: &Asked, source: &str) -> bool {
         let dest = || self.context.engine.catalog().get(dest_of(&self.config, source));
-        asked.get(source).is_some_and(|epoch| dest().is_none_or(|dest| dest.epoch != *epoch))
+        asked.get(source).is_some_and(|asked| dest().is_none_or(|dest| dest.epoch != asked.dest_epoch))
     }
 
     fn request(&self, sources: Sources, excluded: BTreeSet<String>, wait: Duration) -> (PullRequest, Asked) {
@@ -258,7 +258,7 @@ impl Mirror {
                 });
                 let cursor = ahead.map_or(PullCursor { epoch, seq, entry }, |(_, ahead)| *ahead);
                 cursors.insert(source.to_string(), cursor);
-                asked.insert(source.to_string(), position.dest_epoch);
+                asked.insert(source.to_string(), *position);
             }
         }
         let query = PullQuery {
@@ -318,7 +318,7 @@ impl Mirror {
     /// Has written what is new in `answer`.
     async fn write(&mut self, answer: PullAnswer, asked: &Asked) -> Result<(), Halt> {
         let PullAnswer { cluster, instances, mut topics } = answer;
-        let (config, router) = (self.config.clone(), self.router.clone());
+        let config = self.config.clone();
         if let Some(stray) = topics.iter().find(|topic| !is_covered(&config.source, &topic.topic)) {
             let message = format!("the remote names {:?}, for which it was not asked", stray.topic);
             return Err(Halt::retrying("internal", message));
@@ -369,9 +369,10 @@ impl Mirror {
                 records.extend(records_of_item.iter().map(|record| (record.clone(), origin)));
             }
             // By now it may be another one again; then the command changes nothing.
-            let dest_epoch = asked.get(&topic.topic).copied().or(dest.as_ref().map(|dest| dest.epoch));
+            let asked = asked.get(&topic.topic);
+            let dest_epoch = asked.map(|asked| asked.dest_epoch).or(dest.as_ref().map(|dest| dest.epoch));
             let lost = lost(page, &instances, dest.as_deref()).clone();
-            parts.push(part(&router, dest_name, (topic, page), items, lost, dest_epoch));
+            parts.push(part(asked, dest_name, (topic, page), items, lost, dest_epoch));
         }
         if parts.is_empty() && gone.is_empty() && !self.is_first_contact() {
             // With one source there is nothing else to do.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::answer::{AnsweredPage, AnsweredTopic};
 use crate::state::{
-    CopyItem, CopyPart, Instance, Ranges, RouterConfig, SharedRouter, SharedTopic, is_topic_name,
+    CopyItem, CopyPart, Instance, Position, Ranges, RouterConfig, SharedTopic, is_topic_name,
 };
 
 /// The name here of a topic there.
@@ -20,19 +20,17 @@ pub(super) fn is_covered(source: &str, topic: &str) -> bool {
     }
 }
 
-/// What the command says of one topic.
+/// What the command says of one topic. It goes on from the position that was asked from, wherever the router is by
+/// now: that may have been moved back.
 pub(super) fn part<'a>(
-    router: &SharedRouter,
+    asked: Option<&Position>,
     dest_name: &'a str,
     (topic, page): (&'a AnsweredTopic, &AnsweredPage),
     items: Vec<CopyItem>,
     lost: Ranges,
     dest_epoch: Option<u64>,
 ) -> CopyPart<'a> {
-    let router = router.read();
-    let position = router
-        .positions
-        .get(topic.topic.as_str())
+    let position = asked
         .filter(|position| position.source_epoch == topic.epoch && Some(position.dest_epoch) == dest_epoch);
     CopyPart {
         source: &topic.topic,

@@ -126,7 +126,9 @@ fn plan(count: usize, dice: &mut Dice) -> (Vec<Planned>, bool) {
         let first = dice.below(MEMBERS as u64) as usize;
         let of =
             (0..dice.between(1, MEMBERS as u64) as usize).map(|more| url(from, (first + more) % MEMBERS));
-        let remote = Some(Remote { urls: of.collect(), token: None, relays: Some(Relays::All) });
+        // Without a word somebody has to look, and put it again.
+        let relays = (!dice.chance(30)).then_some(Relays::All);
+        let remote = Some(Remote { urls: of.collect(), token: None, relays });
         let name = format!("{source} of c{} to {dest}", from + 1).replace(' ', "-").replace('*', "any");
         let mut config = RouterConfig { start: Start::Earliest, remote, ..RouterConfig::local(source, dest) };
         config.preserve_node = dice.chance(70);

@@ -89,6 +89,16 @@ impl Rest<'_> {
                 return false;
             }
             sleep(LOOK_INTERVAL).await;
+            self.trust().await;
+        }
+    }
+
+    /// Has remotes bring what they have shown, as somebody who looks would.
+    async fn trust(&self) {
+        for router in self.routers {
+            if router.config.remote.as_ref().is_some_and(|remote| remote.relays.is_none()) {
+                put(&self.worlds[router.cluster], 0, router).await;
+            }
         }
     }
 
