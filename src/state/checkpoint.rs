@@ -18,7 +18,8 @@ use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
 use crate::storage::Change;
 
-const MACHINE_VERSION: u8 = 3;
+/// In version 3 a router knew neither what its remote may bring nor sealed tokens.
+const MACHINE_VERSION: u8 = 4;
 /// The form from before there were routers.
 const FIRST_MACHINE_VERSION: u8 = 2;
 
