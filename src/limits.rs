@@ -104,8 +104,15 @@ pub const SESSION_SPAN: u64 = 16 * SESSION_WINDOW;
 /// Earlier sessions of a member that are known never to come back. It opens one per start, and another one only
 /// after it was refused.
 pub const REPLACED_SESSIONS: usize = 16;
-/// Idempotency keys that one topic remembers at most; above it the oldest go first.
-pub const MAX_IDEMPOTENCY_KEYS_PER_TOPIC: usize = 1_000_000;
+/// Longest window of an idempotency key, in milliseconds: 7 days.
+pub const MAX_IDEMPOTENCY_WINDOW_MS: u64 = 7 * 86_400_000;
+/// Which part of the cluster's idempotency keys one topic may have: a quarter.
+pub const TOPIC_SHARE_OF_KEYS: u64 = 4;
+/// Keys are forgotten at times that are multiples of this, in milliseconds.
+pub const KEY_DUE_STEP_MS: u64 = 1000;
+/// Idempotency keys that one command forgets in one topic in passing, and that one `Expire` forgets in all of them.
+pub const MAX_KEYS_FORGOTTEN_PER_APPEND: u64 = 1024;
+pub const MAX_KEYS_FORGOTTEN_PER_EXPIRY: u64 = 65_536;
 
 /// Ranges of seqs that one command of a delete lists, and those of one block more; a delete of more is several
 /// commands.

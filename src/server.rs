@@ -151,6 +151,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
             max_topics: settings.max_topics,
             max_total_bytes: settings.max_total_bytes,
             max_routers: settings.max_routers,
+            max_idempotency_keys: settings.max_idempotency_keys,
         },
         max_watch_sessions: settings.max_watch_sessions,
         watch_session_ttl: Duration::from_millis(settings.watch_session_ttl_ms),

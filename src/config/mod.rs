@@ -86,6 +86,8 @@ pub struct Settings {
     pub max_routers: u64,
     /// 0: any number.
     pub max_total_bytes: u64,
+    /// 0: any number.
+    pub max_idempotency_keys: u64,
     pub heartbeat_ms: u64,
     pub election_timeout_min_ms: u64,
     pub election_timeout_max_ms: u64,
@@ -163,6 +165,7 @@ impl Settings {
             max_topics: given.number("max_topics", 0, u64::MAX)?,
             max_routers: given.number("max_routers", 0, u64::MAX)?,
             max_total_bytes: given.bytes("max_total_bytes", 0, u64::MAX)?,
+            max_idempotency_keys: given.number("max_idempotency_keys", 0, u64::MAX)?,
             heartbeat_ms,
             election_timeout_min_ms,
             election_timeout_max_ms,

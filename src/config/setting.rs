@@ -94,6 +94,11 @@ pub const SETTINGS: &[Setting] = &[
     optional("connector_deny", "Hosts and networks that routers may not connect to"),
     value("max_topics", "100000", "Most topics in the cluster; 0: any number"),
     value("max_routers", "10000", "Most routers in the cluster; 0: any number"),
+    value(
+        "max_idempotency_keys",
+        "10000000",
+        "Most idempotency keys remembered in the cluster, a quarter of them in one topic; 0: any number",
+    ),
     value("max_total_bytes", "0", "Most live bytes in the cluster, 512GiB and the like; 0: any number"),
     value("heartbeat_ms", "200", "Interval of the leader's heartbeats"),
     value("election_timeout_min_ms", "500", "Shortest silence of the leader that starts an election"),

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::command::{Append, Create};
+use super::dedupe::Remembered;
 use super::outcome::{Appended, Outcome, Refusal};
 use super::retention::fits;
 use super::topic_config::TopicConfig;
@@ -22,9 +23,7 @@ impl State {
         let refused = |refusal| Ok(Applied::of(Outcome::Refused(refusal)));
         let mut repeated = None;
         if let (Some(shared), Some(key)) = (&existing, append.idempotency_key) {
-            // Looking a key up forgets old ones, which is a change whatever becomes of the write.
-            repeated = shared.write().remembered(key, self.time_ms);
-            self.dirty_topics.insert(shared.epoch, shared.clone());
+            repeated = self.look_up_key(shared, key);
         }
         if let Some(known) = repeated {
             return Ok(Applied::of(Outcome::Appended(Appended::repeat_of(known))));
@@ -39,7 +38,8 @@ impl State {
         let new_records = self.new_records();
         let over_caps = over_caps(append, existing.as_ref(), new_records);
         let over_quota = || self.check_quota(existing.is_none() as u64, new_records.1).err();
-        if let Some(refusal) = over_caps.or_else(over_quota) {
+        let over_keys = || self.check_keys(existing.as_deref().map_or(0, key_count), is_keyed(append, existing.as_ref()) as u64).err();
+        if let Some(refusal) = over_caps.or_else(over_quota).or_else(over_keys) {
             return refused(refusal);
         }
         let (shared, created) = match (existing, &append.create) {
@@ -52,6 +52,17 @@ impl State {
         Ok(Applied::touching(Outcome::Appended(Appended { created, ..appended }), shared))
     }
 
+    /// The append that `key` stands for in a topic, if it is remembered.
+    pub(super) fn look_up_key(&mut self, shared: &Arc<SharedTopic>, key: &str) -> Option<Remembered> {
+        // Looking a key up forgets old ones, which is a change whatever becomes of the write.
+        let mut topic = shared.write();
+        let due_before = topic.due_ms();
+        let remembered = topic.remembered(key, self.time_ms);
+        self.due.update(shared, due_before, topic.due_ms());
+        self.dirty_topics.insert(shared.epoch, shared.clone());
+        remembered
+    }
+
     /// Appends those of the entry's records to a topic that are at `positions`; the oldest ones then go.
     pub(super) fn append_records(
         &mut self,
@@ -61,16 +72,31 @@ impl State {
         key: Option<&str>,
     ) -> Result<Appended, Malformed> {
         let mut topic = shared.write();
-        let due_before = topic.next_due_ms();
+        let due_before = topic.due_ms();
         let (first_position, sizes_bytes) = (positions.start as u32, &self.sizes_bytes[positions]);
         let (appended, run_count) =
             topic.append(entry, first_position, self.time_ms, sizes_bytes, key, &mut self.freed);
         self.live.add(entry.index, run_count);
         topic.keep_within_caps(&mut self.freed)?;
-        self.due.update(shared, due_before, topic.next_due_ms());
+        self.due.update(shared, due_before, topic.due_ms());
         self.dirty_topics.insert(shared.epoch, shared.clone());
         Ok(appended)
     }
+}
+
+/// Idempotency keys that a topic remembers.
+pub(super) fn key_count(shared: &SharedTopic) -> u64 {
+    shared.read().key_count()
+}
+
+/// Whether a write leaves a key behind that has to be remembered.
+pub(super) fn is_keyed(append: &Append<'_>, existing: Option<&Arc<SharedTopic>>) -> bool {
+    let window_ms = match (existing, &append.create) {
+        (Some(shared), _) => shared.read().config.idempotency_window_ms,
+        (None, Create::With(config)) => config.idempotency_window_ms,
+        (None, Create::Never) => 0,
+    };
+    append.idempotency_key.is_some() && window_ms > 0
 }
 
 /// What a topic that refuses what is too much says to a write (C-WRITE-09, C-WRITE-10).

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::append::over_caps;
+use super::append::{is_keyed, key_count, over_caps};
 use super::command::{AppendPart, Create};
 use super::outcome::{Appended, Outcome, Refusal};
 use super::{Applied, SharedTopic, State};
@@ -54,7 +54,7 @@ impl State {
         if let Some(at) = (0..parts.len()).find(is_absent) {
             return Err(refused(at, Refusal::TopicNotFound));
         }
-        self.check_keys(parts, topics)?;
+        self.find_repeats(parts, topics)?;
         for (at, (part, topic)) in parts.iter().zip(topics).enumerate() {
             let head_seq = topic.as_ref().map_or(0, |shared| shared.read().head_seq);
             if part.append.expect_head_seq.is_some_and(|expected| expected != head_seq) {
@@ -72,11 +72,18 @@ impl State {
             // The first part that would be the one too many alone is not worth finding out.
             let at = topics.iter().position(Option::is_none).unwrap_or(0);
             refused(at, refusal)
-        })
+        })?;
+        let keyed = || parts.iter().zip(topics).enumerate().filter(|(_, (part, topic))| is_keyed(&part.append, topic.as_ref()));
+        let new_keys = keyed().count() as u64;
+        for (at, (_, topic)) in keyed() {
+            let known = topic.as_deref().map_or(0, key_count);
+            self.check_keys(known, new_keys).map_err(|refusal| refused(at, refusal))?;
+        }
+        Ok(())
     }
 
     /// C-APPEND-06: all keys known is a repeat, some of them is a conflict.
-    fn check_keys(
+    fn find_repeats(
         &mut self,
         parts: &[AppendPart<'_>],
         topics: &[Option<Arc<SharedTopic>>],
@@ -85,10 +92,7 @@ impl State {
         let mut known_parts = Vec::new();
         for (at, (part, topic)) in parts.iter().zip(topics).enumerate() {
             let (Some(shared), Some(key)) = (topic, part.append.idempotency_key) else { continue };
-            // Looking a key up forgets old ones, which is a change whatever becomes of the write.
-            let remembered = shared.write().remembered(key, self.time_ms);
-            self.dirty_topics.insert(shared.epoch, shared.clone());
-            if let Some(remembered) = remembered {
+            if let Some(remembered) = self.look_up_key(shared, key) {
                 known.push(Appended::repeat_of(remembered));
                 known_parts.push(at as u64);
             }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::quota::Totals;
+use super::quota::{Held, Totals};
 use super::topic::Topic;
 use crate::digest::Digest;
 use crate::limits::MAX_TOPIC_NAME_CHARS;
@@ -40,7 +40,7 @@ pub struct SharedTopic {
 /// A topic that may be changed; what it holds then is told to the totals.
 pub(super) struct TopicMut<'a> {
     topic: RwLockWriteGuard<'a, Topic>,
-    held_before: (u64, u64),
+    held_before: Held,
     totals: &'a Totals,
 }
 
@@ -64,14 +64,13 @@ impl Drop for TopicMut<'_> {
     }
 }
 
-/// Live records of a topic, and their bytes.
-fn held(topic: &Topic) -> (u64, u64) {
-    (topic.count, topic.bytes)
+fn held(topic: &Topic) -> Held {
+    Held { records: topic.count, bytes: topic.bytes, keys: topic.key_count() }
 }
 
 impl SharedTopic {
     fn new(topic: Topic, totals: Arc<Totals>) -> Self {
-        totals.replace((0, 0), held(&topic));
+        totals.replace(Held::default(), held(&topic));
         SharedTopic {
             epoch: topic.epoch,
             topic: RwLock::new(topic),
@@ -163,7 +162,7 @@ impl Catalog {
     pub(super) fn remove(&self, name: &str) -> Option<Arc<SharedTopic>> {
         let removed = self.topics.write().remove(name)?;
         removed.is_deleted.store(true, Ordering::Release);
-        self.totals.replace(held(&removed.read()), (0, 0));
+        self.totals.replace(held(&removed.read()), Held::default());
         Some(removed)
     }
 

@@ -18,10 +18,8 @@ use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
 use crate::storage::Change;
 
-/// In version 3 a router knew neither what its remote may bring nor sealed tokens.
+/// In version 3 a router knew neither what its remote may bring nor sealed tokens, and idempotency keys were kept as text.
 const MACHINE_VERSION: u8 = 4;
-/// The form from before there were routers.
-const FIRST_MACHINE_VERSION: u8 = 2;
 
 /// What changed since the last checkpoint, and what may be done once that is on disk.
 #[derive(Default)]
@@ -43,10 +41,10 @@ impl State {
             sum_up(&mut self.topics_digest, topic);
         }
         let mut digest = Digest::default();
-        let ClusterLimits { max_topics, max_total_bytes, max_routers } = self.limits;
+        let ClusterLimits { max_topics, max_total_bytes, max_routers, max_idempotency_keys } = self.limits;
         let applied_index = self.applied.map_or(0, |applied| applied.index);
-        for value in [self.time_ms, self.next_epoch, applied_index, max_topics, max_total_bytes, max_routers]
-        {
+        let limits = [max_topics, max_total_bytes, max_routers, max_idempotency_keys];
+        for value in [self.time_ms, self.next_epoch, applied_index].into_iter().chain(limits) {
             digest.add(value);
         }
         if let Some(Cluster { id, name }) = &self.cluster {
@@ -114,17 +112,13 @@ impl State {
             Key::Machine => {
                 let mut reader = Reader::new(value, "checkpoint head");
                 let version = reader.u8()?;
-                if !(FIRST_MACHINE_VERSION..=MACHINE_VERSION).contains(&version) {
+                if version != MACHINE_VERSION {
                     return Err(Malformed("checkpoint head: written by another version"));
                 }
                 self.time_ms = reader.varint()?;
                 self.next_epoch = reader.varint()?;
-                if version == FIRST_MACHINE_VERSION {
-                    self.limits = ClusterLimits::decode_first(&mut reader)?;
-                } else {
-                    self.limits = ClusterLimits::decode(&mut reader)?;
-                    self.cluster = if reader.bool()? { Some(Cluster::decode(&mut reader)?) } else { None };
-                }
+                self.limits = ClusterLimits::decode(&mut reader)?;
+                self.cluster = if reader.bool()? { Some(Cluster::decode(&mut reader)?) } else { None };
                 self.applied = read_entry_id(&mut reader)?;
                 self.membership.entry = read_entry_id(&mut reader)?;
                 self.membership.bytes = Bytes::copy_from_slice(reader.blob()?);
@@ -174,7 +168,7 @@ impl State {
     pub fn restored(&mut self) -> Vec<Key> {
         for shared in std::mem::take(&mut self.dirty_topics).values() {
             sum_up(&mut self.topics_digest, shared);
-            self.due.update(shared, None, shared.read().next_due_ms());
+            self.due.update(shared, None, shared.read().due_ms());
         }
         self.routers.restored();
         std::mem::take(&mut self.orphans)

@@ -36,7 +36,8 @@ const KIND_COPY: u8 = 14;
 const KIND_SKIP_RECORD: u8 = 16;
 const KIND_SEAL_TOKEN: u8 = 17;
 /// Without the bound of routers it is [`KIND_SET_LIMITS`].
-const KIND_SET_ALL_LIMITS: u8 = 15;
+const KIND_SET_LIMITS_WITHOUT_KEYS: u8 = 15;
+const KIND_SET_ALL_LIMITS: u8 = 16;
 
 const ENVELOPE_BYTES: usize = 32;
 
@@ -448,6 +449,9 @@ impl Decoded {
             KIND_COPY => Command::Copy(Copy::decode(&mut reader, self.records.count())?),
             KIND_EXPIRE => Command::Expire,
             KIND_SET_LIMITS => Command::SetLimits(ClusterLimits::decode_first(&mut reader)?),
+            KIND_SET_LIMITS_WITHOUT_KEYS => {
+                Command::SetLimits(ClusterLimits::decode_without_keys(&mut reader)?)
+            }
             KIND_SET_ALL_LIMITS => Command::SetLimits(ClusterLimits::decode(&mut reader)?),
             KIND_PUT_ROUTER => Command::PutRouter(PutRouter {
                 name: reader.text()?,

@@ -189,13 +189,13 @@ impl State {
         let outcome = |outcome| Ok(Applied::of(outcome));
         let Some(shared) = existing else { return outcome(Outcome::Refused(Refusal::TopicNotFound)) };
         let mut topic = shared.write();
-        let due_before = topic.next_due_ms();
+        let due_before = topic.due_ms();
         let gone = match (&delete.listed, self.planned.take()) {
             (None, _) => topic.remove_below(delete.before_seq.unwrap_or(0), &mut self.freed)?,
             (Some(_), Some(ranges)) => topic.remove(&ranges, &mut self.freed)?,
             (Some(_), None) => return outcome(Outcome::Refused(Refusal::LookAgain)),
         };
-        self.due.update(&shared, due_before, topic.next_due_ms());
+        self.due.update(&shared, due_before, topic.due_ms());
         self.dirty_topics.insert(shared.epoch, shared.clone());
         outcome(Outcome::RecordsDeleted(RecordsDeleted {
             deleted: gone.count,

@@ -1,4 +1,5 @@
-//! When something expires: the topics in order of that time, and the command that takes it away.
+//! When something expires, a record or an idempotency key: the topics in order of that time, and the command that takes it
+//! away.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,9 +9,9 @@ use super::command::Command;
 use super::outcome::Outcome;
 use super::{Applied, MissingBlock, State};
 use crate::codec::Malformed;
-use crate::limits::MAX_TOPICS_PER_EXPIRY;
+use crate::limits::{MAX_KEYS_FORGOTTEN_PER_APPEND, MAX_KEYS_FORGOTTEN_PER_EXPIRY, MAX_TOPICS_PER_EXPIRY};
 
-/// Topics by when their oldest record expires. Part of the state: which topics one command expires depends
+/// Topics by when something in them is to be taken away. Part of the state: which topics one command expires depends
 /// on the order.
 #[derive(Default)]
 pub(super) struct Due(BTreeMap<(u64, u64), Arc<SharedTopic>>);
@@ -88,20 +89,29 @@ impl State {
     /// Takes what is expired in the topics that have been due for longest.
     pub(super) fn expire(&mut self) -> Result<Applied, Malformed> {
         let due = self.due.at(self.time_ms, MAX_TOPICS_PER_EXPIRY);
-        due.iter().try_for_each(|shared| self.expire_topic(shared))?;
+        let mut most_keys = MAX_KEYS_FORGOTTEN_PER_EXPIRY;
+        for shared in &due {
+            most_keys -= self.expire_in(shared, most_keys)?;
+        }
         Ok(Applied::of(Outcome::Expired { topic_count: due.len() as u64 }))
     }
 
     /// Takes what is expired by now.
     pub(super) fn expire_topic(&mut self, shared: &Arc<SharedTopic>) -> Result<(), Malformed> {
-        let due_before = shared.read().next_due_ms();
+        self.expire_in(shared, MAX_KEYS_FORGOTTEN_PER_APPEND).map(drop)
+    }
+
+    /// Takes what is expired by now; of its keys at most so many. Says how many keys it was.
+    fn expire_in(&mut self, shared: &Arc<SharedTopic>, most_keys: u64) -> Result<u64, Malformed> {
+        let due_before = shared.read().due_ms();
         if due_before.is_none_or(|due_ms| due_ms > self.time_ms) {
-            return Ok(());
+            return Ok(0);
         }
         let mut topic = shared.write();
         topic.expire(self.time_ms, &mut self.freed)?;
-        self.due.update(shared, due_before, topic.next_due_ms());
+        let forgotten = topic.forget_keys(self.time_ms, most_keys);
+        self.due.update(shared, due_before, topic.due_ms());
         self.dirty_topics.insert(shared.epoch, shared.clone());
-        Ok(())
+        Ok(forgotten)
     }
 }

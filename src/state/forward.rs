@@ -417,7 +417,7 @@ impl State {
             return Ok(());
         }
         let mut topic = shared.write();
-        let due_before = topic.next_due_ms();
+        let due_before = topic.due_ms();
         for item in &copies.items {
             match item {
                 Item::Gap { instance, range } => {
@@ -436,7 +436,7 @@ impl State {
             }
         }
         topic.keep_within_caps(&mut self.freed)?;
-        self.due.update(shared, due_before, topic.next_due_ms());
+        self.due.update(shared, due_before, topic.due_ms());
         self.dirty_topics.insert(shared.epoch, shared.clone());
         Ok(())
     }

@@ -272,7 +272,7 @@ impl State {
         &self.routers.shared
     }
 
-    /// When the first record of any topic expires, in cluster time; `None` if none will.
+    /// When the first record or idempotency key of any topic is to go, in cluster time; `None` if none is.
     pub fn next_due_ms(&self) -> Option<u64> {
         self.due.first_ms()
     }
@@ -532,11 +532,11 @@ impl State {
                 requested: config.topic_type,
             }));
         }
-        let due_before = topic.next_due_ms();
+        let due_before = topic.due_ms();
         if topic.reconfigure(config.clone()) {
             topic.expire(self.time_ms, &mut self.freed)?;
             topic.keep_within_caps(&mut self.freed)?;
-            self.due.update(&shared, due_before, topic.next_due_ms());
+            self.due.update(&shared, due_before, topic.due_ms());
             self.dirty_topics.insert(shared.epoch, shared.clone());
         }
         outcome(Outcome::TopicPut { created: false, config: config.clone() })
@@ -548,7 +548,7 @@ impl State {
         };
         let (count, due_ms) = {
             let topic = shared.read();
-            (topic.count, topic.next_due_ms())
+            (topic.count, topic.due_ms())
         };
         if if_empty && count > 0 {
             return Applied::of(Outcome::Refused(Refusal::NotEmpty { count }));

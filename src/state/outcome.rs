@@ -34,7 +34,7 @@ impl Appended {
         Appended {
             first_seq: known.first_seq,
             count: known.count,
-            head_seq: known.head_seq,
+            head_seq: known.head_seq(),
             created: false,
             deduped: true,
         }

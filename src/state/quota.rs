@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use super::State;
 use super::outcome::Refusal;
 use crate::codec::{Malformed, Reader, put_varint};
+use crate::limits::TOPIC_SHARE_OF_KEYS;
 
 /// Bounds of the whole cluster; 0 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,22 +19,36 @@ pub struct ClusterLimits {
     /// Live bytes of all topics.
     pub max_total_bytes: u64,
     pub max_routers: u64,
+    /// Idempotency keys that are remembered in all topics; one of them may have a quarter.
+    pub max_idempotency_keys: u64,
 }
 
 impl Default for ClusterLimits {
     fn default() -> Self {
-        ClusterLimits { max_topics: 100_000, max_total_bytes: 0, max_routers: 10_000 }
+        ClusterLimits {
+            max_topics: 100_000,
+            max_total_bytes: 0,
+            max_routers: 10_000,
+            max_idempotency_keys: 10_000_000,
+        }
     }
 }
 
 impl ClusterLimits {
     pub fn encode(&self, out: &mut BytesMut) {
-        put_varint(out, self.max_topics);
-        put_varint(out, self.max_total_bytes);
-        put_varint(out, self.max_routers);
+        let ClusterLimits { max_topics, max_total_bytes, max_routers, max_idempotency_keys } = *self;
+        for limit in [max_topics, max_total_bytes, max_routers, max_idempotency_keys] {
+            put_varint(out, limit);
+        }
     }
 
     pub fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let first = Self::decode_without_keys(reader)?;
+        Ok(ClusterLimits { max_idempotency_keys: reader.varint()?, ..first })
+    }
+
+    /// The form from before idempotency keys were counted.
+    pub fn decode_without_keys(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
         let first = Self::decode_first(reader)?;
         Ok(ClusterLimits { max_routers: reader.varint()?, ..first })
     }
@@ -51,11 +66,13 @@ pub enum Limit {
     MaxTopics = 0,
     MaxTotalBytes = 1,
     MaxRouters = 2,
+    MaxIdempotencyKeys = 3,
 }
 
 impl Limit {
     pub fn from_number(number: u8) -> Option<Self> {
-        let all = [Limit::MaxTopics, Limit::MaxTotalBytes, Limit::MaxRouters];
+        let all =
+            [Limit::MaxTopics, Limit::MaxTotalBytes, Limit::MaxRouters, Limit::MaxIdempotencyKeys];
         all.into_iter().find(|limit| *limit as u8 == number)
     }
 
@@ -65,31 +82,48 @@ impl Limit {
             Limit::MaxTopics => "max_topics",
             Limit::MaxTotalBytes => "max_total_bytes",
             Limit::MaxRouters => "max_routers",
+            Limit::MaxIdempotencyKeys => "max_idempotency_keys",
         }
     }
 }
 
-/// Live records of all topics and the bytes that they count for. Kept by [`super::SharedTopic`], whatever
-/// it is that changes a topic.
+/// What a topic holds that is counted for the whole cluster.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Live ones.
+    pub records: u64,
+    /// What they count for.
+    pub bytes: u64,
+    /// Idempotency keys that are remembered.
+    pub keys: u64,
+}
+
+/// What all topics hold together. Kept by [`super::SharedTopic`], whatever it is that changes a topic.
 #[derive(Debug, Default)]
 pub struct Totals {
     records: AtomicU64,
     bytes: AtomicU64,
+    keys: AtomicU64,
 }
 
 impl Totals {
-    /// What was there before is now this; both are (records, bytes).
-    pub(super) fn replace(&self, before: (u64, u64), now: (u64, u64)) {
+    /// What a topic held before is now this.
+    pub(super) fn replace(&self, before: Held, now: Held) {
         // Wrapping, as a difference may be negative; one task changes topics, so the sum never is.
-        if before != now {
-            self.records.fetch_add(now.0.wrapping_sub(before.0), Ordering::Relaxed);
-            self.bytes.fetch_add(now.1.wrapping_sub(before.1), Ordering::Relaxed);
-        }
+        let add = |total: &AtomicU64, before: u64, now: u64| {
+            if before != now {
+                total.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+            }
+        };
+        add(&self.records, before.records, now.records);
+        add(&self.bytes, before.bytes, now.bytes);
+        add(&self.keys, before.keys, now.keys);
     }
 
     pub(super) fn clear(&self) {
-        self.records.store(0, Ordering::Relaxed);
-        self.bytes.store(0, Ordering::Relaxed);
+        for total in [&self.records, &self.bytes, &self.keys] {
+            total.store(0, Ordering::Relaxed);
+        }
     }
 
     pub fn records(&self) -> u64 {
@@ -98,6 +132,11 @@ impl Totals {
 
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Idempotency keys that are remembered.
+    pub fn keys(&self) -> u64 {
+        self.keys.load(Ordering::Relaxed)
     }
 }
 
@@ -113,6 +152,25 @@ impl State {
             return Err(Refusal::OverLimit { limit: Limit::MaxTotalBytes, max: max_total_bytes });
         }
         Ok(())
+    }
+
+    /// Whether so many idempotency keys may be remembered besides, one of them in a topic that has
+    /// `known_in_topic` (C-IDEM-10).
+    pub(super) fn check_keys(&self, known_in_topic: u64, new: u64) -> Result<(), Refusal> {
+        let max = self.limits.max_idempotency_keys;
+        if max == 0 || new == 0 {
+            return Ok(());
+        }
+        let max_in_topic = max.div_ceil(TOPIC_SHARE_OF_KEYS);
+        let is_over = |known: u64, new: u64, max: u64| known.saturating_add(new) > max;
+        let over = if is_over(self.catalog.totals().keys(), new, max) {
+            max
+        } else if is_over(known_in_topic, 1, max_in_topic) {
+            max_in_topic
+        } else {
+            return Ok(());
+        };
+        Err(Refusal::OverLimit { limit: Limit::MaxIdempotencyKeys, max: over })
     }
 
     /// Whether another router may be made (C-LIMIT-02).

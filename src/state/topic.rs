@@ -6,7 +6,7 @@ use bytes::{BufMut, BytesMut};
 
 use super::blocks::{Blocks, Extent, Located, TimePlace};
 use super::checkpoint_form::Key;
-use super::dedupe::{Dedupe, Remembered};
+use super::dedupe::{Dedupe, Remembered, digest_of};
 use super::origins::{Gap, Instance, Origins};
 use super::outcome::Appended;
 use super::retention::{Floors, Freed};
@@ -15,6 +15,7 @@ use super::seq_set::SeqSet;
 use super::topic_config::TopicConfig;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
+use crate::limits::MAX_KEYS_FORGOTTEN_PER_APPEND;
 use crate::storage::EntryId;
 
 const HEAD_VERSION: u8 = 2;
@@ -90,11 +91,28 @@ impl Topic {
         true
     }
 
-    /// What a write with `key` at `now_ms` repeats, if it does.
+    /// The append that a write with `key` at `now_ms` repeats, if it does.
     pub fn remembered(&mut self, key: &str, now_ms: u64) -> Option<Remembered> {
-        self.dedupe.expire(now_ms, self.config.idempotency_window_ms);
-        self.is_dirty = true;
-        self.dedupe.get(key).copied()
+        self.forget_keys(now_ms, MAX_KEYS_FORGOTTEN_PER_APPEND);
+        self.dedupe.get(&digest_of(self.epoch, key), now_ms, self.config.idempotency_window_ms)
+    }
+
+    /// Forgets at most `most` of the keys whose window is over at `now_ms`; says how many.
+    pub(super) fn forget_keys(&mut self, now_ms: u64, most: u64) -> u64 {
+        let forgotten = self.dedupe.forget_over(now_ms, self.config.idempotency_window_ms, most);
+        self.is_dirty |= forgotten > 0;
+        forgotten
+    }
+
+    /// Idempotency keys that are remembered.
+    pub fn key_count(&self) -> u64 {
+        self.dedupe.len()
+    }
+
+    /// When something in the topic is to be taken away at the latest: its oldest record, or its oldest keys.
+    pub fn due_ms(&self) -> Option<u64> {
+        let keys_ms = self.dedupe.due_ms(self.config.idempotency_window_ms);
+        self.next_due_ms().into_iter().chain(keys_ms).min()
     }
 
     /// Appends the records of `entry` from `first_position` on; `sizes_bytes` has what each counts for. Also
@@ -114,8 +132,9 @@ impl Topic {
         if let Some(key) = idempotency_key
             && self.config.idempotency_window_ms > 0
         {
-            self.digest.add_bytes(key.as_bytes());
-            self.dedupe.insert(key, Remembered { ts_ms, first_seq, count, head_seq: self.head_seq });
+            let digest = digest_of(self.epoch, key);
+            self.digest.add_bytes(&digest);
+            self.dedupe.insert(digest, Remembered { ts_ms, first_seq, count });
         }
         let head_seq = self.head_seq;
         (Appended { first_seq, count, head_seq, created: false, deduped: false }, run_count)
@@ -219,7 +238,7 @@ impl Topic {
             self.count,
             self.bytes,
             self.dedupe.floor(),
-            self.dedupe.len() as u64,
+            self.dedupe.len(),
         ] {
             digest.add(value);
         }
@@ -314,7 +333,7 @@ impl Topic {
         let dedupe_floor = reader.varint()?;
         topic.digest = Digest::from_value(reader.u64()?);
         reader.finish()?;
-        topic.dedupe.set_floor(dedupe_floor);
+        topic.dedupe = Dedupe::restored_at(dedupe_floor);
         topic.is_dirty = false;
         Ok(topic)
     }
@@ -334,10 +353,7 @@ impl Topic {
     }
 
     pub fn restore_keys(&mut self, first: u64, bytes: &[u8]) -> Result<(), Malformed> {
-        let floor = self.dedupe.floor();
-        self.dedupe.restore_block(first, bytes)?;
-        self.dedupe.set_floor(floor);
-        Ok(())
+        self.dedupe.restore_block(first, bytes)
     }
 }
 

@@ -46,6 +46,7 @@ async fn every_field_has_its_default_and_can_be_changed_and_a_put_replaces_all()
         ("priority", json!(-1001), json!(-1000), json!(1001), json!(1000)),
         ("lease_ms", json!(0), json!(100), json!(86_400_001), json!(86_400_000)),
         ("claim_jitter_ms", json!(0), json!(0), json!(5001), json!(5000)),
+        ("idempotency_window_ms", json!(0), json!(0), json!(604_800_001), json!(604_800_000)),
     ] {
         for (given, stored) in [(low, lowest), (high, highest)] {
             let config = api.put("/v0/topics/config-fields", json!({ field: given })).await.expect(200);

@@ -134,6 +134,24 @@ async fn the_cluster_holds_so_much_and_no_more() {
     api.write("after-all", stored).await.expect(201);
 }
 
+/// C-IDEM-10, C-LIMIT-10
+#[tokio::test]
+async fn the_cluster_remembers_so_many_idempotency_keys_and_no_more() {
+    let (_cluster, api) = bounded(&["--max-idempotency-keys", "8"]).await;
+    let keyed = |key: usize| json!({ "records": [{ "data": key }], "idempotency_key": key.to_string() });
+    let mut next_key = 0;
+    // The leader's settings are in the log soon after it leads; until then the defaults hold.
+    let (key, detail) = eventually("the bound holds", PATIENCE, async || {
+        next_key += 1;
+        let answer = api.post("/v0/topics/keyed", keyed(next_key)).await;
+        (answer.status == 429).then(|| (next_key, answer.refused(429, "throttled")))
+    })
+    .await;
+    assert_eq!(detail, json!({ "limit": "max_idempotency_keys", "max": 2 }), "a quarter for one topic");
+    assert_eq!(api.post("/v0/topics/keyed", keyed(key - 1)).await.expect(200)["deduped"], true);
+    api.write("keyed", 1).await.expect(200);
+}
+
 /// C-LIMIT-09, C-LIMIT-12, C-LIMIT-13
 #[tokio::test]
 async fn a_key_has_so_many_requests_under_way() {

@@ -213,7 +213,8 @@ fn the_bounds_of_the_cluster_are_exact_and_spare_what_exists() {
     assert_eq!(member.totals(), (4, 4 * RECORD_BYTES), "deleting gives bytes and places back");
     assert!(matches!(member.apply(draft(&[plain(3, 1)], &heads)), Outcome::AppendedMany(_)));
 
-    let unlimited = ClusterLimits { max_topics: 0, max_total_bytes: 0, max_routers: 0 };
+    let unlimited =
+        ClusterLimits { max_topics: 0, max_total_bytes: 0, max_routers: 0, max_idempotency_keys: 0 };
     member.apply(Draft::set_limits(&unlimited));
     assert!(matches!(member.apply(draft(&[plain(1, 4), plain(2, 4)], &heads)), Outcome::AppendedMany(_)));
 

@@ -159,6 +159,7 @@ fn examples() -> Vec<(&'static str, Bytes)> {
                 max_topics: 100_000,
                 max_total_bytes: 1 << 40,
                 max_routers: 10_000,
+                max_idempotency_keys: 10_000_000,
             })
             .seal(envelope()),
         ),

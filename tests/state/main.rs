@@ -7,6 +7,7 @@ mod deletes;
 mod garbage;
 mod golden;
 mod index;
+mod keys;
 mod member;
 mod model;
 mod model_route;

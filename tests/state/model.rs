@@ -63,7 +63,31 @@ impl ModelTopic {
         self.gone.push((oldest, by_age));
     }
 
+    /// When its oldest record is to go, or its oldest keys.
+    pub fn due_ms(&self) -> Option<u64> {
+        let oldest = self.live.first().filter(|_| self.limits.ttl_ms > 0);
+        let record_ms = oldest.map(|oldest| oldest.ts_ms + self.limits.ttl_ms + 1);
+        let oldest_key_ms = self.keys.values().map(|(ts_ms, _)| *ts_ms).min();
+        let keys_ms = oldest_key_ms.map(|ts_ms| (ts_ms + self.window_ms + 1).next_multiple_of(1000));
+        record_ms.into_iter().chain(keys_ms).min()
+    }
+
+    pub fn is_due(&self, now_ms: u64) -> bool {
+        self.due_ms().is_some_and(|due_ms| due_ms <= now_ms)
+    }
+
     pub fn expire(&mut self, now_ms: u64) {
+        if self.is_due(now_ms) {
+            self.forget_keys(now_ms);
+        }
+        self.expire_records(now_ms);
+    }
+
+    pub fn forget_keys(&mut self, now_ms: u64) {
+        self.keys.retain(|_, (ts_ms, _)| now_ms - *ts_ms <= self.window_ms);
+    }
+
+    pub fn expire_records(&mut self, now_ms: u64) {
         let ttl_ms = self.limits.ttl_ms;
         while ttl_ms > 0 && self.live.first().is_some_and(|oldest| now_ms - oldest.ts_ms > ttl_ms) {
             self.lose_oldest(true);
@@ -169,7 +193,7 @@ impl Model {
         if let Some(known) = self.topics.get_mut(topic) {
             known.expire(self.now_ms);
             if key.is_some() {
-                known.keys.retain(|_, (ts, _)| self.now_ms - *ts <= known.window_ms);
+                known.forget_keys(self.now_ms);
             }
         }
         if let (Some(known), Some(key)) = (self.topics.get(topic), key)
@@ -223,11 +247,7 @@ impl Model {
     }
 
     pub fn expire(&mut self) -> Outcome {
-        let due = self.topics.values().filter(|topic| {
-            let oldest = topic.live.first().filter(|_| topic.limits.ttl_ms > 0);
-            oldest.is_some_and(|oldest| self.now_ms - oldest.ts_ms > topic.limits.ttl_ms)
-        });
-        let topic_count = due.count() as u64;
+        let topic_count = self.topics.values().filter(|topic| topic.is_due(self.now_ms)).count() as u64;
         self.topics.values_mut().for_each(|topic| topic.expire(self.now_ms));
         Outcome::Expired { topic_count }
     }
@@ -250,7 +270,7 @@ impl Model {
             cap_bytes: config.cap_bytes,
             rejects: config.discard == Discard::Reject,
         };
-        known.expire(now_ms);
+        known.expire_records(now_ms);
         known.keep_within_caps();
         Outcome::TopicPut { created, config: config.clone() }
     }

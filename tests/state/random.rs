@@ -159,8 +159,7 @@ impl Member {
             );
             prop_assert_eq!(held, expected);
         }
-        let due = model.topics.values().filter(|topic| topic.limits.ttl_ms > 0);
-        let due = due.filter_map(|topic| Some(topic.live.first()?.ts_ms + topic.limits.ttl_ms + 1));
+        let due = model.topics.values().filter_map(|topic| topic.due_ms());
         prop_assert_eq!(self.state.next_due_ms(), due.min());
         Ok(())
     }

@@ -13,6 +13,7 @@ use crate::api::json::{JsonWriter, ToJson};
 use crate::api::name::is_topic_name;
 use crate::api::shape::{Signed, Text, Unsigned, parse_object};
 use crate::error::Error;
+use crate::limits::MAX_IDEMPOTENCY_WINDOW_MS;
 use crate::state::{Compaction, Discard, Durability, TopicConfig, TopicType};
 
 const PRIORITY_BOUND: i64 = 1000;
@@ -55,7 +56,7 @@ struct ConfigBody<'a> {
     #[serde(default)]
     auto_create: Option<bool>,
     #[serde(default)]
-    idempotency_window_ms: Option<u64>,
+    idempotency_window_ms: Option<Unsigned>,
     #[serde(default)]
     dedupe_node: Option<bool>,
     #[serde(default)]
@@ -115,7 +116,9 @@ impl ConfigBody<'_> {
             priority: self.priority.map(|it| it.0.clamp(-PRIORITY_BOUND, PRIORITY_BOUND) as i32),
             auto_priority: self.auto_priority.unwrap_or(default.auto_priority),
             auto_create: self.auto_create.unwrap_or(default.auto_create),
-            idempotency_window_ms: self.idempotency_window_ms.unwrap_or(default.idempotency_window_ms),
+            idempotency_window_ms: self
+                .idempotency_window_ms
+                .map_or(default.idempotency_window_ms, |it| it.0.min(MAX_IDEMPOTENCY_WINDOW_MS)),
             dedupe_node: self.dedupe_node.unwrap_or(default.dedupe_node),
             lease_ms: self
                 .lease_ms
