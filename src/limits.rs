@@ -210,6 +210,8 @@ pub const MIN_GZIP_BYTES: usize = 512;
 pub const MAX_TOPICS_PER_APPEND: usize = 64;
 /// Topics that have metrics of their own.
 pub const MAX_METRIC_TOPICS: usize = 1000;
+/// Routers that have metrics of their own.
+pub const MAX_METRIC_ROUTERS: usize = 1000;
 
 /// Records that one command copies along local routers, and routers that it serves.
 pub const MAX_ROUTED_RECORDS: u64 = 65_536;

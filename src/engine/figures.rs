@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{Engine, HeldView};
-use crate::limits::{MAX_LIST_PAGE, MAX_METRIC_TOPICS};
+use super::{Consistency, Engine, HeldView, LinkState};
+use crate::limits::{MAX_LIST_PAGE, MAX_METRIC_ROUTERS, MAX_METRIC_TOPICS};
 use crate::raft::Leader;
-use crate::state::{Durability, SharedTopic, TopicType};
+use crate::state::{Durability, RouterQuery, SharedTopic, TopicType};
 use crate::storage::LogStats;
 
 /// A reading of everything that metrics tell.
@@ -16,8 +16,11 @@ pub struct Figures {
     /// Topics by class, from `ephemeral` to `fsync`.
     pub topics_by_class: [u64; 4],
     pub queue_topics: u64,
+    pub routers: u64,
     pub records_live: u64,
     pub bytes_live: u64,
+    /// Idempotency keys that the cluster remembers.
+    pub idempotency_keys: u64,
     /// Event streams and WebSockets that are open here.
     pub streams: u64,
     pub watch_sessions: u64,
@@ -27,6 +30,8 @@ pub struct Figures {
     pub uptime_ms: u64,
     /// The first topics by name, at most [`MAX_METRIC_TOPICS`].
     pub by_topic: Vec<TopicFigures>,
+    /// The first routers by name, at most [`MAX_METRIC_ROUTERS`].
+    pub by_router: Vec<RouterFigures>,
     pub log: LogStats,
     /// Whether records are refused for want of room.
     pub is_read_only: bool,
@@ -56,6 +61,16 @@ pub struct TopicFigures {
     pub bytes_live: u64,
 }
 
+/// One router's figures.
+#[derive(Debug, Clone)]
+pub struct RouterFigures {
+    pub name: Arc<str>,
+    /// Copies stored.
+    pub forwarded_total: u64,
+    /// State and lag; only the leader, which runs the routers, knows them.
+    pub link: Option<(LinkState, u64)>,
+}
+
 impl TopicFigures {
     fn of(shared: &SharedTopic) -> (Self, Durability) {
         let topic = shared.read();
@@ -72,8 +87,9 @@ impl TopicFigures {
 }
 
 impl Engine {
-    /// Reads all figures. Goes over every topic, a page at a time.
-    pub async fn figures(&self) -> Figures {
+    /// Reads all figures; of topics and routers those whose names start with one of `prefixes`, which are disjoint and in
+    /// order. Goes over every such topic, a page at a time.
+    pub async fn figures(&self, prefixes: &[String]) -> Figures {
         let node = &self.inner.node;
         let catalog = self.catalog();
         let readiness = self.readiness();
@@ -84,14 +100,17 @@ impl Engine {
             topics: 0,
             topics_by_class: [0; 4],
             queue_topics: 0,
-            records_live: catalog.totals().records(),
-            bytes_live: catalog.totals().bytes(),
+            routers: 0,
+            records_live: 0,
+            bytes_live: 0,
+            idempotency_keys: catalog.totals().keys(),
             streams: self.stream_count() as u64,
             watch_sessions: self.session_count() as u64,
             is_ready: readiness.is_ready,
             replay_progress: readiness.replay_progress,
             uptime_ms: self.uptime_ms(),
             by_topic: Vec::new(),
+            by_router: Vec::new(),
             log: self.inner.log.stats(),
             is_read_only: node.room().is_full(),
             is_leader: matches!(node.leadership().borrow().leader, Some(Leader::Here)),
@@ -110,23 +129,55 @@ impl Engine {
             figures.member_lag.push((member.member.name, commit_index.saturating_sub(applied)));
         }
         figures.member_lag.sort();
+        for prefix in prefixes {
+            self.add_topics(&mut figures, prefix).await;
+            self.add_routers(&mut figures, prefix).await;
+        }
+        figures
+    }
+
+    async fn add_topics(&self, figures: &mut Figures, prefix: &str) {
         let mut after: Option<Arc<str>> = None;
         loop {
-            let page = catalog.page("", after.as_deref(), MAX_LIST_PAGE);
+            let page = self.catalog().page(prefix, after.as_deref(), MAX_LIST_PAGE);
             for shared in &page {
                 let (topic, durability) = TopicFigures::of(shared);
                 figures.topics += 1;
                 figures.topics_by_class[durability as usize] += 1;
                 figures.queue_topics += topic.is_queue as u64;
+                figures.records_live += topic.records_live;
+                figures.bytes_live += topic.bytes_live;
                 after = Some(topic.name.clone());
                 if figures.by_topic.len() < MAX_METRIC_TOPICS {
                     figures.by_topic.push(topic);
                 }
             }
             if page.len() < MAX_LIST_PAGE {
-                return figures;
+                return;
             }
             // A hundred thousand topics are not counted in one go: others wait for this thread.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn add_routers(&self, figures: &mut Figures, prefix: &str) {
+        let mut after: Option<Arc<str>> = None;
+        loop {
+            let query = RouterQuery { prefix, source: None, dest: None, after: after.as_deref() };
+            let page = self.routers().page(query, MAX_LIST_PAGE);
+            figures.routers += page.len() as u64;
+            let shown = page.len().min(MAX_METRIC_ROUTERS - figures.by_router.len());
+            // Of this member: asks no other one.
+            let views = self.show_routers(&page[..shown], Consistency::Eventual).await;
+            figures.by_router.extend(views.into_iter().map(|view| RouterFigures {
+                name: view.name,
+                forwarded_total: view.forwarded_total,
+                link: figures.is_leader.then_some((view.state, view.lag)),
+            }));
+            if page.len() < MAX_LIST_PAGE {
+                return;
+            }
+            after = page.last().map(|router| router.name.clone());
             tokio::task::yield_now().await;
         }
     }

@@ -28,7 +28,7 @@ pub enum LinkState {
 
 impl LinkState {
     /// The name on the wire.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             LinkState::Paused => "paused",
             LinkState::Running => "running",

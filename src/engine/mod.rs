@@ -39,7 +39,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 pub use cluster_view::{ClusterView, HeldView, LogView, MemberView};
-pub use figures::{Figures, TopicFigures};
+pub use figures::{Figures, RouterFigures, TopicFigures};
 pub use follow::{EncodeFrame, StartAt, StartPlace, Step};
 pub use hub::{Bell, BellHandle, Hub, Listener};
 pub use lane::{Frame, View};

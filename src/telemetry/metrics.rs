@@ -42,6 +42,7 @@ series! {
     ROUTERS = "routers", Gauge, "Routers.";
     RECORDS_LIVE = "records_live", Gauge, "Live records of all topics.";
     BYTES_LIVE = "bytes_live", Gauge, "Live bytes of all topics.";
+    IDEMPOTENCY_KEYS = "idempotency_keys", Gauge, "Idempotency keys that the cluster remembers.";
     QUEUE_TOPICS = "queue_topics", Gauge, "Topics that are queues.";
     QUEUE_LEASES_IN_FLIGHT = "queue_leases_in_flight", Gauge, "Jobs that are leased.";
     GROUPS = "groups", Gauge, "Consumer groups.";
@@ -57,6 +58,9 @@ series! {
     TOPIC_QUEUE_READY = "topic_queue_ready", Gauge, "Jobs of a queue that can be claimed.";
     TOPIC_QUEUE_IN_FLIGHT = "topic_queue_in_flight", Gauge, "Jobs of a queue that are leased.";
     TOPIC_METRICS_TRUNCATED = "topic_metrics_truncated", Gauge, "1 if there are topics without series, else 0.";
+    ROUTER_FORWARDED = "router_forwarded_total", Counter, "Copies that a router has stored.";
+    ROUTER_LAG = "router_lag", Gauge, "Seqs of its source that a router has not examined; only at the leader.";
+    ROUTER_STATE = "router_state", Gauge, "1 for the state that a router is in, else 0; only at the leader.";
     WAL_FRAMES = "wal_frames_total", Counter, "Frames written to the log.";
     WAL_BATCHES = "wal_batches_total", Counter, "Groups of frames written and synced together.";
     WAL_FSYNCS = "wal_fsyncs_total", Counter, "Syncs of the log.";
@@ -102,6 +106,27 @@ impl Exposition {
         self.head(series);
         for (text, value) in values {
             self.sample(series.name, "", label, text, value);
+        }
+    }
+
+    /// A series that says in which of some states each thing is: 1 for that, 0 for the others.
+    pub fn states<L: Display, S: PartialEq + Copy>(
+        &mut self,
+        series: Series,
+        label: &str,
+        states: &[(S, &str)],
+        values: impl Iterator<Item = (L, S)>,
+    ) {
+        self.head(series);
+        for (text, now) in values {
+            for (state, name) in states {
+                let is_it = (now == *state) as u8;
+                let _ = writeln!(
+                    self.text,
+                    "{PREFIX}{}{{{label}=\"{text}\",state=\"{name}\"}} {is_it}",
+                    series.name
+                );
+            }
         }
     }
 

@@ -166,3 +166,34 @@ async fn probes_need_no_key_and_metrics_do() {
     api.with_key("writer").get("/v0/metrics").await.refused(403, "forbidden");
     assert_eq!(api.with_key("reader").get("/v0/metrics").await.status, 200);
 }
+
+/// C-AUTH-19: neither other names nor anything of the member.
+#[tokio::test]
+async fn metrics_show_a_key_with_prefixes_its_own_names_only() {
+    let api = api().await;
+    for name in ["own:metric", "other:metric"] {
+        api.write(name, 2).await.expect(201);
+    }
+    for (router, dest) in [("own:metric-router", "own:copies"), ("other:metric-router", "other:copies")] {
+        api.put(&format!("/v0/routers/{router}"), json!({ "source": "other:metric", "dest": dest })).await.expect(201);
+    }
+    let text = api.with_key("bound").get("/v0/metrics").await;
+    assert_eq!(text.status, 200);
+    let text = String::from_utf8(text.bytes).expect("is UTF-8");
+    let samples: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+    assert!(samples.contains(&r#"antiphon_topic_head_seq{topic="own:metric"} 2"#), "{text}");
+    assert!(samples.iter().any(|line| line.contains("own:metric-router")), "{text}");
+    let is_own = |line: &&str| [r#"="own:"#, r#"="mine."#].iter().any(|own| line.contains(own));
+    assert!(samples.iter().all(|line| is_own(line)), "{text}");
+
+    let json = |key| {
+        let request = api.with_key(key).request("GET", "/v0/metrics").header("accept", "application/json");
+        got("metrics".into(), request)
+    };
+    let (own, all) = (json("bound").await.expect(200), json("all").await.expect(200));
+    assert!(own["topics"].as_u64() < all["topics"].as_u64(), "{own} {all}");
+    assert!(own["records_live"].as_u64() >= Some(2), "{own}");
+    for name in ["wal", "ready", "uptime_ms", "sse_connections"] {
+        assert!(own[name].is_null() && !all[name].is_null(), "{name}: {own} {all}");
+    }
+}

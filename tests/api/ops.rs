@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use prometheus_parse::{Scrape, Value};
 use serde_json::json;
 
+use crate::harness::{PATIENCE, eventually};
 use crate::shared::{Api, api, got};
 
 /// C-OPS-01, C-CONS-10
@@ -96,6 +97,7 @@ async fn metrics_tell_what_the_contract_lists() {
         let further = [
             "topic_metrics_truncated",
             "groups",
+            "idempotency_keys",
             "wal_frames_total",
             "wal_batches_total",
             "wal_fsyncs_total",
@@ -136,6 +138,52 @@ async fn metrics_tell_what_the_contract_lists() {
     assert!(forwarded > 0.0, "requests were spread over the members");
     let help: BTreeMap<_, _> = scrape(&api).await.docs.into_iter().collect();
     assert!(help.contains_key("antiphon_topics"), "{help:?}");
+}
+
+/// C-OPS-09
+#[tokio::test]
+async fn metrics_tell_how_routers_do() {
+    let api = api().await;
+    let config = json!({ "source": "ops-routed", "dest": "ops-copies", "start": "earliest" });
+    api.put("/v0/routers/ops-router", config).await.expect(201);
+    api.write("ops-routed", 3).await.expect(200);
+    let named = Some(("router", "ops-router"));
+    // Only the member that leads runs it, and knows its state.
+    let state_at_leader = async |state: &str| {
+        let mut found = Vec::new();
+        for member in 0..3 {
+            let scrape = scrape(&api.at(member)).await;
+            assert!(value(&scrape, "antiphon_routers", None) >= 1.0);
+            let of_it = |it: &&prometheus_parse::Sample| {
+                it.metric == "antiphon_router_state" && it.labels.get("router") == Some("ops-router")
+            };
+            let states = scrape.samples.iter().filter(of_it);
+            found.extend(states.filter(|it| matches!(it.value, Value::Gauge(1.0))).cloned());
+        }
+        found.len() == 1 && found[0].labels.get("state") == Some(state)
+    };
+    for member in 0..3 {
+        eventually("all copies are counted at each member", PATIENCE, async || {
+            let scrape = scrape(&api.at(member)).await;
+            (value(&scrape, "antiphon_router_forwarded_total", named) == 3.0).then_some(())
+        })
+        .await;
+    }
+    eventually("it runs", PATIENCE, async || state_at_leader("running").await.then_some(())).await;
+    api.post("/v0/routers/ops-router/pause", json!({})).await.expect(200);
+    api.write("ops-routed", 2).await.expect(200);
+    eventually("it is paused", PATIENCE, async || state_at_leader("paused").await.then_some(())).await;
+    let mut lag = 0.0;
+    for member in 0..3 {
+        let scrape = scrape(&api.at(member)).await;
+        let of_it = scrape.samples.iter().find(|it| {
+            it.metric == "antiphon_router_lag" && it.labels.get("router") == Some("ops-router")
+        });
+        if let Some(Value::Gauge(value)) = of_it.map(|it| &it.value) {
+            lag += value;
+        }
+    }
+    assert_eq!(lag, 2.0);
 }
 
 /// C-OPS-10

@@ -10,7 +10,8 @@ use crate::api::Api;
 use crate::api::call::{Call, Read};
 use crate::api::json::{JsonWriter, Raw};
 use crate::api::reply::{Answer, Reply};
-use crate::engine::{Figures, HeldView, TopicFigures};
+use crate::auth::Scope;
+use crate::engine::{Figures, HeldView, LinkState, TopicFigures};
 use crate::raft::Holder;
 use crate::storage::SYNC_BUCKETS_US;
 use crate::telemetry::metrics::{self as series, Exposition, Series};
@@ -18,32 +19,71 @@ use crate::telemetry::metrics::{self as series, Exposition, Series};
 /// Durability classes, in the order in which figures count them.
 const CLASSES: [&str; 4] = ["ephemeral", "memory", "disk", "fsync"];
 
+/// States of a router, with their names.
+const LINK_STATES: [(LinkState, &str); 4] = [
+    (LinkState::Running, LinkState::Running.name()),
+    (LinkState::Retrying, LinkState::Retrying.name()),
+    (LinkState::Paused, LinkState::Paused.name()),
+    (LinkState::Blocked, LinkState::Blocked.name()),
+];
+
 pub async fn get(State(api): State<Api>, call: Call<Read>) -> Answer {
     // Not admitted by readiness: C-OPS-06.
-    let figures = api.engine.figures().await;
-    let wants_json = call.header(&ACCEPT).is_some_and(|accepted| {
-        accepted.to_ascii_lowercase().windows(16).any(|part| part == b"application/json")
-    });
-    if wants_json {
+    let visible = call.caller.visible_prefixes(Scope::Read, "");
+    let figures = api.engine.figures(&visible).await;
+    // A key with prefixes learns nothing of other names, nor of the member: C-AUTH-19.
+    let of_whole_member = visible == [""];
+    if call.header(&ACCEPT).is_some_and(prefers_json) {
         let mut reply = Reply::new(call.arrived, 1024);
-        put_json(&mut reply.json, &figures);
+        put_json(&mut reply.json, &figures, of_whole_member);
         return Ok(reply.finish(StatusCode::OK));
     }
-    let mut response = Response::new(Body::from(text(&figures)));
+    let mut out = Exposition::default();
+    put_names(&mut out, &figures);
+    if of_whole_member {
+        put_member(&mut out, &figures);
+    }
+    let mut response = Response::new(Body::from(out.finish()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(series::CONTENT_TYPE));
     Ok(response)
 }
 
-fn text(figures: &Figures) -> String {
-    let mut out = Exposition::default();
+/// Whether JSON is accepted with a greater weight than text; what accepts both alike gets text.
+fn prefers_json(accepted: &[u8]) -> bool {
+    let accepted = String::from_utf8_lossy(accepted).to_ascii_lowercase();
+    let weight_of = |wanted: &[&str]| {
+        let ranges = accepted.split(',').filter_map(|range| {
+            let mut parts = range.split(';').map(str::trim);
+            let is_wanted = parts.next().is_some_and(|name| wanted.contains(&name));
+            let weight = parts.find_map(|part| part.strip_prefix("q=")).map_or(Some(1.0), |q| q.parse().ok());
+            weight.filter(|_| is_wanted)
+        });
+        ranges.fold(0.0, f32::max)
+    };
+    weight_of(&["application/json"]) > weight_of(&["text/plain", "text/*", "*/*"])
+}
+
+fn put_names(out: &mut Exposition, figures: &Figures) {
+    put_topics(out, figures);
+    let routers = || figures.by_router.iter();
+    let forwarded = routers().map(|router| (&router.name, router.forwarded_total));
+    out.labelled(series::ROUTER_FORWARDED, "router", forwarded);
+    let links = || routers().filter_map(|router| Some((&router.name, router.link?)));
+    out.labelled(series::ROUTER_LAG, "router", links().map(|(name, (_, lag))| (name, lag)));
+    out.states(series::ROUTER_STATE, "router", &LINK_STATES, links().map(|(name, (state, _))| (name, state)));
+}
+
+fn put_member(out: &mut Exposition, figures: &Figures) {
     out.value(series::TOPICS, figures.topics);
     let by_class = CLASSES.iter().zip(figures.topics_by_class);
     out.labelled(series::TOPICS_BY_CLASS, "class", by_class);
+    out.value(series::ROUTERS, figures.routers);
     out.value(series::RECORDS_LIVE, figures.records_live);
     out.value(series::BYTES_LIVE, figures.bytes_live);
+    out.value(series::IDEMPOTENCY_KEYS, figures.idempotency_keys);
     out.value(series::QUEUE_TOPICS, figures.queue_topics);
     // Of what is not there yet there are none.
-    for none in [series::ROUTERS, series::GROUPS, series::QUEUE_LEASES_IN_FLIGHT] {
+    for none in [series::GROUPS, series::QUEUE_LEASES_IN_FLIGHT] {
         out.value(none, 0);
     }
     out.value(series::SSE_CONNECTIONS, figures.streams);
@@ -51,8 +91,7 @@ fn text(figures: &Figures) -> String {
     out.value(series::READY, figures.is_ready as u8);
     out.value(series::RECOVERY_PROGRESS, figures.replay_progress);
     out.value(series::UPTIME_MS, figures.uptime_ms);
-    put_topics(&mut out, figures);
-    put_log(&mut out, figures);
+    put_log(out, figures);
     out.value(series::RAFT_IS_LEADER, figures.is_leader as u8);
     out.value(series::RAFT_TERM, figures.term);
     out.value(series::RAFT_COMMIT_INDEX, figures.commit_index);
@@ -68,7 +107,6 @@ fn text(figures: &Figures) -> String {
     out.value(series::CHECKPOINT_AGE_MS, figures.checkpoint_age_ms);
     out.labelled(series::MEMBER_LAG, "member", figures.member_lag.iter().map(|(name, lag)| (name, lag)));
     out.value(series::FORWARDED_REQUESTS, figures.forwarded_requests);
-    out.finish()
 }
 
 fn put_topics(out: &mut Exposition, figures: &Figures) {
@@ -118,24 +156,32 @@ fn log_figures(figures: &Figures) -> [(Series, u64); 9] {
     ]
 }
 
-/// C-OPS-10.
-fn put_json(json: &mut JsonWriter, figures: &Figures) {
+/// C-OPS-10. To a key with prefixes only what its own topics and routers add up to.
+fn put_json(json: &mut JsonWriter, figures: &Figures, of_whole_member: bool) {
     for (name, value) in [
         ("topics", figures.topics),
-        ("routers", 0),
+        ("routers", figures.routers),
         ("records_live", figures.records_live),
         ("bytes_live", figures.bytes_live),
         ("queue_topics", figures.queue_topics),
         ("queue_leases_in_flight", 0),
-        ("sse_connections", figures.streams),
-        ("watch_sessions", figures.watch_sessions),
-        ("uptime_ms", figures.uptime_ms),
     ] {
         json.field(name, value);
     }
     let class_names = ["topics_ephemeral", "topics_memory", "topics_disk", "topics_fsync"];
     for (name, count) in class_names.into_iter().zip(figures.topics_by_class) {
         json.field(name, count);
+    }
+    if !of_whole_member {
+        return;
+    }
+    for (name, value) in [
+        ("idempotency_keys", figures.idempotency_keys),
+        ("sse_connections", figures.streams),
+        ("watch_sessions", figures.watch_sessions),
+        ("uptime_ms", figures.uptime_ms),
+    ] {
+        json.field(name, value);
     }
     json.field("ready", figures.is_ready);
     let progress = format!("{:?}", figures.replay_progress);
@@ -147,4 +193,18 @@ fn put_json(json: &mut JsonWriter, figures: &Figures) {
             json.field(name.strip_suffix("_total").unwrap_or(name), value);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::prefers_json;
+
+    #[test]
+    fn json_is_sent_to_those_who_would_rather_have_it() {
+        let rather = ["application/json", "text/html, Application/JSON;q=0.9", "application/json;q=0.2,*/*;q=0.1"];
+        let others = ["", "*/*", "text/plain;version=0.0.4;q=0.5,application/json;q=0.1", "application/json,*/*"];
+        assert!(rather.iter().all(|accepted| prefers_json(accepted.as_bytes())));
+        assert!(!others.iter().any(|accepted| prefers_json(accepted.as_bytes())));
+        assert!(!prefers_json(b"application/json;q=0"));
+    }
 }
