@@ -38,7 +38,13 @@ impl State {
         let new_records = self.new_records();
         let over_caps = over_caps(append, existing.as_ref(), new_records);
         let over_quota = || self.check_quota(existing.is_none() as u64, new_records.1).err();
-        let over_keys = || self.check_keys(existing.as_deref().map_or(0, key_count), is_keyed(append, existing.as_ref()) as u64).err();
+        let over_keys = || {
+            self.check_keys(
+                existing.as_deref().map_or(0, key_count),
+                is_keyed(append, existing.as_ref()) as u64,
+            )
+            .err()
+        };
         if let Some(refusal) = over_caps.or_else(over_quota).or_else(over_keys) {
             return refused(refusal);
         }

@@ -73,7 +73,13 @@ impl State {
             let at = topics.iter().position(Option::is_none).unwrap_or(0);
             refused(at, refusal)
         })?;
-        let keyed = || parts.iter().zip(topics).enumerate().filter(|(_, (part, topic))| is_keyed(&part.append, topic.as_ref()));
+        let keyed = || {
+            parts
+                .iter()
+                .zip(topics)
+                .enumerate()
+                .filter(|(_, (part, topic))| is_keyed(&part.append, topic.as_ref()))
+        };
         let new_keys = keyed().count() as u64;
         for (at, (_, topic)) in keyed() {
             let known = topic.as_deref().map_or(0, key_count);

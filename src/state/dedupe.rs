@@ -159,7 +159,8 @@ impl Dedupe {
         } else if self.index.len() * 4 < self.index.capacity() && self.index.capacity() > MIN_SHRUNK {
             let (blocks, floor) = (&self.blocks, self.floor);
             let place = |short: &u32| {
-                record_at(blocks, floor, ordinal_of(*short, floor)).map_or(0, |record| place_of(digest_in(record)))
+                record_at(blocks, floor, ordinal_of(*short, floor))
+                    .map_or(0, |record| place_of(digest_in(record)))
             };
             self.index.shrink_to(self.index.len() * 2, place);
         }

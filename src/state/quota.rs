@@ -71,8 +71,7 @@ pub enum Limit {
 
 impl Limit {
     pub fn from_number(number: u8) -> Option<Self> {
-        let all =
-            [Limit::MaxTopics, Limit::MaxTotalBytes, Limit::MaxRouters, Limit::MaxIdempotencyKeys];
+        let all = [Limit::MaxTopics, Limit::MaxTotalBytes, Limit::MaxRouters, Limit::MaxIdempotencyKeys];
         all.into_iter().find(|limit| *limit as u8 == number)
     }
 

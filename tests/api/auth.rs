@@ -175,7 +175,9 @@ async fn metrics_show_a_key_with_prefixes_its_own_names_only() {
         api.write(name, 2).await.expect(201);
     }
     for (router, dest) in [("own:metric-router", "own:copies"), ("other:metric-router", "other:copies")] {
-        api.put(&format!("/v0/routers/{router}"), json!({ "source": "other:metric", "dest": dest })).await.expect(201);
+        api.put(&format!("/v0/routers/{router}"), json!({ "source": "other:metric", "dest": dest }))
+            .await
+            .expect(201);
     }
     let text = api.with_key("bound").get("/v0/metrics").await;
     assert_eq!(text.status, 200);
@@ -184,7 +186,7 @@ async fn metrics_show_a_key_with_prefixes_its_own_names_only() {
     assert!(samples.contains(&r#"antiphon_topic_head_seq{topic="own:metric"} 2"#), "{text}");
     assert!(samples.iter().any(|line| line.contains("own:metric-router")), "{text}");
     let is_own = |line: &&str| [r#"="own:"#, r#"="mine."#].iter().any(|own| line.contains(own));
-    assert!(samples.iter().all(|line| is_own(line)), "{text}");
+    assert!(samples.iter().all(is_own), "{text}");
 
     let json = |key| {
         let request = api.with_key(key).request("GET", "/v0/metrics").header("accept", "application/json");

@@ -176,9 +176,10 @@ async fn metrics_tell_how_routers_do() {
     let mut lag = 0.0;
     for member in 0..3 {
         let scrape = scrape(&api.at(member)).await;
-        let of_it = scrape.samples.iter().find(|it| {
-            it.metric == "antiphon_router_lag" && it.labels.get("router") == Some("ops-router")
-        });
+        let of_it = scrape
+            .samples
+            .iter()
+            .find(|it| it.metric == "antiphon_router_lag" && it.labels.get("router") == Some("ops-router"));
         if let Some(Value::Gauge(value)) = of_it.map(|it| &it.value) {
             lag += value;
         }

@@ -48,8 +48,10 @@ impl Member {
     }
 
     fn append_many(&mut self, parts: &[(&str, &str)]) -> Outcome {
-        let parts: Vec<AppendPart<'_>> =
-            parts.iter().map(|(topic, key)| AppendPart { append: keyed(topic, key), record_count: 1 }).collect();
+        let parts: Vec<AppendPart<'_>> = parts
+            .iter()
+            .map(|(topic, key)| AppendPart { append: keyed(topic, key), record_count: 1 })
+            .collect();
         let records: Vec<Record<'_>> = parts.iter().map(|_| record()).collect();
         self.apply(Draft::append_many(&parts, records.into_iter(), 0))
     }

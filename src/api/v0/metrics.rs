@@ -201,8 +201,10 @@ mod tests {
 
     #[test]
     fn json_is_sent_to_those_who_would_rather_have_it() {
-        let rather = ["application/json", "text/html, Application/JSON;q=0.9", "application/json;q=0.2,*/*;q=0.1"];
-        let others = ["", "*/*", "text/plain;version=0.0.4;q=0.5,application/json;q=0.1", "application/json,*/*"];
+        let rather =
+            ["application/json", "text/html, Application/JSON;q=0.9", "application/json;q=0.2,*/*;q=0.1"];
+        let others =
+            ["", "*/*", "text/plain;version=0.0.4;q=0.5,application/json;q=0.1", "application/json,*/*"];
         assert!(rather.iter().all(|accepted| prefers_json(accepted.as_bytes())));
         assert!(!others.iter().any(|accepted| prefers_json(accepted.as_bytes())));
         assert!(!prefers_json(b"application/json;q=0"));
