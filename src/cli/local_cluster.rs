@@ -54,6 +54,7 @@ pub(super) struct LocalCluster {
 impl LocalCluster {
     /// Starts one member at each of `places`, of the cluster named `cluster`, and does not wait for them.
     pub fn start(dir: &Path, cluster: &str, places: Vec<Place>) -> anyhow::Result<Self> {
+        super::keep_files_private();
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         let secret = secret_file(dir)?;
         let mut local =
@@ -104,6 +105,9 @@ impl LocalCluster {
         let (Some(id), Some(stdin)) = (child.id(), child.stdin.take()) else {
             bail!("{name} ended before it began")
         };
+        let pid_path = self.pid_path(name);
+        std::fs::write(&pid_path, format!("{id}\n"))
+            .with_context(|| format!("write {}", pid_path.display()))?;
         self.running.insert(name.clone(), (id, stdin));
         let name = name.clone();
         self.ends.spawn(async move { (name, child.wait().await) });
@@ -123,10 +127,17 @@ impl LocalCluster {
         self.dir.join(format!("{name}.log"))
     }
 
+    /// Holds a member's process id while it runs, for `kill`.
+    fn pid_path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.pid"))
+    }
+
     /// The next member that ends and how, or `None` if none runs.
     pub async fn next_end(&mut self) -> Option<(String, String)> {
         let (name, status) = self.ends.join_next().await?.ok()?;
         self.running.remove(&name);
+        // The id may soon be another process's. A file that stays behind is overwritten by the next start.
+        let _ = std::fs::remove_file(self.pid_path(&name));
         let how = status.map_or_else(|error| format!("unknown: {error}"), |status| status.to_string());
         Some((name, how))
     }

@@ -47,6 +47,12 @@ pub fn run() -> ExitCode {
     }
 }
 
+/// Makes everything that this process creates from now on readable by its user alone: data directories hold the
+/// records, and tokens for other clusters.
+fn keep_files_private() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+}
+
 fn command() -> Command {
     Command::new("antiphon")
         .about("A replicated event bus")

@@ -91,6 +91,7 @@ fn given(matches: &ArgMatches) -> Given {
 }
 
 fn serve(settings: Settings, exit_with_stdin: bool) -> anyhow::Result<Next> {
+    super::keep_files_private();
     telemetry::start(&settings.log, settings.log_format)?;
     let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned()));
     if !unknown.is_empty() {

@@ -2,6 +2,8 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -49,13 +51,31 @@ fn is_gone(pid: Pid) -> bool {
     status.map_or(true, |status| status.contains("State:\tZ"))
 }
 
+/// Files and directories below `dir` that others than their owner may open.
+fn readable_by_others(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("list a directory").flatten() {
+        let metadata = entry.metadata().expect("a file that stays");
+        if metadata.mode() & 0o077 != 0 {
+            found.push(entry.path());
+        }
+        if metadata.is_dir() {
+            found.extend(readable_by_others(&entry.path()));
+        }
+    }
+    found
+}
+
 /// Runs `dev`, ends it by `signal`, and waits until all members are gone.
 async fn ends_with(signal: Signal) {
     let dir = tempfile::tempdir().expect("make a directory");
     let base = free_base();
     let mut child = command(base, dir.path()).stdout(Stdio::piped()).spawn().expect("start antiphon dev");
+    let pid_file = dir.path().join("m2.pid");
     let (text, pids) = tokio::task::spawn_blocking(move || {
         let (text, pids) = greeting(&mut child);
+        let pid_file = std::fs::read_to_string(pid_file).expect("a file with a pid");
+        assert_eq!(pid_file, format!("{}\n", pids[1].as_raw_nonzero()), "{text}");
         let dev = Pid::from_raw(i32::try_from(child.id()).expect("a pid")).expect("a pid");
         kill_process(dev, signal).expect("send a signal");
         let status = child.wait().expect("wait for dev");
@@ -70,9 +90,9 @@ async fn ends_with(signal: Signal) {
         pids.iter().all(|pid| is_gone(*pid)).then_some(())
     })
     .await;
-    let secret = dir.path().join("cluster-secret");
-    let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(secret).expect("the secret is kept"));
-    assert_eq!(mode & 0o777, 0o600, "only the owner reads the secret");
+    assert!(dir.path().join("cluster-secret").exists(), "the secret is kept");
+    let readable = readable_by_others(dir.path());
+    assert!(readable.is_empty(), "only the owner reads what is in there: {readable:?}");
 }
 
 #[tokio::test]
