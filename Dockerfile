@@ -22,6 +22,8 @@ WORKDIR /var/lib/antiphon
 VOLUME /var/lib/antiphon
 EXPOSE 4000 4100
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 CMD ["antiphon", "health", "--ready"]
+# Whether the process lives. Whether it may be sent requests is another question (`antiphon health --ready`): what restarts
+# unhealthy containers would otherwise restart all members while a quorum is lost, or a long log is applied.
+HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 CMD ["antiphon", "health"]
 ENTRYPOINT ["antiphon"]
 CMD ["serve"]
