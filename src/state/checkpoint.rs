@@ -18,7 +18,7 @@ use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
 use crate::storage::Change;
 
-/// In version 3 a router knew neither what its remote may bring nor sealed tokens.
+/// In version 3 a router knew neither what its remote may bring nor sealed tokens, and no topic had a sum of its seqs.
 const MACHINE_VERSION: u8 = 4;
 /// The form from before there were routers.
 const FIRST_MACHINE_VERSION: u8 = 2;
@@ -163,6 +163,7 @@ impl State {
                     | TopicKey::Taken(..)
                     | TopicKey::Reported(..)
                     | TopicKey::Foreign(_)
+                    | TopicKey::OwnSum
                     | TopicKey::Gap(_) => shared.write().origins.restore(part, value),
                 }
             }
