@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use crate::error::{Code, Error};
+use crate::limits::MAX_PULLS_PER_KEY;
 
 /// What a key may do, contract section 2.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +95,8 @@ struct Key {
     inflight: AtomicUsize,
     /// Streams that are open.
     streams: AtomicUsize,
+    /// Pulls of mirrors, which nearly always wait.
+    pulls: AtomicUsize,
 }
 
 /// Why the setting `api_keys` cannot be used. Names the entry by its ordinal only: its text is secret.
@@ -147,6 +150,7 @@ impl Keys {
                     grants: vec![grant],
                     inflight: AtomicUsize::new(0),
                     streams: AtomicUsize::new(0),
+                    pulls: AtomicUsize::new(0),
                 }),
             }
         }
@@ -227,6 +231,11 @@ impl Caller {
     /// The same among its streams (C-LIMIT-08).
     pub fn enter_stream(&self, max: usize) -> Result<Place, Error> {
         self.count(|key| &key.streams, max, "max_sse_connections_per_key")
+    }
+
+    /// The same among the pulls of mirrors, which wait for minutes and do nothing: there may be one per mirror.
+    pub fn enter_pull(&self) -> Result<Place, Error> {
+        self.count(|key| &key.pulls, MAX_PULLS_PER_KEY, "max_pulls_per_key")
     }
 
     fn count(&self, counter: Counter, max: usize, limit: &str) -> Result<Place, Error> {
@@ -417,6 +426,17 @@ mod tests {
         assert_eq!(error, Error::over_limit("max_sse_connections_per_key", 1));
         drop(stream);
         let _again = caller.enter_stream(1).unwrap();
+    }
+
+    #[test]
+    fn pulls_of_a_key_are_counted_beside_its_requests() {
+        let keys = Keys::parse("a").unwrap();
+        let caller = keys.authenticate(Some("a")).unwrap();
+        let mut pulls: Vec<Place> = (0..MAX_PULLS_PER_KEY).map(|_| caller.enter_pull().unwrap()).collect();
+        let _request = caller.enter(1).unwrap();
+        assert_eq!(caller.enter_pull().err().expect("all places are taken").code, Code::Throttled);
+        drop(pulls.pop());
+        let _again = caller.enter_pull().unwrap();
     }
 
     #[test]

@@ -185,6 +185,9 @@ pub const END_STALLED_AFTER: Duration = Duration::from_secs(300);
 /// How long a member that ends waits for its last checkpoint.
 pub const LAST_SAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Longest pause between two checkpoints, when each takes long.
+pub const MAX_CHECKPOINT_PAUSE: Duration = Duration::from_secs(10);
+
 /// A cluster of one exports its state at the latest after so many entries.
 pub const EXPORT_ENTRIES: u64 = 1_000_000;
 /// And after this time, if anything changed.
@@ -218,6 +221,10 @@ pub const MAX_ROUTED_RECORDS: u64 = 65_536;
 pub const MAX_ROUTE_PARTS: usize = 1024;
 /// Records that one router copies at once.
 pub const MAX_ROUTED_RECORDS_PER_ROUTER: u64 = 8192;
+/// Local routers with a filter whose sources are read at once.
+pub const MAX_PICKS: usize = 8;
+/// Changes of routers' configurations that are known one by one.
+pub const MAX_NOTED_ROUTER_CHANGES: usize = 4096;
 /// Longest pause of a local router whose destination is full, in milliseconds.
 pub const MAX_ROUTE_PAUSE_MS: u64 = 1000;
 
@@ -226,14 +233,30 @@ pub const MAX_ROUTE_PAUSE_MS: u64 = 1000;
 pub const SEQ_LIMIT: u64 = 1 << 60;
 /// Records and gaps of one topic in one answer to a mirror.
 pub const MAX_PULL_ITEMS: usize = 10_000;
-/// Topics in one answer: at first contact all are told.
-pub const MAX_PULL_TOPICS: usize = 1 << 17;
 /// Stretches of seqs that are told of one origin, and origins, when something was lost.
 pub const MAX_TOLD_RANGES: usize = 1000;
 /// Bytes of records that a mirror gets with one answer; a single record may be more.
 pub const MAX_PULL_BYTES: usize = 8 << 20;
 /// Longest answer to a pull that is read.
 pub const MAX_PULL_ANSWER_BYTES: usize = 2 * MAX_PULL_BYTES;
+/// Topics that one pull asks for, and the bytes of what it says of them.
+pub const MAX_PULL_WANTED: usize = 1024;
+pub const MAX_PULL_WANTED_BYTES: usize = 128 << 10;
+/// Pulls that are under way for one key at one member.
+pub const MAX_PULLS_PER_KEY: usize = 16_384;
+/// Records that are looked at for one answer, and the time for that: a filter may drop nearly all of them.
+pub const MAX_PULL_EXAMINED: usize = 200_000;
+pub const MAX_PULL_TIME: Duration = Duration::from_secs(1);
+/// Topics that one answer lists or tells to have changed, and bytes of their names.
+pub const MAX_TOLD_CHANGES: usize = 16_384;
+pub const MAX_TOLD_NAME_BYTES: usize = 1 << 20;
+/// As [`MAX_TOLD_RANGES`], of all origins of a topic together.
+pub const MAX_TOLD_RANGES_IN_ALL: usize = 4096;
+/// Topics of which it is noted that they changed, and for how long if nobody asks.
+pub const MAX_NOTED_CHANGES: usize = 1 << 17;
+pub const FORGET_CHANGES_AFTER: Duration = Duration::from_secs(120);
+/// Topics of a mirror of many that were active last: what comes in those is brought by the first answer.
+pub const MAX_WARM_TOPICS: usize = 256;
 /// How long connecting to another cluster may take.
 pub const REMOTE_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a pull waits for something to say, in milliseconds, and how long one may. Short, because nothing else

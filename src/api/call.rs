@@ -75,7 +75,7 @@ pub struct Call<N> {
     body: Bytes,
     encoding: Encoding,
     /// Counts among the key's requests until the handler is done.
-    _place: Place,
+    place: Option<Place>,
     needs: PhantomData<N>,
 }
 
@@ -112,6 +112,11 @@ impl<N> Call<N> {
         }
         let message = format!("a body needs `Content-Type: {content_type}`");
         Err(Error::new(Code::UnsupportedMediaType, message))
+    }
+
+    /// From now on it does not count among the requests of its key: it counts elsewhere.
+    pub fn count_no_more(&mut self) {
+        self.place = None;
     }
 
     /// As [`Call::json`], for the endpoints where no body means `{}` (C-CONV-05).
@@ -280,7 +285,7 @@ impl Arrival {
                 encoding: Encoding::of(&self.parts.headers),
                 parts: self.parts,
                 body,
-                _place: place,
+                place: Some(place),
                 needs: PhantomData,
             }),
             Err(error) => Err(self.refuse(gate, error).await),

@@ -13,6 +13,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::changes::Changes;
 use super::lane::{Lane, View};
 use crate::raft::ApplyObserver;
 use crate::state::SharedTopic;
@@ -20,9 +21,12 @@ use crate::state::SharedTopic;
 /// Wakes readers when topics change.
 #[derive(Default)]
 pub struct Hub {
+    changes: Changes,
     listener_count: AtomicUsize,
     /// By epoch, which names a topic instance.
     feeds: Mutex<HashMap<u64, Feed>>,
+    /// Those who follow all topics whose names start in some way.
+    prefixes: Mutex<Vec<(Arc<str>, Arc<Ear>)>>,
     next_bell: AtomicU64,
     bells: Mutex<HashMap<u64, Weak<Inner>>>,
 }
@@ -75,10 +79,11 @@ impl Ear {
     }
 }
 
-/// A place among those who follow one topic; dropping it gives it up.
+/// A place among those who follow one topic, or all with a prefix; dropping it gives it up.
 pub struct Listener {
     hub: Arc<Hub>,
-    epoch: u64,
+    /// The topic instance; `None`: all with a prefix.
+    epoch: Option<u64>,
     ear: Arc<Ear>,
 }
 
@@ -114,7 +119,15 @@ impl Bell {
         let ear = Arc::new(Ear { inner: self.inner.clone(), slot, is_noted: AtomicBool::new(false) });
         self.hub.feeds.lock().entry(epoch).or_default().ears.push(ear.clone());
         self.hub.listener_count.fetch_add(1, Ordering::SeqCst);
-        Listener { hub: self.hub.clone(), epoch, ear }
+        Listener { hub: self.hub.clone(), epoch: Some(epoch), ear }
+    }
+
+    /// Listens to all topics whose names start with `prefix`, also those to come, as `slot` of this bell.
+    pub fn listen_to_prefix(&self, prefix: &str, slot: u32) -> Listener {
+        let ear = Arc::new(Ear { inner: self.inner.clone(), slot, is_noted: AtomicBool::new(false) });
+        self.hub.prefixes.lock().push((prefix.into(), ear.clone()));
+        self.hub.listener_count.fetch_add(1, Ordering::SeqCst);
+        Listener { hub: self.hub.clone(), epoch: None, ear }
     }
 }
 
@@ -130,6 +143,23 @@ impl Hub {
         let id = self.next_bell.fetch_add(1, Ordering::Relaxed);
         self.bells.lock().insert(id, Arc::downgrade(&inner));
         Bell { inner, hub: self.clone(), id }
+    }
+
+    /// Which topics changed.
+    pub(super) fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    fn forget(&self, epoch: u64, ear: &Arc<Ear>) {
+        let mut feeds = self.feeds.lock();
+        if let Some(feed) = feeds.get_mut(&epoch) {
+            if let Some(at) = feed.ears.iter().position(|other| Arc::ptr_eq(other, ear)) {
+                feed.ears.swap_remove(at);
+            }
+            if feed.ears.is_empty() {
+                feeds.remove(&epoch);
+            }
+        }
     }
 
     /// Rings every bell, whatever it waits for.
@@ -155,6 +185,8 @@ impl Hub {
 
 impl ApplyObserver for Hub {
     fn topics_changed(&self, topics: &[Arc<SharedTopic>]) {
+        // Before anybody is woken who asks for them.
+        self.changes.note(topics);
         if self.listener_count.load(Ordering::SeqCst) == 0 {
             return;
         }
@@ -164,19 +196,23 @@ impl ApplyObserver for Hub {
                 feed.ears.iter().for_each(|ear| ear.note());
             }
         }
+        drop(feeds);
+        for (prefix, ear) in &*self.prefixes.lock() {
+            // One that was told, and has not looked since, need not be found again.
+            if !ear.is_noted.load(Ordering::Acquire)
+                && topics.iter().any(|topic| topic.name.starts_with(&**prefix))
+            {
+                ear.note();
+            }
+        }
     }
 }
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let mut feeds = self.hub.feeds.lock();
-        if let Some(feed) = feeds.get_mut(&self.epoch) {
-            if let Some(at) = feed.ears.iter().position(|ear| Arc::ptr_eq(ear, &self.ear)) {
-                feed.ears.swap_remove(at);
-            }
-            if feed.ears.is_empty() {
-                feeds.remove(&self.epoch);
-            }
+        match self.epoch {
+            Some(epoch) => self.hub.forget(epoch, &self.ear),
+            None => self.hub.prefixes.lock().retain(|(_, ear)| !Arc::ptr_eq(ear, &self.ear)),
         }
         self.hub.listener_count.fetch_sub(1, Ordering::SeqCst);
     }

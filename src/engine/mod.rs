@@ -4,6 +4,7 @@
 //! leader, waiting until a read may be answered, reading a page, waiting for what comes next. The engine
 //! knows neither requests nor responses; the edge turns one into the other.
 
+mod changes;
 mod cluster_view;
 mod delete;
 mod figures;
@@ -20,6 +21,7 @@ mod page;
 mod priority;
 mod propose;
 mod pull;
+mod pull_news;
 mod read_index;
 mod readiness;
 mod recency;
@@ -38,6 +40,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+pub use changes::{ChangeCursor, Changed, ChangedTopic};
 pub use cluster_view::{ClusterView, HeldView, LogView, MemberView};
 pub use figures::{Figures, RouterFigures, TopicFigures};
 pub use follow::{EncodeFrame, StartAt, StartPlace, Step};
@@ -47,7 +50,10 @@ pub use links::{LinkError, LinkState, LinkStatus, Links};
 pub use origins::OriginView;
 pub use page::{LostAtSource, Page, PageQuery, PageRecord, RecordOrigin, Tombstone};
 pub use propose::Timings;
-pub use pull::{Lost, PullCursor, PullQuery, Pulled, PulledItem, PulledPage, PulledTopic, Sources};
+pub use pull::{
+    Beginning, Lost, PullCursor, PullQuery, PullReply, Pulled, PulledItem, PulledPage, PulledTopic, Sources,
+};
+pub use pull_news::{Ask, Listed, News, TopicNews};
 pub use read_index::Fence;
 pub use readiness::Readiness;
 pub use routers::RouterView;
@@ -102,6 +108,8 @@ struct Inner {
     node: Arc<Node>,
     log: Log,
     hub: Arc<Hub>,
+    /// Names this process to those who ask which topics changed here.
+    feed: u64,
     random: Arc<dyn Random>,
     options: EngineOptions,
     started: Instant,
@@ -143,6 +151,7 @@ impl Engine {
             node,
             log,
             hub,
+            feed: random.next_u64(),
             random,
             options,
         });

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Consistency, Engine};
 use crate::error::{Code, Error};
-use crate::state::{Instance, Ranges, SeqSet};
+use crate::state::{Instance, OwnSeqs, Ranges, SeqSum};
 use crate::task;
 
 /// What one topic has taken of one instance.
@@ -42,15 +42,15 @@ impl Engine {
         let shared = self.catalog().get(topic).ok_or_else(|| Error::topic_not_found(topic))?;
         let own = self.instance_of(&shared)?;
         // Copied, because looking through them may take a while.
-        let (head_seq, foreign, others) = {
+        let (head_seq, own_seqs, others) = {
             let topic = shared.read();
             let others = topic.origins.all().iter().map(|origin| {
                 (origin.instance.clone(), origin.taken_count, origin.taken.clone(), origin.reported.clone())
             });
-            (topic.head_seq, topic.origins.foreign.clone(), others.collect::<Vec<_>>())
+            (topic.head_seq, topic.origins.own.clone(), others.collect::<Vec<_>>())
         };
         let summing = task::blocking(move || {
-            let mut views = vec![own_view(own, head_seq, &foreign)];
+            let mut views = vec![own_view(own, head_seq, &own_seqs)];
             let mut others: Vec<OriginView> = others
                 .into_iter()
                 .map(|(instance, records, taken, reported)| OriginView {
@@ -75,16 +75,9 @@ fn order(instance: &Instance) -> (&str, u128, &str, u64) {
     (&instance.cluster, instance.cluster_id, &instance.topic, instance.epoch)
 }
 
-fn own_view(instance: Arc<Instance>, head_seq: u64, foreign: &SeqSet) -> OriginView {
-    let own = || foreign.absent_in(1..=head_seq);
-    OriginView {
-        instance,
-        is_own: true,
-        records: own().map(|stretch| stretch.end() - stretch.start() + 1).sum(),
-        last_seq: own().last().map_or(0, |last| *last.end()),
-        digest: digest(own()),
-        lost: Vec::new(),
-    }
+fn own_view(instance: Arc<Instance>, head_seq: u64, own: &OwnSeqs) -> OriginView {
+    let SeqSum { count, last_seq, digest } = own.sum(head_seq);
+    OriginView { instance, is_own: true, records: count, last_seq, digest, lost: Vec::new() }
 }
 
 fn digest(stretches: impl Iterator<Item = std::ops::RangeInclusive<u64>>) -> [u8; 16] {
@@ -101,6 +94,7 @@ fn digest(stretches: impl Iterator<Item = std::ops::RangeInclusive<u64>>) -> [u8
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::SeqSet;
 
     #[test]
     fn sets_are_told_apart_and_the_way_they_came_about_is_not() {
@@ -121,9 +115,9 @@ mod tests {
     #[test]
     fn what_was_written_here_is_what_is_not_foreign() {
         let instance = Instance { cluster_id: 7, cluster: "east".into(), topic: "t".into(), epoch: 1 };
-        let mut foreign = SeqSet::default();
-        [2..=3, 6..=6].into_iter().for_each(|range| foreign.insert(range));
-        let view = own_view(Arc::new(instance), 6, &foreign);
+        let mut own = OwnSeqs::default();
+        [2..=3, 6..=6].into_iter().for_each(|range| own.take_up(range));
+        let view = own_view(Arc::new(instance), 6, &own);
         assert_eq!((view.records, view.last_seq, view.is_own), (3, 5, true));
         let mut same = SeqSet::default();
         [1..=1, 4..=5].into_iter().for_each(|range| same.insert(range));

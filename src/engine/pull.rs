@@ -1,8 +1,9 @@
 //! What a mirror in another cluster pulls: pages of topics, with where each record was first written.
 //!
-//! A pull is a long poll over all topics that the mirror covers. It brings its cursors along, and nothing of it
-//! stays here. A page says up to which seq it examined, whatever it has of that, so the mirror knows what it
-//! need not ask for again.
+//! A pull is a long poll. It names the topics of which pages are wanted, with its cursors, and nothing of it stays
+//! here; of the other topics that the mirror covers it is told which have something new (`pull_news.rs`). A page says
+//! up to which seq it examined, whatever it has of that, so the mirror knows what it need not ask for again. What one
+//! answer may cost is bounded, in bytes, records and time: it ends where that is spent, and the next one goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -12,25 +13,26 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::page::{PageQuery, Start};
-use super::{Consistency, Engine, LostAtSource, Page, PageRecord};
+use super::{Ask, Consistency, Engine, LostAtSource, News, Page, PageRecord};
 use crate::error::Error;
 use crate::filter::Filter;
-use crate::limits::{MAX_PULL_ITEMS, MAX_TOLD_RANGES};
+use crate::limits::{
+    MAX_PULL_EXAMINED, MAX_PULL_ITEMS, MAX_PULL_TIME, MAX_TOLD_RANGES, MAX_TOLD_RANGES_IN_ALL,
+};
 use crate::state::{
     Instance, Origin, Ranges, SharedTopic, Start as RouterStart, Topic, TopicType, lost_seqs,
 };
 use crate::storage::EntryId;
 
-/// Records and gaps of one topic in one answer: a gap and a record may come at once.
-const MAX_PULLED_ITEMS: usize = MAX_PULL_ITEMS - 1;
 /// The least that each topic may send, in bytes, however many have something to say.
 const MIN_TOPIC_BYTES: usize = 64 << 10;
 /// What a record or gap counts for beside its stored bytes: about the most that its place and origin take up.
 const ITEM_BYTES: usize = 32;
-/// Topics of one answer.
-const MAX_PULLED_TOPICS: usize = 1024;
-/// How often it is looked whether a topic was made that the mirror covers.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// What a topic counts for beside its name, and a stretch of lost seqs.
+const TOPIC_BYTES: usize = 64;
+const RANGE_BYTES: usize = 16;
+/// Topics that are looked at before others get the thread.
+const TOPICS_PER_TURN: usize = 32;
 
 /// Which topics a mirror covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,16 +61,24 @@ pub struct PullCursor {
     pub entry: Option<EntryId>,
 }
 
+/// Where a mirror begins in topics that it has no cursor for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beginning {
+    pub start: RouterStart,
+    /// Topic instances from this epoch on begin with their first record all the same.
+    pub before_epoch: u64,
+}
+
 /// What a mirror asks for.
 #[derive(Debug, Clone)]
 pub struct PullQuery {
     pub sources: Sources,
-    /// Topics that it does not want now.
-    pub excluded: BTreeSet<String>,
-    /// By topic.
-    pub cursors: BTreeMap<String, PullCursor>,
-    /// Where to begin in topics without a cursor; `None`: with their first record.
-    pub start: Option<RouterStart>,
+    /// The topics that it asks for, those first that are to have room in the answer first.
+    pub wanted: Vec<(String, Option<PullCursor>)>,
+    /// What it wants to know of the others.
+    pub ask: Ask,
+    /// `None`: topics without a cursor begin with their first record.
+    pub beginning: Option<Beginning>,
     pub filter: Option<Arc<Filter>>,
     /// The cluster that asks, and the topic there; `None`: of the same name. What comes from there is left out.
     pub puller_id: u128,
@@ -76,6 +86,18 @@ pub struct PullQuery {
     pub wait_ms: u64,
     /// Budget for the records of the answer.
     pub max_bytes: usize,
+}
+
+/// The answer to it.
+#[derive(Debug, Clone)]
+pub struct PullReply {
+    /// The first epoch that no topic had when this was begun.
+    pub next_epoch: u64,
+    pub news: News,
+    /// So many of the wanted topics were looked at; for the others there was no room.
+    pub examined: usize,
+    /// Those of them that have something to say.
+    pub topics: Vec<PulledTopic>,
 }
 
 /// What one topic has to say.
@@ -100,6 +122,8 @@ pub enum Pulled {
 /// What follows a cursor.
 #[derive(Debug, Clone)]
 pub struct PulledPage {
+    /// Where it begins.
+    pub start_seq: u64,
     /// The cursor after it.
     pub to_seq: u64,
     pub to_entry: Option<EntryId>,
@@ -122,12 +146,28 @@ pub struct Lost {
 impl Lost {
     fn of(topic: &Topic, evicted: RangeInclusive<u64>, is_echo: impl Fn(&Instance) -> bool) -> Self {
         let seqs = lost_seqs(topic, evicted.clone(), |origin| is_echo(&origin.instance));
-        let others = topic.origins.all().iter().filter(|origin| !is_echo(&origin.instance));
-        let known = |origin: &Origin| Some((origin.instance.clone(), origin.known(MAX_TOLD_RANGES)?));
-        // One more, so that none is left out in silence.
-        let others: Option<Vec<_>> = others.take(MAX_TOLD_RANGES + 1).map(known).collect();
-        let others = others.filter(|others| others.len() <= MAX_TOLD_RANGES);
+        let mut left = MAX_TOLD_RANGES_IN_ALL;
+        let mut known = |origin: &Origin| -> Option<(Arc<Instance>, Ranges)> {
+            let most = left.min(MAX_TOLD_RANGES);
+            let ranges = origin.known(most).filter(|ranges| ranges.len() <= most)?;
+            left -= ranges.len();
+            Some((origin.instance.clone(), ranges))
+        };
+        // All of them or none: whoever has what it is told of has everything.
+        let others: Vec<&Origin> =
+            topic.origins.all().iter().filter(|origin| !is_echo(&origin.instance)).collect();
+        let is_told = others.len() <= MAX_TOLD_RANGES;
+        let others = is_told.then(|| others.into_iter().map(&mut known).collect()).flatten();
         Lost { seqs, own: lost_seqs(topic, evicted, |_| true), others }
+    }
+
+    /// About what it takes up in an answer.
+    fn bytes(&self) -> usize {
+        let of_other = |(instance, ranges): &(Arc<Instance>, Ranges)| {
+            TOPIC_BYTES + instance.topic.len() + ranges.len() * RANGE_BYTES
+        };
+        let others: usize = self.others.iter().flatten().map(of_other).sum();
+        (self.seqs.len() + self.own.len()) * RANGE_BYTES + others
     }
 }
 
@@ -135,6 +175,41 @@ impl Lost {
 pub enum PulledItem {
     Record(PageRecord),
     Gap(LostAtSource),
+}
+
+/// What is left of what one answer may cost.
+struct Budget {
+    bytes: usize,
+    examined: usize,
+    until: Instant,
+}
+
+impl Budget {
+    fn take(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    fn is_spent(&self) -> bool {
+        self.bytes == 0 || self.examined == 0 || Instant::now() >= self.until
+    }
+}
+
+impl PullQuery {
+    /// Where to begin in `shared` without a cursor; `None`: with its first record.
+    fn start_of(&self, shared: &SharedTopic) -> Option<RouterStart> {
+        let beginning = self.beginning.filter(|beginning| shared.epoch < beginning.before_epoch);
+        beginning.map(|beginning| beginning.start)
+    }
+
+    /// Whether there may be something to say of `shared` to who stands at `cursor`.
+    fn has_news(&self, shared: &SharedTopic, cursor: Option<&PullCursor>) -> bool {
+        let head_seq = shared.read().head_seq;
+        match cursor {
+            Some(cursor) => (cursor.epoch, cursor.seq) != (shared.epoch, head_seq),
+            // Where it begins has to be noted, even if it is empty.
+            None => head_seq > 0 || self.start_of(shared).is_some(),
+        }
+    }
 }
 
 impl Engine {
@@ -147,102 +222,94 @@ impl Engine {
 
     /// Waits until there is something to say, or for as long as the query wants to. Errors: `no_leader`;
     /// `topic_not_found` if one topic is asked for and is not there.
-    pub async fn pull(&self, query: &PullQuery) -> Result<Vec<PulledTopic>, Error> {
+    pub async fn pull(&self, query: &PullQuery) -> Result<PullReply, Error> {
         let deadline = Instant::now() + Duration::from_millis(query.wait_ms);
         // What this member has not applied must not look like something that the cluster does not know.
         self.fence(Consistency::Strong).await?;
+        let next_epoch = self.inner.node.applied().next_epoch();
+        let wanted: BTreeSet<&str> = query.wanted.iter().map(|(name, _)| name.as_str()).collect();
+        let (prefix, mut ask) = match &query.sources {
+            Sources::Prefix(prefix) => (prefix.as_str(), query.ask.clone()),
+            Sources::One(_) => ("", Ask::Nothing),
+        };
         let bell = self.inner.hub.bell();
+        let of_all = matches!(ask, Ask::ChangedBehind(_)).then(|| bell.listen_to_prefix(prefix, 0));
         let mut listeners = BTreeMap::new();
         loop {
             bell.forget_changed();
-            let topics = self.covered(query)?;
-            for shared in &topics {
+            of_all.iter().for_each(|of_all| of_all.rearm());
+            for shared in wanted.iter().filter_map(|name| self.catalog().get(name)) {
                 let listen = || bell.listen(shared.epoch, 0);
                 listeners.entry(shared.epoch).or_insert_with(listen).rearm();
             }
-            let mut pulled = self.pull_some(query, &topics).await?;
-            pulled.extend(self.gone(query));
-            if !pulled.is_empty() || self.is_draining() || Instant::now() >= deadline {
-                return Ok(pulled);
+            if let Sources::One(topic) = &query.sources
+                && self.catalog().get(topic).is_none()
+            {
+                return Err(Error::topic_not_found(topic));
             }
-            let next_look = match query.sources {
-                Sources::One(_) => deadline,
-                Sources::Prefix(_) => deadline.min(Instant::now() + LOOK_INTERVAL),
-            };
-            let _ = tokio::time::timeout_at(next_look, bell.wait()).await;
+            let news = self.news(prefix, &ask, &wanted).await;
+            let (examined, topics) = self.pull_wanted(query).await?;
+            let is_over = self.is_draining() || Instant::now() >= deadline;
+            if news.is_something() || !topics.is_empty() || is_over {
+                return Ok(PullReply { next_epoch, news, examined, topics });
+            }
+            if let News::Changed { cursor, .. } = news {
+                ask = Ask::ChangedBehind(cursor);
+            }
+            let _ = tokio::time::timeout_at(deadline, bell.wait()).await;
         }
     }
 
-    fn covered(&self, query: &PullQuery) -> Result<Vec<Arc<SharedTopic>>, Error> {
-        match &query.sources {
-            Sources::One(topic) => {
-                Ok(vec![self.catalog().get(topic).ok_or_else(|| Error::topic_not_found(topic))?])
-            }
-            Sources::Prefix(prefix) => {
-                let mut topics = self.catalog().page(prefix, None, usize::MAX);
-                topics.retain(|shared| !query.excluded.contains(&*shared.read().name));
-                Ok(topics)
-            }
-        }
-    }
-
-    /// Topics that the mirror knows and that are not there any more.
-    fn gone(&self, query: &PullQuery) -> Vec<PulledTopic> {
-        let known = query.cursors.keys().filter(|name| !query.excluded.contains(*name));
-        let gone = known.filter(|name| self.catalog().get(name).is_none()).take(MAX_PULLED_TOPICS);
-        gone.map(|name| PulledTopic {
-            topic: name.as_str().into(),
-            epoch: 0,
-            topic_type: TopicType::Log,
-            head_seq: 0,
-            content: Pulled::Gone,
-        })
-        .collect()
-    }
-
-    async fn pull_some(
-        &self,
-        query: &PullQuery,
-        topics: &[Arc<SharedTopic>],
-    ) -> Result<Vec<PulledTopic>, Error> {
-        let has_news: Vec<&Arc<SharedTopic>> = topics
-            .iter()
-            .filter(|shared| {
-                let topic = shared.read();
-                let cursor = query.cursors.get(&*topic.name);
-                // A topic without a cursor may have to be noted, even if it is empty.
-                cursor.map_or(query.start.is_some() || topic.head_seq > 0, |cursor| {
-                    (cursor.epoch, cursor.seq) != (topic.epoch, topic.head_seq)
-                })
-            })
-            .collect();
-        let mut bytes_left = query.max_bytes;
-        let share = (query.max_bytes / has_news.len().max(1)).max(MIN_TOPIC_BYTES);
+    /// Goes through the wanted topics until the answer is full. Gives how many it came to, and what they have to
+    /// say.
+    async fn pull_wanted(&self, query: &PullQuery) -> Result<(usize, Vec<PulledTopic>), Error> {
+        let mut budget = Budget {
+            bytes: query.max_bytes,
+            examined: MAX_PULL_EXAMINED,
+            until: Instant::now() + MAX_PULL_TIME,
+        };
+        let has_news = |(name, cursor): &&(String, Option<PullCursor>)| {
+            self.catalog().get(name).is_none_or(|shared| query.has_news(&shared, cursor.as_ref()))
+        };
+        let speaking = query.wanted.iter().filter(has_news).count();
+        let share = (query.max_bytes / speaking.max(1)).max(MIN_TOPIC_BYTES);
         let mut pulled = Vec::new();
-        for shared in has_news {
-            // Where to begin is asked once, and so told of all topics, if not with their first records.
-            if query.start.is_none() && (bytes_left == 0 || pulled.len() >= MAX_PULLED_TOPICS) {
-                break;
+        for (number, (name, cursor)) in query.wanted.iter().enumerate() {
+            if budget.is_spent() {
+                return Ok((number, pulled));
             }
-            let (topic, bytes) = self.pull_topic(query, shared, share.min(bytes_left)).await?;
-            bytes_left = bytes_left.saturating_sub(bytes);
-            pulled.extend(topic);
+            if number % TOPICS_PER_TURN == TOPICS_PER_TURN - 1 {
+                tokio::task::yield_now().await;
+            }
+            let Some(shared) = self.catalog().get(name) else {
+                let (topic, topic_type) = (name.as_str().into(), TopicType::Log);
+                let content = Pulled::Gone;
+                pulled.push(PulledTopic { topic, epoch: 0, topic_type, head_seq: 0, content });
+                continue;
+            };
+            if query.has_news(&shared, cursor.as_ref()) {
+                let max_bytes = share.min(budget.bytes).max(1);
+                pulled
+                    .extend(self.pull_topic(query, &shared, cursor.as_ref(), max_bytes, &mut budget).await?);
+            }
         }
-        Ok(pulled)
+        Ok((query.wanted.len(), pulled))
     }
 
-    /// What `shared` has to say, and the bytes of the records in that.
+    /// What `shared` has to say, records of at most `max_bytes` (one always fits).
     async fn pull_topic(
         &self,
         query: &PullQuery,
         shared: &Arc<SharedTopic>,
+        cursor: Option<&PullCursor>,
         max_bytes: usize,
-    ) -> Result<(Option<PulledTopic>, usize), Error> {
+        budget: &mut Budget,
+    ) -> Result<Option<PulledTopic>, Error> {
         let (name, topic_type, head_seq) = {
             let topic = shared.read();
             (topic.name.clone(), topic.config.topic_type, topic.head_seq)
         };
-        let cursor = query.cursors.get(&*name);
+        budget.take(TOPIC_BYTES + 2 * name.len());
         let told = |content| {
             let topic = name.clone();
             Some(PulledTopic { topic, epoch: shared.epoch, topic_type, head_seq, content })
@@ -251,10 +318,10 @@ impl Engine {
             cursor.epoch > shared.epoch || (cursor.epoch == shared.epoch && cursor.seq > head_seq)
         });
         if is_unknown || !self.has_entry_at(shared, cursor).await? {
-            return Ok((told(Pulled::Diverged), 0));
+            return Ok(told(Pulled::Diverged));
         }
         let known = cursor.filter(|cursor| cursor.epoch == shared.epoch);
-        let from_seq = match (known, query.start) {
+        let from_seq = match (known, query.start_of(shared)) {
             (Some(cursor), _) => cursor.seq,
             (None, Some(start)) if cursor.is_none() => self.start_seq(shared, start).await?,
             (None, _) => 0,
@@ -263,28 +330,27 @@ impl Engine {
         let is_echo =
             |instance: &Instance| instance.cluster_id == query.puller_id && *instance.topic == *dest;
         let mut page = PulledPage {
+            start_seq: from_seq,
             to_seq: from_seq,
             to_entry: known.and_then(|cursor| cursor.entry),
             lost: Lost::default(),
             items: Vec::new(),
         };
-        let bytes = match max_bytes {
-            0 => 0,
-            _ => self.extend_page(query, shared, is_echo, max_bytes, &mut page).await?,
-        };
+        self.extend_page(query, shared, is_echo, max_bytes, budget, &mut page).await?;
         let is_news = known.is_none() || page.to_seq > from_seq;
-        Ok((is_news.then(|| told(Pulled::Page(page))).flatten(), bytes))
+        Ok(is_news.then(|| told(Pulled::Page(page))).flatten())
     }
 
-    /// Reads on from where `page` ends, until it is full or nothing is left. Gives the bytes of its records.
+    /// Reads on from where `page` ends, until it is full, nothing is left, or too much was looked at.
     async fn extend_page(
         &self,
         query: &PullQuery,
         shared: &Arc<SharedTopic>,
         is_echo: impl Fn(&Instance) -> bool,
         max_bytes: usize,
+        budget: &mut Budget,
         page: &mut PulledPage,
-    ) -> Result<usize, Error> {
+    ) -> Result<(), Error> {
         let head_seq = shared.read().head_seq;
         let (mut records, mut bytes) = (0, 0);
         loop {
@@ -298,6 +364,7 @@ impl Engine {
                     }
                     let evicted = page.to_seq + 1..=evicted_to_seq;
                     page.lost = Lost::of(&topic, evicted, &is_echo);
+                    bytes += page.lost.bytes();
                     // Not further: a gap right behind it is one of its own.
                     (page.to_seq, page.to_entry) = (evicted_to_seq, None);
                 }
@@ -305,20 +372,20 @@ impl Engine {
             };
             let gap = start.tombstone.as_ref().and_then(|tombstone| tombstone.origin.clone());
             let filter = query.filter.clone();
-            let page_query =
-                PageQuery { filter, ..PageQuery::here(MAX_PULLED_ITEMS - records, max_bytes - bytes) };
+            let limit = MAX_PULL_ITEMS - records - usize::from(gap.is_some());
+            let page_query = PageQuery { filter, ..PageQuery::here(limit, max_bytes.saturating_sub(bytes)) };
             let cursor_after = start.cursor;
             let Some(read) = self.read_page(shared, &page_query, start).await? else {
                 continue;
             };
             if let Some(gap) = gap.filter(|gap| !is_echo(&gap.instance)) {
                 page.items.push(PulledItem::Gap(gap));
-                bytes += ITEM_BYTES;
-                records += 1;
+                (records, bytes) = (records + 1, bytes + ITEM_BYTES);
             }
             let is_end = read.next_from_seq <= cursor_after && read.records.is_empty();
             bytes += records_bytes(&read);
             records += read.records.len();
+            budget.examined = budget.examined.saturating_sub(read.records_scanned as usize + 1);
             page.to_entry = entry_at(&read).or(page.to_entry.filter(|_| read.next_from_seq == page.to_seq));
             page.to_seq = read.next_from_seq;
             let wanted = read
@@ -326,12 +393,15 @@ impl Engine {
                 .into_iter()
                 .filter(|record| record.origin.as_ref().is_none_or(|origin| !is_echo(&origin.instance)));
             page.items.extend(wanted.map(PulledItem::Record));
-            let is_full = records >= MAX_PULLED_ITEMS || bytes >= max_bytes;
-            if is_full || page.to_seq >= head_seq || is_end {
+            // A gap and a record must fit.
+            let is_full = records + 1 >= MAX_PULL_ITEMS || bytes >= max_bytes;
+            // What is examined is behind the mirror, also if nothing of it passes its filter.
+            if is_full || page.to_seq >= head_seq || is_end || budget.is_spent() {
                 break;
             }
         }
-        Ok(bytes)
+        budget.take(bytes);
+        Ok(())
     }
 
     /// Whether the record at the cursor is what it was; also if it is gone by now.

@@ -20,13 +20,14 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{OptionalSend, Snapshot, SnapshotMeta};
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::checkpoint_clock::CheckpointClock;
 use super::types::{
     CommittedLeader, Member, RaftLogId, RaftMembership, RaftStoredMembership, Types, decode_membership,
     encode_membership, entry_id, raft_log_id,
 };
-use crate::limits::{LAST_SAVE_TIMEOUT, MAX_APPEND_BYTES};
+use crate::limits::{LAST_SAVE_TIMEOUT, MAX_APPEND_BYTES, MAX_CHECKPOINT_PAUSE};
 use crate::record::EntryRecords;
 use crate::state::{
     Catalog, Changes, Cluster, ClusterLimits, EvictedBlocks, Freed, Garbage, Missing, MissingBlock,
@@ -56,10 +57,14 @@ pub struct Applied {
     /// Cluster time as of the last applied entry.
     time_ms: AtomicU64,
     published: Mutex<Published>,
+    /// The first epoch that no topic has had.
+    next_epoch: AtomicU64,
     saved: Mutex<SavedPoint>,
     /// Held while the state is saved.
     saving: tokio::sync::Mutex<()>,
     checkpoint_clock: CheckpointClock,
+    /// What the last checkpoint took to be cut and written, in microseconds.
+    save_cost_us: AtomicU64,
     /// What the checkpoint on disk has lost since garbage was last cleared.
     lost: Mutex<Lost>,
     /// Held while it is cleared, on a thread that may wait for the disk.
@@ -113,9 +118,11 @@ impl Applied {
             next_due_ms: AtomicU64::default(),
             time_ms: AtomicU64::default(),
             published: Mutex::default(),
+            next_epoch: AtomicU64::default(),
             saved: Mutex::new(saved),
             saving: tokio::sync::Mutex::default(),
             checkpoint_clock: CheckpointClock::default(),
+            save_cost_us: AtomicU64::default(),
             lost: Mutex::default(),
             garbage: Mutex::new(Garbage::of_orphans(orphans)),
         });
@@ -127,6 +134,7 @@ impl Applied {
     fn publish(&self, state: &State) {
         self.next_due_ms.store(state.next_due_ms().unwrap_or(u64::MAX), Ordering::Release);
         self.time_ms.store(state.time_ms(), Ordering::Release);
+        self.next_epoch.store(state.next_epoch(), Ordering::Release);
         let mut published = self.published.lock();
         published.limits = state.limits();
         if published.cluster.as_ref() != state.cluster() {
@@ -152,11 +160,6 @@ impl Applied {
         self.published.lock().cluster.clone()
     }
 
-    /// Above the epoch of every topic that was ever made.
-    pub fn next_epoch(&self) -> u64 {
-        self.state.lock().next_epoch()
-    }
-
     /// Follows the index of the last applied entry.
     pub fn watch_index(&self) -> watch::Receiver<u64> {
         self.applied_index.subscribe()
@@ -179,6 +182,11 @@ impl Applied {
     /// When the first record of any topic expires, in cluster time; `u64::MAX` for never.
     pub fn next_due_ms(&self) -> u64 {
         self.next_due_ms.load(Ordering::Acquire)
+    }
+
+    /// The first epoch that no topic has had, as of the last applied command or earlier.
+    pub fn next_epoch(&self) -> u64 {
+        self.next_epoch.load(Ordering::Acquire)
     }
 
     /// Index of the last applied entry and the digest of the state there.
@@ -242,6 +250,7 @@ impl Applied {
     }
 
     async fn save_now(self: &Arc<Self>) -> io::Result<()> {
+        let cutting = Instant::now();
         let (point, Changes { values, saved, deleted, freed }) = {
             let mut state = self.state.lock();
             let point = SavedPoint::of(&state);
@@ -251,12 +260,15 @@ impl Applied {
             }
             (point, state.take_changes())
         };
+        let cutting = cutting.elapsed();
         if let Some(id) = point.applied {
             self.log.wait_synced(id.index).await?;
         }
         self.checkpoint_clock.writing();
-        let this = self.clone();
+        let (this, writing) = (self.clone(), Instant::now());
         task::blocking(move || this.checkpoint.write(values)).await?;
+        let cost = cutting + writing.elapsed();
+        self.save_cost_us.store(cost.as_micros() as u64, Ordering::Relaxed);
         // In slices, so that applying gets its turn.
         saved.chunks(SAVED_SLICE).for_each(|slice| self.state.lock().blocks_saved(slice));
         // Not earlier: what the checkpoint before this one names must be there after a kill.
@@ -324,11 +336,12 @@ impl Applied {
         self.checkpoint_clock.excused(|| self.checkpoint.read_held(export))
     }
 
-    /// Saves the state every `interval`, as long as the member runs. What is not saved is applied again
-    /// after a restart, so a disk that has no room at all can wait.
+    /// Saves the state every `interval`, or less often if that takes long, as long as the member runs. What is not
+    /// saved is applied again after a restart, so a disk that has no room at all can wait.
     pub async fn save_periodically(self: Arc<Self>, interval: Duration, room: Arc<Room>) -> io::Result<()> {
         loop {
-            tokio::time::sleep(interval).await;
+            let cost = Duration::from_micros(self.save_cost_us.load(Ordering::Relaxed));
+            tokio::time::sleep(pause_after(cost, interval)).await;
             if !room.is_exhausted() {
                 self.save().await?;
             }
@@ -361,6 +374,12 @@ impl Applied {
         };
         Ok((point.applied.map(raft_log_id), membership))
     }
+}
+
+/// The pause after a checkpoint of this cost: however many topics change, making checkpoints takes up a tenth of the
+/// time at most, and applying waits for no more of them.
+fn pause_after(cost: Duration, interval: Duration) -> Duration {
+    interval.max((cost * 9).min(MAX_CHECKPOINT_PAUSE))
 }
 
 /// Entries applied under one hold of the state: readers of the whole state (digests, checkpoints) get
@@ -542,5 +561,19 @@ impl RaftSnapshotBuilder<Types> for ImageBuilder {
             Ok(meta) => Ok(Snapshot { meta: meta.clone(), snapshot: StateImage }),
             Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_take_up_a_tenth_of_the_time_and_come_at_last() {
+        let (ms, interval) = (Duration::from_millis, Duration::from_millis(250));
+        assert_eq!(pause_after(ms(0), interval), interval);
+        assert_eq!(pause_after(ms(25), interval), interval);
+        assert_eq!(pause_after(ms(200), interval), ms(1800));
+        assert_eq!(pause_after(ms(60_000), interval), MAX_CHECKPOINT_PAUSE);
     }
 }

@@ -8,9 +8,10 @@ use std::ops::RangeInclusive;
 
 use bytes::Bytes;
 
-use super::wire::{ANSWERED_DIVERGED, ANSWERED_GONE, ANSWERED_PAGE, VERSION, push_record};
+use super::wire::{ANSWERED_DIVERGED, ANSWERED_GONE, ANSWERED_PAGE, VERSION, push_record, read_news};
 use crate::codec::{Malformed, Reader, shared_slice};
-use crate::limits::{MAX_MEMBER_NAME_CHARS, MAX_PULL_ITEMS, MAX_PULL_TOPICS, MAX_TOLD_RANGES, SEQ_LIMIT};
+use crate::engine::News;
+use crate::limits::{MAX_MEMBER_NAME_CHARS, MAX_PULL_ITEMS, MAX_PULL_WANTED, MAX_TOLD_RANGES, SEQ_LIMIT};
 use crate::record::{BadRecord, check_foreign};
 use crate::state::{
     Cluster, CopyItem, Instance, Ranges, TopicType, is_topic_name, read_entry_id, read_items,
@@ -23,6 +24,12 @@ use crate::storage::EntryId;
 pub struct PullAnswer {
     /// Who answers.
     pub cluster: Cluster,
+    /// The first epoch that no topic there had.
+    pub next_epoch: u64,
+    /// What is told of topics that were not wanted by name.
+    pub news: News,
+    /// So many of the wanted topics were looked at.
+    pub examined: usize,
     /// What the topics name by number.
     pub instances: Vec<Instance>,
     pub topics: Vec<AnsweredTopic>,
@@ -72,6 +79,8 @@ impl From<Malformed> for Damage {
 pub struct AnsweredPage {
     /// Number of the topic itself among the instances.
     pub instance: u32,
+    /// Where it begins.
+    pub start_seq: u64,
     pub to_seq: u64,
     pub to_entry: Option<EntryId>,
     pub lost: AnsweredLost,
@@ -108,8 +117,11 @@ impl PullAnswer {
         if !instances.iter().all(is_instance) {
             return Err(reader.malformed());
         }
+        let next_epoch = number(&mut reader)?;
+        let news = read_news(&mut reader)?;
+        let examined = number(&mut reader)? as usize;
         let count = reader.count(5)?;
-        if count > MAX_PULL_TOPICS {
+        if count > MAX_PULL_WANTED {
             return Err(reader.malformed());
         }
         let mut topics = Vec::with_capacity(count);
@@ -132,7 +144,7 @@ impl PullAnswer {
         if names_left > 0 && !has_damage {
             return Err(Malformed("answer to a pull: it names what nothing comes from"));
         }
-        Ok(PullAnswer { cluster, instances, topics })
+        Ok(PullAnswer { cluster, next_epoch, news, examined, instances, topics })
     }
 }
 
@@ -191,6 +203,7 @@ impl TopicReader<'_> {
         {
             return Err(Damage::of_page("it is another topic's"));
         }
+        let start_seq = number(reader)?;
         let (to_seq, to_entry) = (number(reader)?, read_entry_id(reader)?);
         if to_entry.is_some_and(|entry| entry.term >= SEQ_LIMIT || entry.index >= SEQ_LIMIT) {
             return Err(Damage::of_page("the number of an entry is too high"));
@@ -215,7 +228,7 @@ impl TopicReader<'_> {
             return Err(Damage::of_page("it does not hold what it says, or too much"));
         }
         let (items, records) = self.records(reader, &topic.topic, own, to_seq, sent)?;
-        Ok(AnsweredPage { instance: own, to_seq, to_entry, lost, items, records })
+        Ok(AnsweredPage { instance: own, start_seq, to_seq, to_entry, lost, items, records })
     }
 
     /// Reads the records of all items.
@@ -314,9 +327,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::engine::PullReply;
     use crate::engine::{Lost, PageRecord, Pulled, PulledItem, PulledPage, PulledTopic, RecordOrigin};
     use crate::record::{EntryBuilder, EntryRecords, HeaderEdit, Record};
-    use crate::router::wire::encode_answer;
+    use crate::router::wire;
     use crate::state::Overlay;
 
     fn remote() -> Cluster {
@@ -350,6 +364,7 @@ mod tests {
 
     fn page(records: Vec<PageRecord>) -> PulledPage {
         PulledPage {
+            start_seq: 0,
             to_seq: 20,
             to_entry: None,
             lost: Lost::default(),
@@ -363,7 +378,12 @@ mod tests {
     }
 
     fn encoded(topics: &[PulledTopic]) -> Bytes {
-        encode_answer(&remote(), topics, |topic| instance(9, &topic.topic)).unwrap()
+        encoded_as(topics, |topic| instance(9, &topic.topic))
+    }
+
+    fn encoded_as(topics: &[PulledTopic], own: impl Fn(&PulledTopic) -> Arc<Instance>) -> Bytes {
+        let reply = PullReply { next_epoch: 4, news: News::Nothing, examined: 1, topics: topics.to_vec() };
+        wire::encoded(&remote(), &reply, own)
     }
 
     fn damage(page: PulledPage) -> Option<Damage> {
@@ -442,8 +462,7 @@ mod tests {
         assert!(of(origin(instance(7, "t"), 5, SEQ_LIMIT)).is_some());
         // The part of another topic.
         let wrong = |cluster_id, name: &'static str| {
-            let bytes =
-                encode_answer(&remote(), &[topic("t", well())], |_| instance(cluster_id, name)).unwrap();
+            let bytes = encoded_as(&[topic("t", well())], |_| instance(cluster_id, name));
             let answer = PullAnswer::decode(&bytes, &Skips::new()).unwrap();
             matches!(answer.topics[0].answer, Answered::Damaged(_))
         };
@@ -472,7 +491,8 @@ mod tests {
                 let (cluster, topic) = (cluster.into(), "t".into());
                 Instance { cluster_id: 9, cluster, topic, epoch }.put(&mut bytes);
             }
-            crate::codec::put_varint(&mut bytes, 0);
+            // The next epoch, no news, none examined, no topics.
+            bytes::BufMut::put_slice(&mut bytes, &[0; 4]);
             PullAnswer::decode(&bytes.freeze(), &Skips::new()).is_ok()
         };
         assert!(named("east", 0) && !named("east", 1));

@@ -30,8 +30,7 @@ pub(super) fn part<'a>(
     lost: Ranges,
     dest_epoch: Option<u64>,
 ) -> CopyPart<'a> {
-    let position = asked
-        .filter(|position| position.source_epoch == topic.epoch && Some(position.dest_epoch) == dest_epoch);
+    let position = asked.filter(|position| position.goes_on(topic.epoch, dest_epoch));
     CopyPart {
         source: &topic.topic,
         source_epoch: topic.epoch,
@@ -40,6 +39,7 @@ pub(super) fn part<'a>(
         dest: dest_name,
         dest_epoch,
         from_seq: position.map(|position| position.seq),
+        start_seq: Some(page.start_seq),
         to_seq: page.to_seq,
         to_entry: page.to_entry,
         lost,
@@ -170,6 +170,7 @@ mod tests {
         let gap = |instance| CopyItem::Gap { instance, from_seq: 1, to_seq: 2 };
         let page = |items: &[CopyItem]| AnsweredPage {
             instance: 0,
+            start_seq: 9,
             to_seq: 50,
             to_entry: None,
             lost: super::super::answer::AnsweredLost::default(),

@@ -2,24 +2,36 @@
 
 use bytes::Bytes;
 
-use super::wire::{PullRequest, encode_answer};
-use crate::engine::{Engine, PulledTopic};
+use super::wire::{AnswerWriter, PullRequest};
+use crate::engine::{Engine, News, PullReply};
 use crate::error::{Code, Error};
 use crate::state::Instance;
+
+/// Bytes that are written before others get the thread.
+const BYTES_PER_TURN: usize = 256 << 10;
 
 /// Waits for what the pull is about, and writes it down. Errors: `topic_not_found`, `no_leader`, `internal` on
 /// damage.
 pub async fn answer_pull(engine: &Engine, request: &PullRequest) -> Result<Bytes, Error> {
     let unknown = || Error::new(Code::NoLeader, "the cluster has not been led since it was founded");
     let cluster = engine.own_cluster().ok_or_else(unknown)?;
-    let topics = match request.puller.id == cluster.id {
+    let reply = match request.puller.id == cluster.id {
         // It finds out who it has asked.
-        true => Vec::new(),
+        true => PullReply { next_epoch: 0, news: News::Nothing, examined: 0, topics: Vec::new() },
         false => engine.pull(&request.query).await?,
     };
-    let own = |topic: &PulledTopic| Instance::of_topic(&cluster, topic.topic.clone(), topic.epoch);
-    encode_answer(&cluster, &topics, own).map_err(|malformed| {
-        tracing::error!("a pull failed: {malformed}");
-        Error::new(Code::Internal, format!("this member cannot read what it stored: {malformed}"))
-    })
+    let mut writer = AnswerWriter::new(&reply);
+    let mut yielded_at = 0;
+    for topic in &reply.topics {
+        let own = Instance::of_topic(&cluster, topic.topic.clone(), topic.epoch);
+        writer.push(topic, &own).map_err(|malformed| {
+            tracing::error!("a pull failed: {malformed}");
+            Error::new(Code::Internal, format!("this member cannot read what it stored: {malformed}"))
+        })?;
+        if writer.len() - yielded_at > BYTES_PER_TURN {
+            yielded_at = writer.len();
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(writer.finish(&cluster))
 }

@@ -23,15 +23,18 @@ struct Blocked {
 #[derive(Default)]
 pub(super) struct Standing {
     blocked: BTreeMap<String, Blocked>,
+    /// When those are to be asked for again that were not yet.
+    waiting: BTreeSet<(Instant, String)>,
     /// Seqs not examined.
     lags: BTreeMap<String, u64>,
+    /// Their sum.
+    lag: u128,
 }
 
 impl Standing {
     /// Seqs not examined, of all topics.
     pub fn lag(&self) -> u64 {
-        // Another cluster says what they are.
-        self.lags.values().fold(0, |sum, lag| sum.saturating_add(*lag))
+        u64::try_from(self.lag).unwrap_or(u64::MAX)
     }
 
     /// How the topic does that does worst, if any does not go on (C-MIRROR-12).
@@ -40,76 +43,82 @@ impl Standing {
         worst.map(|blocked| (blocked.state, blocked.told.clone()))
     }
 
-    /// Topics that are not to be asked for now.
-    pub fn excluded(&self, now: Instant) -> BTreeSet<String> {
-        let excluded = self.blocked.iter().filter(|(_, blocked)| blocked.until > now);
-        excluded.map(|(topic, _)| topic.clone()).collect()
+    /// Whether `source` is not to be asked for now.
+    pub fn is_blocked(&self, source: &str, now: Instant) -> bool {
+        self.blocked.get(source).is_some_and(|blocked| blocked.until > now)
     }
 
-    /// When the next of those is to be asked for again.
-    pub fn next_try(&self, now: Instant) -> Option<Instant> {
-        self.blocked.values().map(|blocked| blocked.until).filter(|until| *until > now).min()
+    /// When the next topic is to be asked for again.
+    pub fn next_try(&self) -> Option<Instant> {
+        self.waiting.first().map(|(until, _)| *until)
     }
 
-    /// Whether a topic that was left alone may be asked for again.
-    pub fn has_due(&self, now: Instant) -> bool {
-        self.blocked.values().any(|blocked| blocked.until <= now)
+    /// Topics that were left alone and may be asked for again; each once.
+    pub fn take_due(&mut self, now: Instant) -> Vec<String> {
+        let mut due = Vec::new();
+        while self.next_try().is_some_and(|until| until <= now)
+            && let Some((_, source)) = self.waiting.pop_first()
+        {
+            due.push(source);
+        }
+        due
     }
 
     pub fn note_lag(&mut self, source: &str, lag: u64) {
-        if lag > 0 {
-            self.lags.insert(source.to_owned(), lag);
-        } else {
-            self.lags.remove(source);
-        }
+        let before = match lag {
+            0 => self.lags.remove(source),
+            _ => self.lags.insert(source.to_owned(), lag),
+        };
+        self.lag = self.lag + u128::from(lag) - u128::from(before.unwrap_or(0));
     }
 
     /// Leaves `source` alone, for longer each time in a row.
     pub fn block(&mut self, source: &str, told: Told, random: &dyn Random) {
-        let blocked = self.leave(source, LinkState::Blocked, told);
-        blocked.until = Instant::now() + blocked.backoff.pause(random);
+        self.leave(source, LinkState::Blocked, told, |backoff| backoff.pause(random));
     }
 
     /// Leaves `source` alone for the longest time: what is wrong with it is not here.
     pub fn distrust(&mut self, source: &str, told: Told) {
-        self.leave(source, LinkState::Retrying, told).until =
-            Instant::now() + Duration::from_millis(MIRROR_PAUSE_MS.1);
+        self.leave(source, LinkState::Retrying, told, |_| Duration::from_millis(MIRROR_PAUSE_MS.1));
     }
 
-    fn leave(&mut self, source: &str, state: LinkState, told: Told) -> &mut Blocked {
+    fn leave(
+        &mut self,
+        source: &str,
+        state: LinkState,
+        told: Told,
+        pause: impl Fn(&mut Backoff) -> Duration,
+    ) {
+        let now = Instant::now();
         let blocked = self.blocked.entry(source.to_owned()).or_insert_with(|| Blocked {
-            until: Instant::now(),
+            until: now,
             backoff: Backoff::new(MIRROR_PAUSE_MS),
             state,
             told: told.clone(),
         });
+        self.waiting.remove(&(blocked.until, source.to_owned()));
         (blocked.state, blocked.told) = (state, told);
-        blocked
+        blocked.until = now + pause(&mut blocked.backoff);
+        self.waiting.insert((blocked.until, source.to_owned()));
     }
 
     /// `source` goes on.
     pub fn unblock(&mut self, source: &str) {
-        self.blocked.remove(source);
-    }
-
-    /// `source` is gone.
-    pub fn forget(&mut self, source: &str) {
-        self.blocked.remove(source);
-        self.lags.remove(source);
-    }
-
-    pub fn unblock_all(&mut self) {
-        self.blocked.clear();
-    }
-
-    /// Forgets what was told of topics that were asked for and had nothing to say: they are well, or gone.
-    pub fn forget_silent(&mut self, speaking: &BTreeSet<&str>, excluded: &BTreeSet<String>) {
-        let is_kept = |topic: &str| excluded.contains(topic) || speaking.contains(topic);
-        self.blocked.retain(|topic, _| is_kept(topic));
-        // One that had no room in this answer keeps its lag.
-        if speaking.is_empty() {
-            self.lags.retain(|topic, _| is_kept(topic));
+        if let Some(blocked) = self.blocked.remove(source) {
+            self.waiting.remove(&(blocked.until, source.to_owned()));
         }
+    }
+
+    /// `source` is gone, or was asked for and had nothing to say.
+    pub fn forget(&mut self, source: &str) {
+        self.unblock(source);
+        self.note_lag(source, 0);
+    }
+
+    /// Gives the topics that were left alone.
+    pub fn unblock_all(&mut self) -> Vec<String> {
+        self.waiting.clear();
+        std::mem::take(&mut self.blocked).into_keys().collect()
     }
 }
 
@@ -134,31 +143,40 @@ mod tests {
         let mut standing = Standing::default();
         standing.block("a", told(), &Most);
         let now = Instant::now();
-        assert_eq!(
-            (standing.excluded(now), standing.has_due(now)),
-            (BTreeSet::from(["a".to_owned()]), false)
-        );
-        let later = standing.next_try(now).expect("a time");
+        assert!(standing.is_blocked("a", now) && standing.take_due(now).is_empty());
+        let later = standing.next_try().expect("a time");
         assert_eq!(later - now, Duration::from_millis(MIRROR_PAUSE_MS.0));
-        assert!(standing.excluded(later).is_empty() && standing.has_due(later));
-        assert_eq!((standing.worst(), standing.next_try(later)), (Some((LinkState::Blocked, told())), None));
-        standing.unblock("a");
+        assert!(!standing.is_blocked("a", later));
+        assert_eq!((standing.take_due(later), standing.take_due(later)), (vec!["a".to_owned()], vec![]));
+        assert_eq!((standing.worst(), standing.next_try()), (Some((LinkState::Blocked, told())), None));
+        // Again, and for longer; the time before does not count any more.
+        standing.block("a", told(), &Most);
+        standing.block("a", told(), &Most);
+        assert_eq!(standing.waiting.len(), 1);
+        assert_eq!((standing.unblock_all(), standing.next_try()), (vec!["a".to_owned()], None));
         assert_eq!(standing.worst(), None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_says_nothing_when_asked_is_forgotten() {
+    async fn what_is_forgotten_counts_no_more() {
         let mut standing = Standing::default();
-        for topic in ["asked", "excluded", "speaking"] {
+        for topic in ["a", "b"] {
             standing.block(topic, told(), &Most);
+            standing.note_lag(topic, u64::MAX - 5);
             standing.note_lag(topic, 5);
         }
-        let excluded = BTreeSet::from(["excluded".to_owned()]);
-        standing.forget_silent(&BTreeSet::from(["speaking"]), &excluded);
-        assert_eq!(standing.blocked.keys().collect::<Vec<_>>(), ["excluded", "speaking"]);
-        assert_eq!(standing.lag(), 15);
-        standing.forget_silent(&BTreeSet::new(), &excluded);
-        assert_eq!((standing.blocked.len(), standing.lag()), (1, 5));
+        assert_eq!(standing.lag(), 10);
+        standing.forget("a");
+        standing.forget("a");
+        assert_eq!(
+            (standing.lag(), standing.waiting.len(), standing.worst()),
+            (5, 1, Some((LinkState::Blocked, told())))
+        );
+        standing.note_lag("b", u64::MAX);
+        standing.note_lag("c", u64::MAX);
+        assert_eq!(standing.lag(), u64::MAX);
+        ["b", "c"].into_iter().for_each(|topic| standing.forget(topic));
+        assert_eq!((standing.lag(), standing.worst(), standing.next_try()), (0, None, None));
     }
 
     #[tokio::test(start_paused = true)]
@@ -169,14 +187,10 @@ mod tests {
             Told { seq: Some(7), topic: Some("a".into()), ..Told::new("source_damaged", "no JSON") };
         standing.distrust("a", damaged.clone());
         let now = Instant::now();
-        assert_eq!(standing.next_try(now), Some(now + Duration::from_secs(30)));
-        assert_eq!(standing.excluded(now), BTreeSet::from(["a".to_owned()]));
+        assert_eq!(standing.next_try(), Some(now + Duration::from_secs(30)));
+        assert!(standing.is_blocked("a", now));
         assert_eq!(standing.worst(), Some((LinkState::Retrying, damaged)));
         standing.block("b", told(), &Most);
         assert_eq!(standing.worst(), Some((LinkState::Blocked, told())));
-        // Whatever another cluster says its heads are.
-        standing.note_lag("a", u64::MAX);
-        standing.note_lag("b", 2);
-        assert_eq!(standing.lag(), u64::MAX);
     }
 }

@@ -4,23 +4,33 @@
 //! on the way. Versioned, as two clusters are never brought to a new version at the same moment; an answer is
 //! of the version of its request, or an error.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::codec::{Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint};
-use crate::engine::{Lost, PullCursor, PullQuery, Pulled, PulledItem, PulledTopic, Sources};
+use crate::engine::{
+    Ask, Beginning, ChangeCursor, Listed, Lost, News, PullCursor, PullQuery, PullReply, Pulled, PulledItem,
+    PulledTopic, Sources, TopicNews,
+};
 use crate::filter::Filter;
-use crate::limits::{MAX_PULL_BYTES, MAX_PULL_WAIT_MS};
+use crate::limits::{MAX_PULL_BYTES, MAX_PULL_WAIT_MS, MAX_PULL_WANTED, SEQ_LIMIT};
 use crate::record::{HeaderEdit, put_edited};
 use crate::state::{Cluster, CopyItem, Instance, Start, put_entry_id, put_items, put_ranges, read_entry_id};
 
-/// In version 1 nothing told how long a topic's part is.
-pub(super) const VERSION: u8 = 2;
+/// In version 1 nothing told how long a topic's part is, and a pull asked for all topics at once; in version 2 too.
+pub(super) const VERSION: u8 = 3;
 pub(super) const ANSWERED_DIVERGED: u8 = 0;
 pub(super) const ANSWERED_PAGE: u8 = 1;
 pub(super) const ANSWERED_GONE: u8 = 2;
+const ASKED_NOTHING: u8 = 0;
+const ASKED_LIST: u8 = 1;
+const ASKED_CHANGED: u8 = 2;
+const TOLD_NOTHING: u8 = 0;
+const TOLD_LIST: u8 = 1;
+const TOLD_CHANGED: u8 = 2;
+const TOLD_UNKNOWN: u8 = 3;
 
 /// A pull, as it is asked for.
 #[derive(Debug, Clone)]
@@ -32,8 +42,7 @@ pub struct PullRequest {
 
 impl PullRequest {
     pub fn encode(&self) -> Bytes {
-        let PullQuery { sources, excluded, cursors, start, filter, dest, wait_ms, max_bytes, .. } =
-            &self.query;
+        let PullQuery { sources, wanted, ask, beginning, filter, dest, wait_ms, max_bytes, .. } = &self.query;
         let mut out = BytesMut::new();
         out.put_u8(VERSION);
         self.puller.encode(&mut out);
@@ -43,21 +52,34 @@ impl PullRequest {
         };
         out.put_u8(is_prefix);
         put_blob(&mut out, name.as_bytes());
-        put_varint(&mut out, excluded.len() as u64);
-        excluded.iter().for_each(|topic| put_blob(&mut out, topic.as_bytes()));
-        put_varint(&mut out, cursors.len() as u64);
-        for (topic, PullCursor { epoch, seq, entry }) in cursors {
+        put_varint(&mut out, wanted.len() as u64);
+        for (topic, cursor) in wanted {
             put_blob(&mut out, topic.as_bytes());
-            put_varint(&mut out, *epoch);
-            put_varint(&mut out, *seq);
-            put_entry_id(&mut out, *entry);
+            out.put_u8(cursor.is_some() as u8);
+            if let Some(PullCursor { epoch, seq, entry }) = cursor {
+                put_varint(&mut out, *epoch);
+                put_varint(&mut out, *seq);
+                put_entry_id(&mut out, *entry);
+            }
         }
-        let (kind, number) = match start {
+        match ask {
+            Ask::Nothing => out.put_u8(ASKED_NOTHING),
+            Ask::List { after } => {
+                out.put_u8(ASKED_LIST);
+                put_blob(&mut out, after.as_bytes());
+            }
+            Ask::ChangedBehind(cursor) => {
+                out.put_u8(ASKED_CHANGED);
+                put_change_cursor(&mut out, *cursor);
+            }
+        }
+        put_varint(&mut out, beginning.map_or(0, |beginning| beginning.before_epoch));
+        let (kind, number) = match beginning.map(|beginning| beginning.start) {
             None => (0, None),
             Some(Start::Latest) => (1, None),
             Some(Start::Earliest) => (2, None),
-            Some(Start::Seq(seq)) => (3, Some(*seq)),
-            Some(Start::Ts(ts_ms)) => (4, Some(*ts_ms)),
+            Some(Start::Seq(seq)) => (3, Some(seq)),
+            Some(Start::Ts(ts_ms)) => (4, Some(ts_ms)),
         };
         out.put_u8(kind);
         put_optional_number(&mut out, number);
@@ -77,11 +99,6 @@ impl PullRequest {
         }
         let request = Self::decode_rest(&mut reader).map_err(|error| error.to_string())?;
         reader.finish().map_err(|error| error.to_string())?;
-        let PullQuery { sources, cursors, excluded, .. } = &request.query;
-        // Whether another topic is there is nobody's business who may not ask for it.
-        if let Some(stray) = cursors.keys().chain(excluded).find(|topic| !sources.cover(topic)) {
-            return Err(format!("the pull is not about topic {stray:?}, which it names"));
-        }
         Ok(request)
     }
 
@@ -90,17 +107,31 @@ impl PullRequest {
         let is_prefix = reader.bool()?;
         let name = reader.text()?.to_owned();
         let sources = if is_prefix { Sources::Prefix(name) } else { Sources::One(name) };
-        let count = reader.count(1)?;
-        let excluded: BTreeSet<String> =
-            (0..count).map(|_| reader.text().map(str::to_owned)).collect::<Result<_, _>>()?;
-        let count = reader.count(4)?;
-        let cursor = |reader: &mut Reader<'_>| -> Result<(String, PullCursor), Malformed> {
+        let count = reader.count(2)?;
+        if count > MAX_PULL_WANTED {
+            return Err(Malformed("pull: more topics than one may ask for"));
+        }
+        let mut wanted = Vec::with_capacity(count);
+        for _ in 0..count {
             let topic = reader.text()?.to_owned();
-            let (epoch, seq) = (reader.varint()?, reader.varint()?);
-            Ok((topic, PullCursor { epoch, seq, entry: read_entry_id(reader)? }))
+            // Whether another topic is there is nobody's business who may not ask for it.
+            if !sources.cover(&topic) {
+                return Err(Malformed("pull: a topic that is not among its sources"));
+            }
+            let mut cursor = None;
+            if reader.bool()? {
+                let (epoch, seq) = (reader.varint()?, reader.varint()?);
+                cursor = Some(PullCursor { epoch, seq, entry: read_entry_id(reader)? });
+            }
+            wanted.push((topic, cursor));
+        }
+        let ask = match reader.u8()? {
+            ASKED_NOTHING => Ask::Nothing,
+            ASKED_LIST => Ask::List { after: reader.text()?.to_owned() },
+            ASKED_CHANGED => Ask::ChangedBehind(read_change_cursor(reader)?),
+            _ => return Err(reader.malformed()),
         };
-        let cursors: BTreeMap<String, PullCursor> =
-            (0..count).map(|_| cursor(reader)).collect::<Result<_, _>>()?;
+        let before_epoch = reader.varint()?;
         let kind = reader.u8()?;
         let start = match (kind, reader.optional_number()?) {
             (0, None) => None,
@@ -115,11 +146,12 @@ impl PullRequest {
         let dest = reader.optional_text()?.map(str::to_owned);
         let wait_ms = reader.varint()?.min(MAX_PULL_WAIT_MS);
         let max_bytes = reader.varint()?.clamp(1, MAX_PULL_BYTES as u64) as usize;
+        let beginning = start.map(|start| Beginning { start, before_epoch });
         let query = PullQuery {
             sources,
-            excluded,
-            cursors,
-            start,
+            wanted,
+            ask,
+            beginning,
             filter,
             puller_id: puller.id,
             dest,
@@ -130,110 +162,191 @@ impl PullRequest {
     }
 }
 
+fn put_change_cursor(out: &mut BytesMut, cursor: ChangeCursor) {
+    out.put_u64_le(cursor.feed);
+    put_varint(out, cursor.number);
+}
+
+fn read_change_cursor(reader: &mut Reader<'_>) -> Result<ChangeCursor, Malformed> {
+    Ok(ChangeCursor { feed: reader.u64()?, number: reader.varint()? })
+}
+
+fn put_news(out: &mut BytesMut, news: &News) {
+    let (kind, told) = match news {
+        News::Nothing => (TOLD_NOTHING, None),
+        News::Unknown => (TOLD_UNKNOWN, None),
+        News::Listed(Listed { topics, cursor, .. }) => (TOLD_LIST, Some((topics, cursor))),
+        News::Changed { topics, cursor } => (TOLD_CHANGED, Some((topics, cursor))),
+    };
+    out.put_u8(kind);
+    let Some((topics, cursor)) = told else { return };
+    put_change_cursor(out, *cursor);
+    put_varint(out, topics.len() as u64);
+    for TopicNews { topic, epoch, head_seq } in topics {
+        put_blob(out, topic.as_bytes());
+        put_varint(out, *epoch);
+        put_varint(out, *head_seq);
+    }
+    if let News::Listed(Listed { more_after, .. }) = news {
+        put_optional_text(out, more_after.as_deref());
+    }
+}
+
+pub(super) fn read_news(reader: &mut Reader<'_>) -> Result<News, Malformed> {
+    let kind = reader.u8()?;
+    match kind {
+        TOLD_NOTHING => return Ok(News::Nothing),
+        TOLD_UNKNOWN => return Ok(News::Unknown),
+        TOLD_LIST | TOLD_CHANGED => {}
+        _ => return Err(reader.malformed()),
+    }
+    let cursor = read_change_cursor(reader)?;
+    let count = reader.count(3)?;
+    let mut topics = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (topic, epoch, head_seq) = (reader.text()?.into(), reader.varint()?, reader.varint()?);
+        if epoch >= SEQ_LIMIT || head_seq >= SEQ_LIMIT {
+            return Err(reader.malformed());
+        }
+        topics.push(TopicNews { topic, epoch, head_seq });
+    }
+    if kind == TOLD_CHANGED {
+        return Ok(News::Changed { topics, cursor });
+    }
+    // Whoever lists goes on behind each name: they have to rise, or it would never end.
+    if topics.windows(2).any(|pair| pair[0].topic >= pair[1].topic) {
+        return Err(reader.malformed());
+    }
+    let more_after: Option<Arc<str>> = reader.optional_text()?.map(Into::into);
+    let is_last = |name: &Arc<str>| topics.last().is_some_and(|last| last.topic == *name);
+    if more_after.as_ref().is_some_and(|name| !is_last(name)) {
+        return Err(reader.malformed());
+    }
+    Ok(News::Listed(Listed { topics, more_after, cursor }))
+}
+
 /// Numbers of the instances that an answer names.
 #[derive(Default)]
 struct Named {
     all: Vec<Arc<Instance>>,
+    numbers: HashMap<Arc<Instance>, u32>,
     /// The one that was asked for last, nearly always the next one too.
-    last: usize,
+    last: Option<(Arc<Instance>, u32)>,
 }
 
 impl Named {
     fn number(&mut self, instance: &Arc<Instance>) -> u32 {
-        if self.all.get(self.last).is_none_or(|last| last != instance) {
-            self.last = self.all.iter().position(|known| known == instance).unwrap_or(self.all.len());
-            if self.last == self.all.len() {
-                self.all.push(instance.clone());
-            }
+        if let Some((_, number)) = self.last.as_ref().filter(|(last, _)| last == instance) {
+            return *number;
         }
-        self.last as u32
+        let next = self.all.len() as u32;
+        let number = *self.numbers.entry(instance.clone()).or_insert(next);
+        if number == next {
+            self.all.push(instance.clone());
+        }
+        self.last = Some((instance.clone(), number));
+        number
     }
 }
 
-/// Writes the answer to a pull down. `own` tells the instance that a topic's own records come from; an error is
-/// damage.
-pub fn encode_answer(
-    cluster: &Cluster,
-    topics: &[PulledTopic],
-    own: impl Fn(&PulledTopic) -> Arc<Instance>,
-) -> Result<Bytes, Malformed> {
-    let mut named = Named::default();
-    let mut body = BytesMut::new();
-    put_varint(&mut body, topics.len() as u64);
-    for topic in topics {
-        put_blob(&mut body, topic.topic.as_bytes());
+/// An answer to a pull, written down topic by topic: so others get the thread in between.
+pub struct AnswerWriter {
+    named: Named,
+    body: BytesMut,
+}
+
+impl AnswerWriter {
+    pub fn new(reply: &PullReply) -> Self {
+        let mut body = BytesMut::new();
+        put_varint(&mut body, reply.next_epoch);
+        put_news(&mut body, &reply.news);
+        put_varint(&mut body, reply.examined as u64);
+        put_varint(&mut body, reply.topics.len() as u64);
+        AnswerWriter { named: Named::default(), body }
+    }
+
+    /// Adds the next topic of the reply. `own` is the instance that its own records come from; an error is damage.
+    pub fn push(&mut self, topic: &PulledTopic, own: &Arc<Instance>) -> Result<(), Malformed> {
+        let AnswerWriter { body, .. } = self;
+        put_blob(body, topic.topic.as_bytes());
         // Whoever cannot read this topic's part can go on behind it.
         let length_at = body.len();
         body.put_u32_le(0);
-        put_topic(&mut body, &mut named, topic, &own)?;
-        let length = (body.len() - length_at - 4) as u32;
-        body[length_at..length_at + 4].copy_from_slice(&length.to_le_bytes());
+        self.put_topic(topic, own)?;
+        let length = (self.body.len() - length_at - 4) as u32;
+        self.body[length_at..length_at + 4].copy_from_slice(&length.to_le_bytes());
+        Ok(())
     }
-    let mut out = BytesMut::with_capacity(body.len() + 256);
-    out.put_u8(VERSION);
-    cluster.encode(&mut out);
-    put_varint(&mut out, named.all.len() as u64);
-    named.all.iter().for_each(|instance| instance.put(&mut out));
-    out.unsplit(body);
-    Ok(out.freeze())
-}
 
-fn put_topic(
-    body: &mut BytesMut,
-    named: &mut Named,
-    topic: &PulledTopic,
-    own: impl Fn(&PulledTopic) -> Arc<Instance>,
-) -> Result<(), Malformed> {
-    for value in [topic.epoch, topic.topic_type as u64, topic.head_seq] {
-        put_varint(body, value);
-    }
-    let page = match &topic.content {
-        Pulled::Diverged => {
-            body.put_u8(ANSWERED_DIVERGED);
-            return Ok(());
+    fn put_topic(&mut self, topic: &PulledTopic, own: &Arc<Instance>) -> Result<(), Malformed> {
+        let AnswerWriter { named, body } = self;
+        for value in [topic.epoch, topic.topic_type as u64, topic.head_seq] {
+            put_varint(body, value);
         }
-        Pulled::Gone => {
-            body.put_u8(ANSWERED_GONE);
-            return Ok(());
-        }
-        Pulled::Page(page) => page,
-    };
-    body.put_u8(ANSWERED_PAGE);
-    let own = own(topic);
-    put_varint(body, u64::from(named.number(&own)));
-    put_varint(body, page.to_seq);
-    put_entry_id(body, page.to_entry);
-    put_lost(body, &page.lost, named);
-    let (mut items, mut records) = (Vec::new(), BytesMut::new());
-    let mut record_count = 0u64;
-    for item in &page.items {
-        let record = match item {
-            PulledItem::Gap(gap) => {
-                let instance = named.number(&gap.instance);
-                items.push(CopyItem::Gap { instance, from_seq: gap.gap_from, to_seq: gap.gap_to });
-                continue;
+        let page = match &topic.content {
+            Pulled::Diverged => {
+                body.put_u8(ANSWERED_DIVERGED);
+                return Ok(());
             }
-            PulledItem::Record(record) => record,
+            Pulled::Gone => {
+                body.put_u8(ANSWERED_GONE);
+                return Ok(());
+            }
+            Pulled::Page(page) => page,
         };
-        let (instance, origin_seq, origin_ts_ms) = match &record.origin {
-            Some(origin) => (named.number(&origin.instance), origin.seq, origin.ts_ms),
-            None => (named.number(&own), record.seq, record.ts_ms),
-        };
-        push_record(&mut items, [u64::from(instance), origin_seq, origin_ts_ms, record.seq]);
-        let edit = HeaderEdit {
-            drops_node: record.overlay.drops_node,
-            drops_tag: record.overlay.drops_tag,
-            default_node: None,
-        };
-        let mut stored = BytesMut::with_capacity(record.stored().len() + 2);
-        put_edited(&mut stored, record.stored(), edit)?;
-        put_blob(&mut records, &stored);
-        record_count += 1;
+        body.put_u8(ANSWERED_PAGE);
+        put_varint(body, u64::from(named.number(own)));
+        put_varint(body, page.start_seq);
+        put_varint(body, page.to_seq);
+        put_entry_id(body, page.to_entry);
+        put_lost(body, &page.lost, named);
+        let (mut items, mut records) = (Vec::new(), BytesMut::new());
+        let mut record_count = 0u64;
+        for item in &page.items {
+            let record = match item {
+                PulledItem::Gap(gap) => {
+                    let instance = named.number(&gap.instance);
+                    items.push(CopyItem::Gap { instance, from_seq: gap.gap_from, to_seq: gap.gap_to });
+                    continue;
+                }
+                PulledItem::Record(record) => record,
+            };
+            let (instance, origin_seq, origin_ts_ms) = match &record.origin {
+                Some(origin) => (named.number(&origin.instance), origin.seq, origin.ts_ms),
+                None => (named.number(own), record.seq, record.ts_ms),
+            };
+            push_record(&mut items, [u64::from(instance), origin_seq, origin_ts_ms, record.seq]);
+            let edit = HeaderEdit {
+                drops_node: record.overlay.drops_node,
+                drops_tag: record.overlay.drops_tag,
+                default_node: None,
+            };
+            let mut stored = BytesMut::with_capacity(record.stored().len() + 2);
+            put_edited(&mut stored, record.stored(), edit)?;
+            put_blob(&mut records, &stored);
+            record_count += 1;
+        }
+        put_items(body, &items);
+        put_varint(body, record_count);
+        body.extend_from_slice(&records);
+        Ok(())
     }
-    put_items(body, &items);
-    put_varint(body, record_count);
-    body.unsplit(records);
-    Ok(())
+
+    /// Bytes written so far.
+    pub fn len(&self) -> usize {
+        self.body.len()
+    }
+
+    pub fn finish(self, cluster: &Cluster) -> Bytes {
+        let AnswerWriter { named, body } = self;
+        let mut out = BytesMut::with_capacity(body.len() + 256);
+        out.put_u8(VERSION);
+        cluster.encode(&mut out);
+        put_varint(&mut out, named.all.len() as u64);
+        named.all.iter().for_each(|instance| instance.put(&mut out));
+        out.unsplit(body);
+        out.freeze()
+    }
 }
 
 /// Adds a record to the items, to the last one if it follows that.
@@ -273,6 +386,18 @@ fn put_lost(out: &mut BytesMut, lost: &Lost, named: &mut Named) {
     }
 }
 
+/// A whole answer at once.
+#[cfg(test)]
+pub(super) fn encoded(
+    cluster: &Cluster,
+    reply: &PullReply,
+    own: impl Fn(&PulledTopic) -> Arc<Instance>,
+) -> Bytes {
+    let mut writer = AnswerWriter::new(reply);
+    reply.topics.iter().for_each(|topic| writer.push(topic, &own(topic)).unwrap());
+    writer.finish(cluster)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -292,32 +417,96 @@ mod tests {
         Arc::new(Instance { cluster_id: id, cluster: cluster.into(), topic: "t".into(), epoch: 3 })
     }
 
-    #[test]
-    fn a_pull_comes_back() {
+    fn query() -> PullQuery {
         let cursor = PullCursor { epoch: 2, seq: 9, entry: Some(EntryId { term: 1, index: 7 }) };
-        let query = PullQuery {
+        PullQuery {
             sources: Sources::Prefix("m:".into()),
-            excluded: BTreeSet::from(["m:x".into()]),
-            cursors: BTreeMap::from([("m:a".into(), cursor)]),
-            start: Some(Start::Ts(7)),
+            wanted: vec![("m:b".into(), Some(cursor)), ("m:a".into(), None)],
+            ask: Ask::ChangedBehind(ChangeCursor { feed: u64::MAX - 5, number: 700 }),
+            beginning: Some(Beginning { start: Start::Ts(7), before_epoch: 300 }),
             filter: Some(Arc::new(Filter::parse(r#"["tag","Eq","x"]"#).unwrap())),
             puller_id: 5,
             dest: Some("d".into()),
             wait_ms: 100,
             max_bytes: 1000,
-        };
+        }
+    }
+
+    #[test]
+    fn a_pull_comes_back() {
+        let query = query();
+        for ask in [query.ask.clone(), Ask::Nothing, Ask::List { after: "m:c".into() }] {
+            let request =
+                PullRequest { puller: cluster("west", 5), query: PullQuery { ask, ..query.clone() } };
+            let read = PullRequest::decode(&request.encode()).unwrap();
+            assert_eq!(format!("{read:?}"), format!("{request:?}"));
+        }
         let request = PullRequest { puller: cluster("west", 5), query };
         let bytes = request.encode();
         let read = PullRequest::decode(&bytes).unwrap();
         assert_eq!(format!("{read:?}"), format!("{request:?}"));
-        let stray = PullCursor { epoch: 2, seq: 9, entry: None };
-        let mut query = request.query.clone();
-        query.cursors.insert("other".into(), stray);
-        let other = PullRequest { query, ..request.clone() };
-        assert!(PullRequest::decode(&other.encode()).unwrap_err().contains("\"other\""));
         let mut later = bytes.to_vec();
         later[0] += 1;
         assert!(PullRequest::decode(&later).unwrap_err().contains("version"));
+    }
+
+    #[test]
+    fn a_pull_asks_for_so_many_topics_and_for_none_that_is_not_among_its_sources() {
+        // C-MIRROR-03: what the key may read was checked for the sources.
+        let decode = |sources: Sources, wanted: Vec<&str>| {
+            let wanted = wanted.into_iter().map(|name| (name.to_owned(), None)).collect();
+            let query = PullQuery { sources, wanted, ..query() };
+            PullRequest::decode(&PullRequest { puller: cluster("west", 5), query }.encode()).map(drop)
+        };
+        let (prefix, one) = (|| Sources::Prefix("m:".into()), || Sources::One("m:a".into()));
+        assert!(decode(prefix(), vec!["m:a"; MAX_PULL_WANTED]).is_ok());
+        assert!(decode(prefix(), vec!["m:a"; MAX_PULL_WANTED + 1]).unwrap_err().contains("more topics"));
+        assert!(decode(one(), vec!["m:a"]).is_ok());
+        for (sources, name) in [(prefix(), "x"), (prefix(), "m"), (one(), "m:ab"), (one(), "m:")] {
+            assert!(decode(sources, vec![name]).unwrap_err().contains("not among its sources"), "{name}");
+        }
+    }
+
+    #[test]
+    fn many_instances_are_named_once_each() {
+        // Looking each up among all that came before would take minutes.
+        let mut named = Named::default();
+        let instances: Vec<_> = (0..50_000u64)
+            .map(|epoch| Arc::new(Instance { epoch, ..(*instance("north", 8)).clone() }))
+            .collect();
+        for (number, instance) in instances.iter().enumerate().chain(instances.iter().enumerate()) {
+            assert_eq!(named.number(instance), number as u32);
+            assert_eq!(named.number(&Arc::new((**instance).clone())), number as u32);
+        }
+        assert_eq!(named.all.len(), instances.len());
+    }
+
+    #[test]
+    fn news_come_back_and_a_list_that_does_not_rise_is_none() {
+        let topic = |name: &str| TopicNews { topic: name.into(), epoch: 7, head_seq: 300 };
+        let cursor = ChangeCursor { feed: u64::MAX, number: 5 };
+        let listed = |names: &[&str], more: Option<&str>| {
+            let topics = names.iter().map(|name| topic(name)).collect();
+            News::Listed(Listed { topics, more_after: more.map(Into::into), cursor })
+        };
+        let read = |news: &News| {
+            let mut out = BytesMut::new();
+            put_news(&mut out, news);
+            read_news(&mut Reader::new(&out, "news"))
+        };
+        let changed = News::Changed { topics: vec![topic("b"), topic("a")], cursor };
+        let lists = [listed(&[], None), listed(&["a", "b"], None), listed(&["a", "b"], Some("b"))];
+        for news in lists.into_iter().chain([News::Nothing, News::Unknown, changed]) {
+            assert_eq!(read(&news), Ok(news));
+        }
+        for news in [
+            listed(&["b", "a"], None),
+            listed(&["a", "a"], None),
+            listed(&["a"], Some("0")),
+            listed(&[], Some("a")),
+        ] {
+            assert!(read(&news).is_err(), "{news:?}");
+        }
     }
 
     #[test]
@@ -343,6 +532,7 @@ mod tests {
         let hidden = Overlay { drops_node: true, drops_tag: true };
         let gap = LostAtSource { instance: north.clone(), gap_from: 1, gap_to: 3 };
         let page = PulledPage {
+            start_seq: 1,
             to_seq: 11,
             to_entry: Some(EntryId { term: 1, index: 4 }),
             lost: Lost {
@@ -365,14 +555,16 @@ mod tests {
         };
         let topics = [topic(Pulled::Page(page)), topic(Pulled::Diverged), topic(Pulled::Gone)];
         let east = instance("east", 9);
-        let bytes = encode_answer(&cluster("east", 9), &topics, |_| east.clone()).unwrap();
+        let reply = PullReply { next_epoch: 300, news: News::Unknown, examined: 5, topics: topics.to_vec() };
+        let bytes = encoded(&cluster("east", 9), &reply, |_| east.clone());
         let answer = PullAnswer::decode(&bytes, &Skips::new()).unwrap();
         assert_eq!(answer.cluster, cluster("east", 9));
+        assert_eq!((answer.next_epoch, &answer.news, answer.examined), (300, &News::Unknown, 5));
         assert_eq!(answer.instances, [(*east).clone(), (*north).clone()]);
         assert_eq!(answer.topics[1].answer, Answered::Diverged);
         assert_eq!(answer.topics[2].answer, Answered::Gone);
         let Answered::Page(page) = &answer.topics[0].answer else { panic!("no page") };
-        assert_eq!((page.instance, page.to_seq), (0, 11));
+        assert_eq!((page.instance, page.start_seq, page.to_seq), (0, 1, 11));
         assert_eq!((&page.lost.seqs[..], &page.lost.own[..]), (&[2..=4][..], &[2..=2][..]));
         assert_eq!(page.lost.others, Some(vec![(1, vec![1..=9])]));
         let of = |instance, origin_seq, origin_ts_ms, source_seq| CopyItem::Records {

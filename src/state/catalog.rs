@@ -30,6 +30,7 @@ pub fn is_topic_name(name: &str) -> bool {
 #[derive(Debug)]
 pub struct SharedTopic {
     pub epoch: u64,
+    pub name: Arc<str>,
     topic: RwLock<Topic>,
     is_deleted: AtomicBool,
     /// What the topic counts for in the digest of the whole state.
@@ -73,6 +74,7 @@ impl SharedTopic {
         totals.replace(Held::default(), held(&topic));
         SharedTopic {
             epoch: topic.epoch,
+            name: topic.name.clone(),
             topic: RwLock::new(topic),
             is_deleted: AtomicBool::new(false),
             summed_digest: AtomicU64::new(0),
@@ -150,6 +152,12 @@ impl Catalog {
             .take(count)
             .map(|(_, topic)| topic.clone())
             .collect()
+    }
+
+    /// As applying does it.
+    #[cfg(test)]
+    pub fn insert_for_test(&self, topic: Topic) -> Arc<SharedTopic> {
+        self.insert(topic)
     }
 
     pub(super) fn insert(&self, topic: Topic) -> Arc<SharedTopic> {

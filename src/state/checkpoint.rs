@@ -18,7 +18,8 @@ use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
 use crate::storage::Change;
 
-/// In version 3 a router knew neither what its remote may bring nor sealed tokens, and idempotency keys were kept as text.
+/// In version 3 a router knew neither what its remote may bring nor sealed tokens, no topic had a sum of its seqs, and
+/// idempotency keys were kept as text.
 const MACHINE_VERSION: u8 = 4;
 
 /// What changed since the last checkpoint, and what may be done once that is on disk.
@@ -157,6 +158,7 @@ impl State {
                     | TopicKey::Taken(..)
                     | TopicKey::Reported(..)
                     | TopicKey::Foreign(_)
+                    | TopicKey::OwnSum
                     | TopicKey::Gap(_) => shared.write().origins.restore(part, value),
                 }
             }

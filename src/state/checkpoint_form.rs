@@ -40,6 +40,7 @@ impl Key {
             }
             Key::Topic(epoch, TopicKey::Foreign(chunk)) => (b'I', &[*epoch, *chunk]),
             Key::Topic(epoch, TopicKey::Gap(seq)) => (b'J', &[*epoch, *seq]),
+            Key::Topic(epoch, TopicKey::OwnSum) => (b'K', &[*epoch]),
             Key::Router(generation, RouterKey::Config(number)) => (b'R', &[*generation, *number]),
             Key::Router(generation, RouterKey::Head) => (b'S', &[*generation]),
             Key::Router(generation, RouterKey::Position(ordinal)) => (b'T', &[*generation, *ordinal]),
@@ -66,6 +67,7 @@ impl Key {
             b'H' => Key::Topic(number()?, TopicKey::Reported(number_of_origin(number()?)?, number()?)),
             b'I' => Key::Topic(number()?, TopicKey::Foreign(number()?)),
             b'J' => Key::Topic(number()?, TopicKey::Gap(number()?)),
+            b'K' => Key::Topic(number()?, TopicKey::OwnSum),
             b'R' => Key::Router(number()?, RouterKey::Config(number()?)),
             b'S' => Key::Router(number()?, RouterKey::Head),
             b'T' => Key::Router(number()?, RouterKey::Position(number()?)),
@@ -100,6 +102,7 @@ mod tests {
             Key::Topic(1, TopicKey::Reported(3, 9)),
             Key::Topic(1, TopicKey::Foreign(9)),
             Key::Topic(1, TopicKey::Gap(1 << 40)),
+            Key::Topic(1, TopicKey::OwnSum),
             Key::Router(9, RouterKey::Config(0)),
             Key::Router(9, RouterKey::Config(1)),
             Key::Router(8, RouterKey::Head),

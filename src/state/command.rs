@@ -37,7 +37,10 @@ const KIND_SKIP_RECORD: u8 = 16;
 const KIND_SEAL_TOKEN: u8 = 17;
 /// Without the bound of routers it is [`KIND_SET_LIMITS`].
 const KIND_SET_LIMITS_WITHOUT_KEYS: u8 = 15;
-const KIND_SET_ALL_LIMITS: u8 = 16;
+/// Without where each part begins it is [`KIND_COPY`].
+const KIND_COPY_FROM_STARTS: u8 = 18;
+/// Without the bound of idempotency keys it is [`KIND_SET_LIMITS_WITHOUT_KEYS`].
+const KIND_SET_ALL_LIMITS: u8 = 19;
 
 const ENVELOPE_BYTES: usize = 32;
 
@@ -336,7 +339,7 @@ impl Draft {
     ) -> Result<Self, Malformed> {
         let size_bytes: usize = records.clone().map(|(stored, _)| stored.len() + 16).sum();
         let count = records.len();
-        let mut builder = EntryBuilder::new(KIND_COPY, count, size_bytes + 1024);
+        let mut builder = EntryBuilder::new(KIND_COPY_FROM_STARTS, count, size_bytes + 1024);
         for (stored, edit) in records {
             Record::decode(builder.push_stored(stored, edit)?)?;
         }
@@ -446,7 +449,8 @@ impl Decoded {
                 listed: if reader.bool()? { Some(listed(&mut reader)?) } else { None },
             }),
             KIND_ROUTE => Command::Route(decode_route(&mut reader)?),
-            KIND_COPY => Command::Copy(Copy::decode(&mut reader, self.records.count())?),
+            KIND_COPY => Command::Copy(Copy::decode_first(&mut reader, self.records.count())?),
+            KIND_COPY_FROM_STARTS => Command::Copy(Copy::decode(&mut reader, self.records.count())?),
             KIND_EXPIRE => Command::Expire,
             KIND_SET_LIMITS => Command::SetLimits(ClusterLimits::decode_first(&mut reader)?),
             KIND_SET_LIMITS_WITHOUT_KEYS => {

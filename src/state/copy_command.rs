@@ -32,6 +32,8 @@ pub struct Copy<'a> {
     pub generation: u64,
     /// The cluster that was asked.
     pub cluster_id: u128,
+    /// The first epoch that no topic there had yet.
+    pub next_epoch: u64,
     /// What the parts name by number.
     pub instances: Vec<Instance>,
     pub parts: Vec<CopyPart<'a>>,
@@ -54,6 +56,9 @@ pub struct CopyPart<'a> {
     pub dest_epoch: Option<u64>,
     /// The position that this goes on from; `None` if there is none for these two instances.
     pub from_seq: Option<u64>,
+    /// Where it begins if there is none, which counts also if nothing can be copied yet; `None` in commands of before
+    /// that was told.
+    pub start_seq: Option<u64>,
     /// The position after it, and the log entry there of the record at it, if that is known.
     pub to_seq: u64,
     pub to_entry: Option<EntryId>,
@@ -106,6 +111,7 @@ impl<'a> Copy<'a> {
     pub(super) fn encode(&self, out: &mut BytesMut) {
         put_varint(out, self.generation);
         out.put_u128_le(self.cluster_id);
+        put_varint(out, self.next_epoch);
         put_varint(out, self.instances.len() as u64);
         self.instances.iter().for_each(|instance| instance.put(out));
         put_varint(out, self.parts.len() as u64);
@@ -123,12 +129,22 @@ impl<'a> Copy<'a> {
 
     /// `record_count` is that of the entry: the parts take up all of its records.
     pub(super) fn decode(reader: &mut Reader<'a>, record_count: u32) -> Result<Self, Malformed> {
+        Self::decode_form(reader, record_count, true)
+    }
+
+    /// Reads the form that told nothing of where parts begin.
+    pub(super) fn decode_first(reader: &mut Reader<'a>, record_count: u32) -> Result<Self, Malformed> {
+        Self::decode_form(reader, record_count, false)
+    }
+
+    fn decode_form(reader: &mut Reader<'a>, record_count: u32, has_starts: bool) -> Result<Self, Malformed> {
         let (generation, cluster_id) = (reader.varint()?, reader.u128()?);
+        let next_epoch = if has_starts { reader.varint()? } else { 0 };
         let count = reader.count(19)?;
         let instances = (0..count).map(|_| Instance::read(reader)).collect::<Result<_, _>>()?;
         let count = reader.count(9)?;
         let parts: Vec<CopyPart<'a>> =
-            (0..count).map(|_| CopyPart::decode(reader)).collect::<Result<_, _>>()?;
+            (0..count).map(|_| CopyPart::decode(reader, has_starts)).collect::<Result<_, _>>()?;
         if parts.iter().map(CopyPart::record_count).sum::<u64>() != u64::from(record_count) {
             return Err(reader.malformed());
         }
@@ -137,7 +153,7 @@ impl<'a> Copy<'a> {
         let count = if reader.is_empty() { 0 } else { reader.count(2)? };
         let held = |_| -> Result<_, Malformed> { Ok((reader.text()?, reader.varint()?)) };
         let held = (0..count).map(held).collect::<Result<_, _>>()?;
-        Ok(Copy { generation, cluster_id, instances, parts, gone, held })
+        Ok(Copy { generation, cluster_id, next_epoch, instances, parts, gone, held })
     }
 }
 
@@ -159,19 +175,21 @@ impl<'a> CopyPart<'a> {
         put_blob(out, self.dest.as_bytes());
         put_optional_number(out, self.dest_epoch);
         put_optional_number(out, self.from_seq);
+        put_optional_number(out, self.start_seq);
         put_varint(out, self.to_seq);
         put_entry_id(out, self.to_entry);
         put_ranges(out, &self.lost);
         put_items(out, &self.items);
     }
 
-    fn decode(reader: &mut Reader<'a>) -> Result<Self, Malformed> {
+    fn decode(reader: &mut Reader<'a>, has_starts: bool) -> Result<Self, Malformed> {
         let source = reader.text()?;
         let source_epoch = reader.varint()?;
         let source_type = TopicType::decode(reader)?;
         let source_instance = reader.varint_u32()?;
         let dest = reader.text()?;
         let (dest_epoch, from_seq) = (reader.optional_number()?, reader.optional_number()?);
+        let start_seq = if has_starts { reader.optional_number()? } else { None };
         let (to_seq, to_entry) = (reader.varint()?, read_entry_id(reader)?);
         if source_epoch >= SEQ_LIMIT || to_seq >= SEQ_LIMIT {
             return Err(reader.malformed());
@@ -186,6 +204,7 @@ impl<'a> CopyPart<'a> {
             dest,
             dest_epoch,
             from_seq,
+            start_seq,
             to_seq,
             to_entry,
             lost,

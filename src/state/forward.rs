@@ -32,9 +32,17 @@ use crate::storage::EntryId;
 pub(super) enum Planned {
     /// It has nothing to do with what is the case now.
     Stale,
-    /// It cannot be carried out, not even in part.
-    Refused(Refusal),
+    /// It cannot be carried out, not even in part. Where a mirror was to begin is noted all the same.
+    Refused(Refusal, Option<Box<Begun>>),
     Copies(Box<Copies>),
+}
+
+/// Where a mirror begins in a topic that it cannot copy yet.
+pub(super) struct Begun {
+    router: Arc<SharedRouter>,
+    source: Arc<str>,
+    source_epoch: u64,
+    seq: u64,
 }
 
 /// What a part brings into its destination, in order.
@@ -244,23 +252,28 @@ impl State {
             let dest_epoch = dest.as_ref().map(|dest| dest.epoch);
             let position = router.positions.get(part.source);
             let is_older = position.is_some_and(|position| position.source_epoch > part.source_epoch);
-            let known = position.filter(|position| {
-                position.source_epoch == part.source_epoch && Some(position.dest_epoch) == dest_epoch
-            });
+            let known = position.filter(|position| position.goes_on(part.source_epoch, dest_epoch));
             let from_seq = known.map(|position| position.seq);
             if is_older || dest_epoch != part.dest_epoch || from_seq != part.from_seq {
                 return Planned::Stale;
-            }
-            if dest.is_none() && !router.config.create_dest {
-                return Planned::Refused(Refusal::TopicNotFound);
             }
         }
         if !dests.insert(part.dest.into()) {
             return Planned::Stale;
         }
-        if dest.is_none() && *topics_left == 0 {
-            let (limit, max) = (Limit::MaxTopics, self.limits.max_topics);
-            return Planned::Refused(Refusal::OverLimit { limit, max });
+        let refusal = match &dest {
+            None if !router.read().config.create_dest => Some(Refusal::TopicNotFound),
+            None if *topics_left == 0 => {
+                Some(Refusal::OverLimit { limit: Limit::MaxTopics, max: self.limits.max_topics })
+            }
+            _ => None,
+        };
+        if let Some(refusal) = refusal {
+            let begun = part.start_seq.filter(|_| part.from_seq.is_none()).map(|seq| {
+                let (source, source_epoch) = (part.source.into(), part.source_epoch);
+                Box::new(Begun { router, source, source_epoch, seq })
+            });
+            return Planned::Refused(refusal, begun);
         }
         *topics_left -= u64::from(dest.is_none());
         let topic = dest.as_ref().map(|dest| dest.read());
@@ -347,7 +360,8 @@ impl State {
                     forwarded.push(Forwarded::stopped(Refusal::RouterMoved));
                     continue;
                 }
-                Planned::Refused(refusal) => {
+                Planned::Refused(refusal, begun) => {
+                    begun.into_iter().for_each(|begun| self.note_begun(*begun));
                     forwarded.push(Forwarded::stopped(refusal));
                     continue;
                 }
@@ -390,6 +404,14 @@ impl State {
         Ok(Applied { outcome: Outcome::Forwarded(forwarded), touched: last, also_touched: touched })
     }
 
+    /// Notes where a mirror begins in a topic, for whichever destination there will be.
+    fn note_begun(&mut self, begun: Begun) {
+        let Begun { router, source, source_epoch, seq } = begun;
+        let reached = Reached { source_epoch, dest_epoch: 0, seq, entry: None };
+        router.write().set_position(&source, reached);
+        self.routers.changed(&router);
+    }
+
     /// Notes which cluster a mirror reads, and forgets what is gone there.
     fn note_remote(&mut self, copy: &Copy<'_>) {
         let Some(shared) = self.routers.shared.of_generation(copy.generation) else { return };
@@ -399,7 +421,9 @@ impl State {
         if router.is_paused || router.config.remote.is_none() || is_other {
             return;
         }
-        router.remote_cluster = Some(copy.cluster_id);
+        if router.remote_cluster.replace(copy.cluster_id).is_none() {
+            router.first_new_epoch = copy.next_epoch;
+        }
         let clusters = copy.instances.iter().map(|instance| instance.cluster_id);
         router.present(clusters.filter(|cluster| *cluster != copy.cluster_id && Some(*cluster) != own));
         copy.gone.iter().for_each(|source| router.remove_position(source));

@@ -154,16 +154,7 @@ pub fn lost_seqs(
     if has_foreign || source.origins.all().is_empty() {
         return vec![evicted];
     }
-    let foreign = &source.origins.foreign;
-    let mut own: Ranges = foreign.absent_in(evicted.clone()).take(MAX_LOST_RANGES + 1).collect();
-    if own.len() > MAX_LOST_RANGES
-        && let Some(first_seq) = own.first().map(|first| *first.start())
-    {
-        // Not one by one: they may be as many as the topic has ever had seqs.
-        let last_seq = foreign.previous_absent_down_to(*evicted.end(), first_seq).unwrap_or(first_seq);
-        own = vec![first_seq..=last_seq];
-    }
-    own
+    source.origins.own.between(*evicted.start(), *evicted.end(), MAX_LOST_RANGES)
 }
 
 const MAX_LOST_RANGES: usize = 64;
@@ -193,6 +184,32 @@ mod tests {
             );
         }
         topic
+    }
+
+    #[test]
+    fn what_is_long_gone_is_a_sum_that_tells_the_same() {
+        let mut topic = mixed(60_000);
+        let (all, head_seq) = (topic.origins.own.sum(120_000), topic.head_seq);
+        topic.config.cap_records = 1000;
+        let mut freed = Freed::default();
+        // Some at a time, as applying goes on.
+        for _ in 0..3 {
+            topic.keep_within_caps(&mut freed).unwrap();
+            topic.append(EntryId { term: 1, index: 1 << 20 }, 0, 1000, &[40], None, &mut freed);
+        }
+        topic.keep_within_caps(&mut freed).unwrap();
+        assert!(topic.origins.own.foreign().numbers().count() > 0);
+        assert_eq!(topic.origins.own.foreign().stretches().next(), Some(98_304..=98_304));
+        assert_eq!(topic.origins.own.sum(head_seq), all);
+        let own = |range| lost_seqs(&topic, range, |_| true);
+        // Of what is summed something was lost if its last own seq was.
+        assert_eq!(own(5..=98_303), [5..=98_303]);
+        assert_eq!(own(98_301..=98_306), [98_301..=98_303, 98_305..=98_305]);
+        assert_eq!(own(98_304..=98_304), Vec::<RangeInclusive<u64>>::new());
+        // And it comes back.
+        let mut stored = std::collections::BTreeMap::new();
+        topic.take_changes(&mut |key, value| drop(stored.insert(format!("{key:?}"), value)));
+        assert!(stored.contains_key("OwnSum"));
     }
 
     #[test]

@@ -16,13 +16,14 @@ use bytes::{BufMut, BytesMut};
 
 use super::command::Cluster;
 use super::delete::Ranges;
+use super::own_seqs::OwnSeqs;
 use super::reported::Reported;
 use super::seq_set::SeqSet;
 use super::topic::TopicKey;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 
 /// One life of a topic name in one cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Instance {
     pub cluster_id: u128,
     /// Name of the cluster, for readers.
@@ -156,8 +157,8 @@ pub struct Origins {
     /// By number; none is ever forgotten.
     all: Vec<Origin>,
     numbers: BTreeMap<InstanceKey, u32>,
-    /// Seqs of the topic itself at which nothing was first written: copies and gaps.
-    pub foreign: SeqSet,
+    /// Which seqs of the topic itself were first written there.
+    pub own: OwnSeqs,
     /// By the seq that it takes up.
     gaps: BTreeMap<u64, Gap>,
     dirty_gaps: BTreeSet<u64>,
@@ -275,7 +276,9 @@ impl Origins {
         };
         let gaps = self.gaps.keys().chain(&self.dirty_gaps).map(|seq| TopicKey::Gap(*seq));
         let origins = self.all.iter().enumerate().flat_map(of_origin);
-        origins.chain(self.foreign.numbers().map(TopicKey::Foreign)).chain(gaps)
+        let (foreign, has_sum) = self.own.stored();
+        let sum = has_sum.then_some(TopicKey::OwnSum);
+        origins.chain(foreign.map(TopicKey::Foreign)).chain(sum).chain(gaps)
     }
 
     /// Hands everything that changed since the last call to `store`.
@@ -289,7 +292,8 @@ impl Origins {
             origin.taken.take_changes(|chunk, bytes| store(TopicKey::Taken(number, chunk), bytes));
             origin.reported.take_changes(|first, bytes| store(TopicKey::Reported(number, first), bytes));
         }
-        self.foreign.take_changes(|chunk, bytes| store(TopicKey::Foreign(chunk), bytes));
+        let sum = self.own.take_changes(|chunk, bytes| store(TopicKey::Foreign(chunk), bytes));
+        sum.into_iter().for_each(|sum| store(TopicKey::OwnSum, Some(sum)));
         for seq in std::mem::take(&mut self.dirty_gaps) {
             let value = self.gaps.get(&seq).map(|gap| {
                 let mut out = Vec::new();
@@ -323,7 +327,8 @@ impl Origins {
             TopicKey::Reported(number, first_seq) => {
                 self.all.get_mut(number as usize).ok_or(unknown)?.reported.restore(first_seq, bytes)?;
             }
-            TopicKey::Foreign(chunk) => self.foreign.restore(chunk, bytes)?,
+            TopicKey::Foreign(chunk) => self.own.restore_chunk(chunk, bytes)?,
+            TopicKey::OwnSum => self.own.restore_summed(bytes)?,
             TopicKey::Gap(seq) => {
                 let (number, from_seq, to_seq) = (reader.varint_u32()?, reader.varint()?, reader.varint()?);
                 reader.finish()?;

@@ -130,6 +130,7 @@ impl Topic {
             *floor = evicted.last_seq + 1;
             self.floors.evicted_ts_ms = evicted.last_ts_ms;
             self.origins.forget_gaps_below(self.floors.evict());
+            self.origins.own.forget_below(self.earliest_seq);
             self.set_dirty();
         }
     }

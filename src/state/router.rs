@@ -19,7 +19,7 @@ pub struct Position {
     pub ordinal: u64,
     /// The topic instance that is read.
     pub source_epoch: u64,
-    /// The topic instance that the copies go to.
+    /// The topic instance that the copies go to; 0 as long as a mirror may not make it: whichever comes is meant.
     pub dest_epoch: u64,
     /// Every record up to this seq was examined.
     pub seq: u64,
@@ -27,6 +27,13 @@ pub struct Position {
     pub entry: Option<EntryId>,
     /// Where records were first left out because the remote may not bring them: it goes back to there once it may.
     pub held_seq: Option<u64>,
+}
+
+impl Position {
+    /// Whether copies from this instance into that one (`None`: it is to be made) go on from here.
+    pub fn goes_on(&self, source_epoch: u64, dest_epoch: Option<u64>) -> bool {
+        self.source_epoch == source_epoch && (self.dest_epoch == 0 || Some(self.dest_epoch) == dest_epoch)
+    }
 }
 
 /// A [`Position`] that is to take the place of one.
@@ -51,6 +58,9 @@ pub struct Router {
     pub last_forwarded_ts_ms: Option<u64>,
     /// The cluster that a mirror reads, once it is known.
     pub remote_cluster: Option<u128>,
+    /// Topic instances there from this epoch on were made after the two had met: they begin with their first
+    /// record, and earlier ones where the configuration says. 0 until then.
+    pub first_new_epoch: u64,
     /// Clusters whose records the remote has brought, and whether it may (C-MIRROR-18); at most [`MAX_RELAYS`].
     pub presented: BTreeMap<u128, bool>,
     /// Seqs of records to be passed over, by source topic; at most [`MAX_SKIPS`].
@@ -89,6 +99,8 @@ pub enum RouterKey {
 const HEAD_VERSION: u8 = 1;
 /// With what the remote has presented, and what is to be passed over.
 const HEAD_VERSION_REMOTE: u8 = 2;
+/// With which topics of the remote are new, too.
+const HEAD_VERSION_MET: u8 = 3;
 const POSITION_VERSION: u8 = 1;
 /// With what is held back.
 const POSITION_VERSION_HELD: u8 = 2;
@@ -103,6 +115,7 @@ impl Router {
             forwarded_total: 0,
             last_forwarded_ts_ms: None,
             remote_cluster: None,
+            first_new_epoch: 0,
             presented: BTreeMap::new(),
             skips: BTreeMap::new(),
             held_count: 0,
@@ -272,8 +285,8 @@ impl Router {
     }
 
     fn put_head(&self, out: &mut BytesMut) {
-        let has_more = !self.presented.is_empty() || !self.skips.is_empty();
-        out.put_u8(if has_more { HEAD_VERSION_REMOTE } else { HEAD_VERSION });
+        let has_more = self.remote_cluster.is_some() || !self.presented.is_empty() || !self.skips.is_empty();
+        out.put_u8(if has_more { HEAD_VERSION_MET } else { HEAD_VERSION });
         put_blob(out, self.name.as_bytes());
         out.put_u8(self.is_paused as u8);
         put_varint(out, self.forwarded_total);
@@ -286,6 +299,7 @@ impl Router {
         if !has_more {
             return;
         }
+        put_varint(out, self.first_new_epoch);
         put_varint(out, self.presented.len() as u64);
         for (cluster, is_trusted) in &self.presented {
             out.put_u128_le(*cluster);
@@ -352,7 +366,7 @@ impl Router {
         reader.finish()?;
         let mut reader = Reader::new(head, "router");
         let version = reader.u8()?;
-        if !matches!(version, HEAD_VERSION | HEAD_VERSION_REMOTE) {
+        if !matches!(version, HEAD_VERSION | HEAD_VERSION_REMOTE | HEAD_VERSION_MET) {
             return Err(Malformed("router: written by another version"));
         }
         let mut router = Router::new(reader.text()?.into(), generation, config);
@@ -363,7 +377,10 @@ impl Router {
             router.remote_cluster = Some(reader.u128()?);
         }
         router.next_ordinal = reader.varint()?;
-        if version == HEAD_VERSION_REMOTE {
+        if version == HEAD_VERSION_MET {
+            router.first_new_epoch = reader.varint()?;
+        }
+        if version != HEAD_VERSION {
             router.read_more(&mut reader)?;
         }
         router.config_parts = parts;
@@ -483,6 +500,7 @@ mod tests {
             save(router, &mut stored);
             let restored = restored(41, &stored);
             assert_eq!((&restored.config, &restored.positions), (&router.config, &router.positions));
+            assert_eq!(restored.first_new_epoch, router.first_new_epoch);
             assert_eq!(restored.digest(), router.digest());
             assert_eq!(router.stored_keys().count(), stored.len());
         };
@@ -494,6 +512,7 @@ mod tests {
         router.count_forwarded(5, 1000);
         router.count_forwarded(0, 2000);
         router.remote_cluster = Some(u128::MAX - 1);
+        router.first_new_epoch = 300;
         check(&mut router);
         assert_eq!((router.forwarded_total, router.last_forwarded_ts_ms), (5, Some(1000)));
         // Less of everything; an ordinal is never used again.

@@ -26,7 +26,7 @@ pub(super) struct RouterBook {
 impl RouterBook {
     pub fn create(&mut self, name: &str, generation: u64, config: RouterConfig) -> Arc<SharedRouter> {
         let router = self.shared.insert(Router::new(name.into(), generation, config));
-        self.shared.configuration_changed();
+        self.shared.configuration_changed(generation);
         self.changed(&router);
         router
     }
@@ -39,15 +39,15 @@ impl RouterBook {
     /// As [`RouterBook::changed`], of what whoever runs the routers has to know.
     pub fn reconfigured(&mut self, router: &Arc<SharedRouter>) {
         self.changed(router);
-        self.shared.configuration_changed();
+        self.shared.configuration_changed(router.generation);
     }
 
     /// `false` if there is no such router.
     pub fn delete(&mut self, name: &str) -> bool {
         let Some(router) = self.shared.remove(name) else { return false };
         self.dirty.remove(&router.generation);
+        self.shared.configuration_changed(router.generation);
         self.deleted.push(router);
-        self.shared.configuration_changed();
         true
     }
 
@@ -97,7 +97,7 @@ impl RouterBook {
         self.digest();
         self.dirty.clear();
         self.configs.clear();
-        self.shared.configuration_changed();
+        self.shared.all_changed();
     }
 
     /// Forgets everything, in the routers that readers see too.

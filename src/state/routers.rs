@@ -5,9 +5,10 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::router::Router;
+use crate::limits::MAX_NOTED_ROUTER_CHANGES;
 
 /// A router instance as readers hold it. What never changes can be seen without its lock.
 #[derive(Debug)]
@@ -85,6 +86,8 @@ struct Index {
 pub struct Routers {
     index: RwLock<Index>,
     version: AtomicU64,
+    /// Which router each of the last versions is about, the last one at the end.
+    changed: Mutex<VecDeque<u64>>,
 }
 
 impl Routers {
@@ -134,7 +137,30 @@ impl Routers {
         self.version.load(Ordering::Acquire)
     }
 
-    pub(super) fn configuration_changed(&self) {
+    /// The version, and the generations of the routers that changed since `version` was the one; `None` if that is
+    /// not known any more: all have to be looked at.
+    pub fn changed_since(&self, version: Option<u64>) -> (u64, Option<Vec<u64>>) {
+        let changed = self.changed.lock();
+        let now = self.version();
+        let count = version.and_then(|version| now.checked_sub(version)).map(|count| count as usize);
+        let known = count.filter(|count| *count <= changed.len());
+        (now, known.map(|count| changed.range(changed.len() - count..).copied().collect()))
+    }
+
+    /// The router of this generation was made, changed or deleted.
+    pub(super) fn configuration_changed(&self, generation: u64) {
+        let mut changed = self.changed.lock();
+        if changed.len() >= MAX_NOTED_ROUTER_CHANGES {
+            changed.pop_front();
+        }
+        changed.push_back(generation);
+        self.version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// All may be others.
+    pub(super) fn all_changed(&self) {
+        let mut changed = self.changed.lock();
+        changed.clear();
         self.version.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -209,6 +235,36 @@ impl Routers {
 
     pub(super) fn clear(&self) {
         *self.index.write() = Index::default();
-        self.configuration_changed();
+        self.all_changed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::RouterConfig;
+
+    #[test]
+    fn who_knows_a_version_is_told_what_changed_since() {
+        let routers = Routers::default();
+        for generation in 1..=3u64 {
+            let config = RouterConfig::local("a", "b");
+            routers.insert(Router::new(format!("r{generation}").as_str().into(), generation, config));
+            routers.configuration_changed(generation);
+        }
+        assert_eq!(routers.changed_since(None), (3, None));
+        assert_eq!(routers.changed_since(Some(0)), (3, Some(vec![1, 2, 3])));
+        assert_eq!(routers.changed_since(Some(2)), (3, Some(vec![3])));
+        assert_eq!(routers.changed_since(Some(3)), (3, Some(vec![])));
+        assert_eq!(routers.changed_since(Some(9)), (3, None));
+        (0..MAX_NOTED_ROUTER_CHANGES).for_each(|_| routers.configuration_changed(2));
+        assert_eq!(routers.changed_since(Some(2)).1, None);
+        assert_eq!(
+            routers.changed_since(Some(3)).1.map(|changed| changed.len()),
+            Some(MAX_NOTED_ROUTER_CHANGES)
+        );
+        routers.clear();
+        let (version, changed) = routers.changed_since(Some(routers.version() - 1));
+        assert_eq!((changed, routers.changed_since(Some(version)).1), (None, Some(vec![])));
     }
 }

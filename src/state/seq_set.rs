@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::BufMut;
 use roaring::RoaringBitmap;
@@ -15,7 +15,15 @@ use crate::codec::{Malformed, Reader, put_varint};
 use crate::limits::SEQ_LIMIT;
 
 /// Seqs of one chunk.
-const CHUNK_SEQS: u64 = 32_768;
+pub(super) const CHUNK_SEQS: u64 = 32_768;
+
+/// A chunk of which all is in the set: one for all sets, as most chunks of most sets are like this.
+static FULL: LazyLock<Arc<RoaringBitmap>> = LazyLock::new(|| {
+    let mut full = RoaringBitmap::new();
+    full.insert_range(0..CHUNK_SEQS as u32);
+    full.optimize();
+    Arc::new(full)
+});
 
 const FORM_RANGES: u8 = 0;
 const FORM_BITS: u8 = 1;
@@ -33,6 +41,12 @@ pub struct SeqSet {
 impl SeqSet {
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()
+    }
+
+    /// The lowest seq.
+    pub fn first(&self) -> Option<u64> {
+        let (number, chunk) = self.chunks.first_key_value()?;
+        Some(number * CHUNK_SEQS + u64::from(chunk.min()?))
     }
 
     pub fn contains(&self, seq: u64) -> bool {
@@ -151,6 +165,9 @@ impl SeqSet {
             let end = last.min(start + CHUNK_SEQS - 1);
             let chunk = self.chunks.entry(number).or_default();
             Arc::make_mut(chunk).insert_range((at - start) as u32..=(end - start) as u32);
+            if chunk.len() == CHUNK_SEQS {
+                *chunk = FULL.clone();
+            }
             self.dirty.insert(number);
             at = end + 1;
         }
@@ -182,7 +199,7 @@ impl SeqSet {
     /// Hands every chunk that changed since the last call to `store`; nothing for one that is gone.
     pub fn take_changes(&mut self, mut store: impl FnMut(u64, Option<Vec<u8>>)) {
         for number in std::mem::take(&mut self.dirty) {
-            if let Some(chunk) = self.chunks.get_mut(&number) {
+            if let Some(chunk) = self.chunks.get_mut(&number).filter(|chunk| !Arc::ptr_eq(chunk, &FULL)) {
                 Arc::make_mut(chunk).optimize();
             }
             store(number, self.chunks.get(&number).map(|chunk| encode(chunk)));
@@ -195,7 +212,8 @@ impl SeqSet {
         if chunk.is_empty() || number > u64::MAX / CHUNK_SEQS - 1 {
             return Err(Malformed("set of seqs"));
         }
-        self.chunks.insert(number, Arc::new(chunk));
+        let is_full = chunk.len() == CHUNK_SEQS;
+        self.chunks.insert(number, if is_full { FULL.clone() } else { Arc::new(chunk) });
         Ok(())
     }
 }
@@ -313,6 +331,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_stretch_without_holes_costs_next_to_nothing() {
+        let mut set = SeqSet::default();
+        (0..50).for_each(|part| set.insert(part * 10_000 + 1..=(part + 1) * 10_000));
+        let own = set.chunks.values().filter(|chunk| !Arc::ptr_eq(chunk, &FULL)).count();
+        assert_eq!((set.chunks.len(), own), (16, 2));
+        let mut back = SeqSet::default();
+        set.take_changes(|number, bytes| back.restore(number, &bytes.unwrap()).unwrap());
+        assert_eq!(back.stretches().collect::<Vec<_>>(), [1..=500_000]);
+        assert_eq!(back.chunks.values().filter(|chunk| !Arc::ptr_eq(chunk, &FULL)).count(), 2);
+    }
 
     proptest! {
         #[test]

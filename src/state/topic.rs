@@ -175,7 +175,7 @@ impl Topic {
             self.digest.add(value);
         }
         self.origins.take(number, origin_seq..=origin_seq + run.count - 1);
-        self.origins.foreign.insert(run.first_seq..=run.last_seq());
+        self.origins.own.take_up(run.first_seq..=run.last_seq());
         self.push_run(&run, sizes_bytes, freed)
     }
 
@@ -194,7 +194,7 @@ impl Topic {
             freed.blocks.push(Key::Topic(epoch, TopicKey::Runs(emptied_first_seq)));
         });
         self.origins.report(seq, gap);
-        self.origins.foreign.insert(seq..=seq);
+        self.origins.own.take_up(seq..=seq);
         [seq, u64::from(gap.number), from_seq, to_seq].into_iter().for_each(|value| self.digest.add(value));
         self.earliest_seq = self.blocks.raise_floor(self.earliest_seq);
         self.is_dirty = true;
@@ -375,6 +375,8 @@ pub enum TopicKey {
     Reported(u32, u64),
     /// The chunk of this number of seqs that hold copies and gaps.
     Foreign(u64),
+    /// The sum of the seqs that were first written in the topic and are long gone.
+    OwnSum,
     /// The gap that takes up this seq.
     Gap(u64),
 }

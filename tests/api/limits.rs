@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use tempfile::tempdir;
 
 use crate::harness::{Cluster, PATIENCE, eventually};
-use crate::shared::{Api, MAX_BODY_BYTES, api, client};
+use crate::shared::{Api, MAX_BODY_BYTES, api, client, other};
 
 async fn write_one(api: &Api, record: Value) -> crate::shared::Got {
     api.post("/v0/topics/limits-records", json!({ "records": [record] })).await
@@ -183,4 +183,26 @@ async fn a_key_has_so_many_requests_under_way() {
         assert_eq!(one.await.expect("no panic").expect(200)["records"][0]["$seq"], 2);
     }
     api.topic("t").await.expect(200);
+}
+
+/// C-LIMIT-09: the pull of a mirror waits nearly always, and keeps no request of its key from its place.
+#[tokio::test]
+async fn a_waiting_pull_is_no_request_under_way() {
+    let (_cluster, bounded) = bounded(&["--api-keys", "all", "--max-inflight-per-key", "1"]).await;
+    bounded.write("pulled", 1).await.expect(201);
+    let here = other().await;
+    let remote = json!({ "urls": bounded.urls, "token": "all" });
+    let config = json!({ "source": "pulled", "dest": "limits-pulled", "remote": remote });
+    here.put("/v0/routers/limits-pulled", config).await.expect(201);
+    eventually("the mirror has it", PATIENCE, async || {
+        (here.topic("limits-pulled").await.status == 200).then_some(())
+    })
+    .await;
+    // The next pull is one for the moment in which it begins.
+    let mut refused = 0;
+    for _ in 0..50 {
+        refused += usize::from(bounded.topic("pulled").await.status == 429);
+    }
+    assert!(refused < 10, "{refused} of 50 requests found no place");
+    here.delete("/v0/routers/limits-pulled").await.expect(200);
 }

@@ -130,6 +130,21 @@ async fn a_mirror_starts_where_it_is_told() {
     }
 }
 
+/// C-ROUTE-02, C-MIRROR-06: what a mirror was to begin with does not depend on when its topic could be made.
+#[tokio::test]
+async fn a_mirror_of_the_latest_does_not_begin_anew_when_its_topic_is_made() {
+    let (api, other) = (api().await, other().await);
+    write(&other, "mirror-refused:t", plain(numbers(1..=4))).await;
+    let fields = json!({ "remote": remote(&other, "reader"), "start": "latest", "create_dest": false });
+    mirror(&api, "mirror-refused", "mirror-refused:*", "*", fields).await;
+    fails(&api, "mirror-refused", "blocked", "topic_not_found").await;
+    write(&other, "mirror-refused:t", plain(numbers(5..=6))).await;
+    api.put("/v0/topics/mirror-refused:t", json!({})).await.expect(201);
+    arrives(&api, "mirror-refused:t", &numbers(5..=6)).await;
+    assert!(read(&api, "mirror-refused:t").await.1.is_empty(), "what was not asked for is no gap");
+    shows(&api, "mirror-refused", "running", 0).await;
+}
+
 /// C-MIRROR-06
 #[tokio::test]
 async fn a_source_that_is_absent_is_waited_for_and_never_made() {

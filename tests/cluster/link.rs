@@ -1,6 +1,7 @@
 //! A way to a port that can be cut, made too narrow for large packets, and healed.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,6 +22,8 @@ enum Way {
 pub struct Link {
     pub port: u16,
     way: Arc<watch::Sender<Way>>,
+    /// Bytes that came from the side that dials.
+    sent_bytes: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -29,12 +32,17 @@ impl Link {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind a port");
         let port = listener.local_addr().expect("an address").port();
         let way = Arc::new(watch::Sender::new(Way::Open));
-        let task = tokio::spawn(accept(listener, target_port, way.clone()));
-        Link { port, way, task }
+        let sent_bytes = Arc::new(AtomicU64::new(0));
+        let task = tokio::spawn(accept(listener, target_port, way.clone(), sent_bytes.clone()));
+        Link { port, way, sent_bytes, task }
     }
 
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.load(Ordering::Relaxed)
     }
 
     /// Ends all connections, and every new one at once.
@@ -60,8 +68,14 @@ impl Drop for Link {
     }
 }
 
-async fn accept(listener: TcpListener, target_port: u16, way: Arc<watch::Sender<Way>>) {
+async fn accept(
+    listener: TcpListener,
+    target_port: u16,
+    way: Arc<watch::Sender<Way>>,
+    sent_bytes: Arc<AtomicU64>,
+) {
     while let Ok((near, _)) = listener.accept().await {
+        let sent_bytes = sent_bytes.clone();
         let mut cut = way.subscribe();
         let way = way.subscribe();
         tokio::spawn(async move {
@@ -74,7 +88,7 @@ async fn accept(listener: TcpListener, target_port: u16, way: Arc<watch::Sender<
                     let _ = copy(&mut far_read, &mut near_write).await;
                     let _ = near_write.shutdown().await;
                 };
-                tokio::join!(forward(near_read, far_write, way), back);
+                tokio::join!(forward(near_read, far_write, way, &sent_bytes), back);
             };
             tokio::select! {
                 biased;
@@ -89,11 +103,13 @@ async fn forward(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     way: watch::Receiver<Way>,
+    sent_bytes: &AtomicU64,
 ) {
     let mut buf = vec![0; 64 << 10];
     while let Ok(count) = from.read(&mut buf).await
         && count > 0
     {
+        sent_bytes.fetch_add(count as u64, Ordering::Relaxed);
         if *way.borrow() == Way::Narrow && count > NARROW_BYTES {
             // Until the other end gives up.
             while from.read(&mut buf).await.is_ok_and(|count| count > 0) {}

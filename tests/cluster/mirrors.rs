@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::harness::{PATIENCE, eventually};
-use crate::network::{Network, Writer, numbers_of};
+use crate::network::{CONVERGENCE, Network, Writer, numbers_of};
 
 /// How long there is trouble when nothing else is asked for.
 const DEFAULT_TROUBLE: Duration = Duration::from_secs(4);
@@ -271,4 +271,75 @@ async fn local_routers_lose_and_repeat_nothing_when_leaders_die() {
             assert_eq!((numbers_of(&records, 0), gaps.len()), (up_to(last), 0), "{topic} at m{}", number + 1);
         }
     }
+}
+
+/// Topics that are mirrored at once.
+const MANY: usize = 20_000;
+
+/// C-MIRROR-04, C-MIRROR-11: what a mirror of very many topics costs follows what changes in them.
+#[tokio::test]
+async fn a_mirror_of_very_many_topics_starts_and_rests() {
+    let mut network = Network::start(&[1, 1]).await;
+    let url = format!("{}/v0/append", network.clusters[0].members[0].url());
+    for first in (0..MANY).step_by(64) {
+        let topics: serde_json::Map<String, Value> = (first..MANY.min(first + 64))
+            .map(|number| (format!("t{number:05}"), json!({ "records": [{ "data": number }] })))
+            .collect();
+        network.clusters[0].client.post(&url, &json!({ "topics": topics })).await.expect("an append");
+    }
+    network.mirror(1, 0).await;
+    eventually("all topics have come", CONVERGENCE, async || {
+        let shown = network.router(1, "from-c0").await;
+        (shown["forwarded_total"] == MANY && shown["lag"] == 0).then_some(())
+    })
+    .await;
+    network.all_run().await;
+    // Longer than a pull waits: some begin meanwhile, none of which names what does not change.
+    let before = network.pull_bytes(1, 0);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let sent = network.pull_bytes(1, 0) - before;
+    assert!((1..64 << 10).contains(&sent), "an idle mirror has sent {sent} bytes in six seconds");
+    // What changes comes at once all the same, also in the last of them and in a new one, and what goes is noticed.
+    let last = format!("t{:05}", MANY - 1);
+    for topic in [last.as_str(), "t-new"] {
+        network.clusters[0].append(0, topic, json!("later")).await.expect("an append");
+        eventually(&format!("{topic} follows"), PATIENCE, async || {
+            let (records, _) = network.read(1, 0, topic).await;
+            records.last().is_some_and(|record| record["data"] == "later").then_some(())
+        })
+        .await;
+    }
+    let here = network.clusters[1].topic_url(0, "t00077");
+    network.clusters[1].client.delete(&here).await.expect("a deletion");
+    eventually("what was deleted here comes back", PATIENCE, async || {
+        let (records, _) = network.read(1, 0, "t00077").await;
+        (records.len() == 1).then_some(())
+    })
+    .await;
+}
+
+/// C-MIRROR-11: however far a filter has to look for something, each pull gets on.
+#[tokio::test]
+async fn a_filter_that_drops_nearly_everything_gets_on_in_steps() {
+    const RECORDS: usize = 400_000;
+    let mut network = Network::start(&[1, 1]).await;
+    let source = network.clusters[0].topic_url(0, TOPIC);
+    let dropped = vec![json!({ "data": 1, "tag": "dropped" }); 10_000];
+    for _ in 0..RECORDS / dropped.len() {
+        network.clusters[0].client.post(&source, &json!({ "records": dropped })).await.expect("a write");
+    }
+    let wanted = json!({ "records": [{ "data": "wanted", "tag": "wanted" }] });
+    network.clusters[0].client.post(&source, &wanted).await.expect("a write");
+    network.mirror_with(1, 0, json!({ "filter": ["tag", "Eq", "wanted"] })).await;
+    eventually("a part of it is behind the mirror", PATIENCE, async || {
+        let lag = network.router(1, "from-c0").await["lag"].as_u64().expect("a number");
+        (1..RECORDS as u64).contains(&lag).then_some(())
+    })
+    .await;
+    eventually("what passes has come", CONVERGENCE, async || {
+        let (records, _) = network.read(1, 0, TOPIC).await;
+        (records.len() == 1 && records[0]["data"] == "wanted").then_some(())
+    })
+    .await;
+    network.all_run().await;
 }

@@ -14,7 +14,7 @@ use crate::harness::{Cluster, eventually, one_cluster};
 use crate::link::Link;
 
 /// How long clusters may take until all have everything: pauses between tries grow while a link is cut.
-const CONVERGENCE: Duration = Duration::from_secs(60);
+pub const CONVERGENCE: Duration = Duration::from_secs(60);
 /// Pause between two writes of one writer.
 const PACE: Duration = Duration::from_millis(15);
 
@@ -50,15 +50,28 @@ impl Network {
 
     /// Has cluster `to` pull all topics `t*` of cluster `from`.
     pub async fn mirror(&mut self, to: usize, from: usize) {
+        self.mirror_with(to, from, json!({})).await;
+    }
+
+    /// The same with these fields in its configuration.
+    pub async fn mirror_with(&mut self, to: usize, from: usize, fields: Value) {
         let mut links = Vec::new();
         for member in &self.clusters[from].members {
             links.push(Link::to(member.client_port).await);
         }
         let urls: Vec<String> = links.iter().map(Link::url).collect();
-        let config = json!({ "source": "t*", "dest": "*", "remote": { "urls": urls, "relays": ["*"] } });
+        let mut config = json!({ "source": "t*", "dest": "*", "remote": { "urls": urls, "relays": ["*"] } });
+        for (field, value) in fields.as_object().expect("an object") {
+            config[field] = value.clone();
+        }
         let url = format!("{}/v0/routers/from-c{from}", self.clusters[to].members[0].url());
         self.clusters[to].client.put(&url, &config).await.expect("a mirror");
         self.links.insert((to, from), links);
+    }
+
+    /// Bytes that `to` has sent to `from`: what its pulls say.
+    pub fn pull_bytes(&self, to: usize, from: usize) -> u64 {
+        self.links[&(to, from)].iter().map(Link::sent_bytes).sum()
     }
 
     /// Cuts the way by which `to` pulls from `from`.

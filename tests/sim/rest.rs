@@ -155,7 +155,7 @@ impl Rest<'_> {
                 let shared = engine.catalog().get(topic)?;
                 let own = {
                     let topic = shared.read();
-                    topic.origins.foreign.absent_in(1..=topic.head_seq).collect()
+                    topic.origins.own.foreign().absent_in(1..=topic.head_seq).collect()
                 };
                 holdings.insert((cluster, topic), Holding { place, epoch, own, engine, views });
             }

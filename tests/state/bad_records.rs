@@ -23,6 +23,7 @@ fn draft(record: &[u8]) -> Result<Draft, Malformed> {
         dest: "t",
         dest_epoch: None,
         from_seq: None,
+        start_seq: Some(0),
         to_seq: 1,
         to_entry: None,
         lost: Vec::new(),
@@ -31,6 +32,7 @@ fn draft(record: &[u8]) -> Result<Draft, Malformed> {
     let copy = Copy {
         generation: 1,
         cluster_id: 9,
+        next_epoch: 2,
         instances: vec![instance],
         parts: vec![part],
         gone: Vec::new(),

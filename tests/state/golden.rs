@@ -49,6 +49,7 @@ fn copy() -> Copy<'static> {
         dest: "meter:raw",
         dest_epoch: Some(12),
         from_seq: Some(9120),
+        start_seq: Some(9120),
         to_seq: 9131,
         to_entry: Some(EntryId { term: 3, index: 1 << 33 }),
         lost: vec![9121..=9122, 9124..=9125],
@@ -67,6 +68,7 @@ fn copy() -> Copy<'static> {
         dest: "jobs",
         dest_epoch: None,
         from_seq: None,
+        start_seq: Some(0),
         to_seq: 0,
         to_entry: None,
         lost: Vec::new(),
@@ -75,6 +77,7 @@ fn copy() -> Copy<'static> {
     Copy {
         generation: 300,
         cluster_id: 7 << 64 | 9,
+        next_epoch: 301,
         instances: vec![
             instance(7 << 64 | 9, "site-b", "meter:raw", 41),
             instance(u128::MAX, "site-c", "meter:raw", 2),
@@ -90,6 +93,17 @@ fn relaying(relays: Relays) -> Bytes {
     let remote = Remote { urls: vec!["http://b1:4000".into()], token: None, relays: Some(relays) };
     let config = RouterConfig { remote: Some(remote), ..RouterConfig::local("meter:*", "*") };
     Draft::put_router(&PutRouter { name: "site-b", config, is_start_given: false }).seal(envelope())
+}
+
+fn held() -> Vec<(&'static str, u64)> {
+    vec![("meter:raw", 9126)]
+}
+
+/// The same in the form that told nothing of where parts begin.
+fn first_copy() -> Copy<'static> {
+    let mut copy = Copy { next_epoch: 0, ..copy() };
+    copy.parts.iter_mut().for_each(|part| part.start_seq = None);
+    copy
 }
 
 fn examples() -> Vec<(&'static str, Bytes)> {
@@ -213,7 +227,7 @@ fn examples() -> Vec<(&'static str, Bytes)> {
         ("put-router-relays", relaying(Relays::Of(vec![7 << 64 | 9, 3]))),
         ("put-router-relays-all", relaying(Relays::All)),
         ("copy-held", {
-            let held = Copy { held: vec![("meter:raw", 9126)], ..copy() };
+            let held = Copy { held: held(), ..copy() };
             Draft::copy(&held, stored_again).expect("records").seal(envelope())
         }),
         ("put-router-sealed", {
@@ -253,7 +267,15 @@ fn pinned_commands_can_still_be_read() {
         let command = decoded.command().unwrap_or_else(|error| panic!("{name}: {error}"));
         match &command {
             Command::Route(parts) => assert_eq!((name, parts), ("route", &routes())),
-            Command::Copy(parts) => assert_eq!((name, parts), ("copy", &copy())),
+            Command::Copy(parts) => {
+                let expected = match name {
+                    "copy" => copy(),
+                    "copy-held" => Copy { held: held(), ..copy() },
+                    "copy-without-starts" => first_copy(),
+                    _ => Copy { held: held(), ..first_copy() },
+                };
+                assert_eq!(parts, &expected, "{name}");
+            }
             _ => {}
         }
         assert_eq!(matches!(command, Command::Append(_)), name.starts_with("append"));

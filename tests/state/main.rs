@@ -2,6 +2,7 @@
 
 mod append_many;
 mod bad_records;
+mod beginnings;
 mod cold;
 mod deletes;
 mod garbage;

@@ -76,7 +76,7 @@ impl Member {
         }
         prop_assert_eq!(&taken, &model.taken, "{}", name);
         prop_assert_eq!(&reported, &model.reported, "{}", name);
-        let foreign: BTreeSet<u64> = topic.origins.foreign.stretches().flatten().collect();
+        let foreign: BTreeSet<u64> = topic.origins.own.foreign().stretches().flatten().collect();
         prop_assert_eq!(&foreign, &model.foreign, "{}", name);
         Ok(())
     }

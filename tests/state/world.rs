@@ -339,14 +339,15 @@ impl Member {
             dest: SHARED,
             dest_epoch,
             from_seq: position.map(|position| position.seq),
+            start_seq: Some(0),
             to_seq,
             to_entry: None,
             lost,
             items,
         };
         let (generation, cluster_id) = (router.generation, cluster_id(from.at));
-        let copy =
-            Copy { generation, cluster_id, instances, parts: vec![part], gone: Vec::new(), held: Vec::new() };
+        let (parts, gone, held) = (vec![part], Vec::new(), Vec::new());
+        let copy = Copy { generation, cluster_id, next_epoch: 1, instances, parts, gone, held };
         Some(Pulled { to: self.at, copy, records })
     }
 

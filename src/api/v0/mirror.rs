@@ -14,7 +14,7 @@ use crate::engine::Sources;
 use crate::error::Error;
 use crate::router::{PULL_CONTENT_TYPE, PullRequest, answer_pull};
 
-pub async fn pull(State(api): State<Api>, call: Call<Read>) -> Result<Response, Error> {
+pub async fn pull(State(api): State<Api>, mut call: Call<Read>) -> Result<Response, Error> {
     let body = call.body_of_type(PULL_CONTENT_TYPE)?;
     let request = PullRequest::decode(body).map_err(Error::invalid)?;
     // The beginning of all names that are asked for must be one that the key may read.
@@ -26,6 +26,8 @@ pub async fn pull(State(api): State<Api>, call: Call<Read>) -> Result<Response, 
         Sources::Prefix(prefix) => call.caller.check(Scope::Read, Some(prefix))?,
     }
     api.engine.admit()?;
+    let _place = call.caller.enter_pull()?;
+    call.count_no_more();
     let answer = answer_pull(&api.engine, &request).await?;
     let content_type = (CONTENT_TYPE, HeaderValue::from_static(PULL_CONTENT_TYPE));
     Ok((StatusCode::OK, [content_type], answer).into_response())

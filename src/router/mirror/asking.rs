@@ -1,0 +1,181 @@
+//! What a mirror asks for: the topics that have something new, and what it wants to know of all others.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Asked, LOOK_INTERVAL, Mirror, TOPICS_PER_LOOK};
+use crate::engine::{
+    Ask, Beginning, ChangeCursor, ChangedTopic, News, PullCursor, PullQuery, Sources, TopicNews,
+};
+use crate::limits::{MAX_PULL_BYTES, MAX_PULL_WANTED};
+use crate::router::page::dest_of;
+use crate::router::view::View;
+use crate::router::wire::PullRequest;
+use crate::state::{Position, Router};
+
+impl Mirror {
+    /// Which topics to ask for.
+    pub(super) fn wanted(&self) -> Vec<Arc<str>> {
+        if self.prefix().is_none() {
+            return vec![self.router.source.clone()];
+        }
+        match self.agenda.is_empty() {
+            true => self.agenda.warm(self.max_wanted_bytes),
+            false => self.agenda.turn(MAX_PULL_WANTED, self.max_wanted_bytes),
+        }
+    }
+
+    /// Puts topics on the agenda that have something new, or have gone there.
+    pub(super) async fn take_news(&mut self, news: News) {
+        let topics = match &news {
+            News::Nothing | News::Unknown => &[][..],
+            News::Changed { topics, .. } => topics,
+            News::Listed(listed) => &listed.topics,
+        };
+        for some in topics.chunks(TOPICS_PER_LOOK) {
+            self.note_news(some);
+            tokio::task::yield_now().await;
+        }
+        if let News::Listed(listed) = &news {
+            let gone = self.view.not_listed(&self.router, listed).await;
+            gone.iter().for_each(|topic| self.agenda.add(topic));
+        }
+        self.view.take(&news);
+    }
+
+    pub(super) fn note_news(&mut self, topics: &[TopicNews]) {
+        let (now, shared) = (Instant::now(), self.router.clone());
+        let router = shared.read();
+        for news in topics {
+            // One that is left alone has its time.
+            if !self.standing.is_blocked(&news.topic, now)
+                && let Some(lag) = self.lag(&router, news)
+            {
+                self.agenda.add(&news.topic);
+                self.standing.note_lag(&news.topic, lag);
+            }
+        }
+    }
+
+    /// How many seqs of a topic were not examined yet; `None` if nothing is to be had of it.
+    pub(super) fn lag(&self, router: &Router, news: &TopicNews) -> Option<u64> {
+        let TopicNews { topic, epoch, head_seq } = news;
+        let Some(position) = router.positions.get(topic) else {
+            // Of one that was there before this mirror it has to be noted where it begins.
+            let is_new = *epoch >= router.first_new_epoch;
+            return (*epoch > 0 && (*head_seq > 0 || !is_new)).then_some(*head_seq);
+        };
+        if position.source_epoch != *epoch {
+            return Some(*head_seq);
+        }
+        let dest = self.context.engine.catalog().get(dest_of(&self.config, topic));
+        if !position.goes_on(*epoch, dest.map(|dest| dest.epoch)) {
+            return (*head_seq > 0).then_some(*head_seq);
+        }
+        let ahead_seq = self.ahead_of(topic, position).map_or(0, |ahead| ahead.seq);
+        let seq = position.seq.max(ahead_seq);
+        (seq != *head_seq).then(|| head_seq.saturating_sub(seq))
+    }
+
+    /// Puts topics on the agenda whose destinations went away: they get everything anew.
+    pub(super) fn note_what_went(&mut self) {
+        match self.went_here() {
+            None => {
+                self.known_here = self.context.engine.follow_changes();
+                self.view = View::default();
+            }
+            Some((topics, cursor)) => {
+                topics.iter().for_each(|topic| self.agenda.add(topic));
+                self.known_here = cursor;
+            }
+        }
+    }
+
+    /// Destinations that went away since that was looked at last, and up to where that is all of it; `None` if that
+    /// is not known.
+    pub(super) fn went_here(&self) -> Option<(Vec<Arc<str>>, ChangeCursor)> {
+        let changed = self.context.engine.changed_behind(self.known_here, self.prefix()?)?;
+        let is_gone = |topic: &&ChangedTopic| {
+            let now = self.context.engine.catalog().get(&topic.name);
+            now.is_none_or(|now| now.epoch != topic.epoch)
+        };
+        let gone: Vec<&ChangedTopic> = changed.topics.iter().filter(is_gone).collect();
+        let mut went = Vec::new();
+        if !gone.is_empty() {
+            let router = self.router.read();
+            let is_dest = |topic: &&&ChangedTopic| {
+                let position = router.positions.get(&topic.name);
+                position.is_some_and(|position| position.dest_epoch == topic.epoch)
+            };
+            went.extend(gone.iter().filter(is_dest).map(|topic| topic.name.clone()));
+        }
+        Some((went, changed.cursor))
+    }
+
+    /// Returns when a topic is gone for which something was asked, or may have to be.
+    pub(super) async fn until_moved(&self, asked: &Asked) {
+        loop {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            let has_lost = || self.went_here().is_none_or(|(went, _)| !went.is_empty());
+            if (self.prefix().is_some() && has_lost())
+                || asked.keys().any(|source| self.has_moved(asked, source))
+            {
+                return;
+            }
+        }
+    }
+
+    /// Whether what was asked of `source` goes on from where a topic was that is gone by now.
+    pub(super) fn has_moved(&self, asked: &Asked, source: &str) -> bool {
+        let dest = || self.context.engine.catalog().get(dest_of(&self.config, source));
+        let asked = asked.get(source).filter(|asked| asked.dest_epoch > 0);
+        asked.is_some_and(|asked| dest().is_none_or(|dest| dest.epoch != asked.dest_epoch))
+    }
+
+    /// How far `source` was examined beyond its position.
+    pub(super) fn ahead_of(&self, source: &str, position: &Position) -> Option<&PullCursor> {
+        let (dest_epoch, ahead) = self.ahead.get(source)?;
+        let goes_on = (*dest_epoch, ahead.epoch) == (position.dest_epoch, position.source_epoch);
+        (goes_on && ahead.seq > position.seq).then_some(ahead)
+    }
+
+    pub(super) fn request(&self, wanted: &[Arc<str>], wait: Duration) -> (PullRequest, Asked) {
+        let router = self.router.read();
+        let mut asked = Asked::new();
+        let mut cursor = |source: &Arc<str>| {
+            let position = router.positions.get(source)?;
+            let dest = self.context.engine.catalog().get(dest_of(&self.config, source));
+            let (epoch, seq, entry) = (position.source_epoch, position.seq, position.entry);
+            if !position.goes_on(epoch, dest.as_ref().map(|dest| dest.epoch)) {
+                // A destination that was made anew gets everything anew.
+                return Some(PullCursor { epoch, seq: 0, entry: None });
+            }
+            asked.insert(source.to_string(), *position);
+            Some(self.ahead_of(source, position).copied().unwrap_or(PullCursor { epoch, seq, entry }))
+        };
+        let wanted = wanted.iter().map(|source| (source.to_string(), cursor(source))).collect();
+        // Topics that appear later begin with their first record (C-MIRROR-04).
+        let before_epoch = match router.remote_cluster {
+            None => u64::MAX,
+            Some(_) => router.first_new_epoch,
+        };
+        let (sources, ask) = match self.prefix() {
+            Some(prefix) => (Sources::Prefix(prefix.to_owned()), self.view.ask()),
+            None => (Sources::One(self.config.source.clone()), Ask::Nothing),
+        };
+        let query = PullQuery {
+            sources,
+            wanted,
+            ask,
+            beginning: Some(Beginning { start: self.config.start, before_epoch }),
+            filter: self.config.filter.clone().map(Arc::new),
+            puller_id: self.own.id,
+            dest: (self.config.dest != "*").then(|| self.config.dest.clone()),
+            wait_ms: wait.as_millis() as u64,
+            max_bytes: MAX_PULL_BYTES,
+        };
+        (PullRequest { puller: self.own.clone(), query }, asked)
+    }
+}

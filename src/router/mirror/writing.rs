@@ -1,0 +1,250 @@
+//! What a mirror makes of an answer: one command, with what is new in it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Asked, Halt, Mirror, diverged};
+use crate::engine::{Consistency, PullCursor};
+use crate::limits::MAX_RELAYS;
+use crate::record::HeaderEdit;
+use crate::router::answer::{Answered, AnsweredPage, AnsweredTopic, Damage, PullAnswer};
+use crate::router::page::{dest_of, is_records, leave_out, lost, part, untaken};
+use crate::router::status::Told;
+use crate::state::{Cluster, Copy, CopyItem, Draft, Forwarded, Instance, Outcome, Refusal, SharedTopic};
+
+/// How far a topic is examined without writing that down; a new leader examines it again.
+const MAX_AHEAD_SEQS: u64 = 10_000;
+
+impl Mirror {
+    /// Has written what is new in `answer`. Gives the topics of which the destination went away meanwhile.
+    pub(super) async fn write(&mut self, answer: PullAnswer, asked: &Asked) -> Result<Vec<Arc<str>>, Halt> {
+        let PullAnswer { cluster, next_epoch, instances, mut topics, .. } = answer;
+        let config = self.config.clone();
+        let (held, presents_new) = self.leave_out(&cluster, &instances, &mut topics);
+        let mut moved: Vec<Arc<str>> = Vec::new();
+        let mut has_diverged = false;
+        let (mut parts, mut records, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        for topic in &topics {
+            let page = match &topic.answer {
+                Answered::Page(page) => page,
+                Answered::Gone => {
+                    gone.push(topic.topic.as_str());
+                    continue;
+                }
+                Answered::Damaged(damage) => {
+                    self.distrust(&topic.topic, damage);
+                    continue;
+                }
+                Answered::Diverged => {
+                    has_diverged = true;
+                    let told = diverged("its history there is another one").told;
+                    self.standing.block(&topic.topic, told, &*self.context.random);
+                    continue;
+                }
+            };
+            // One that was made anew gets everything, and not what follows the end of the one before.
+            if self.has_moved(asked, &topic.topic) {
+                moved.push(topic.topic.as_str().into());
+                continue;
+            }
+            let dest_name = dest_of(&config, &topic.topic);
+            let dest = self.context.engine.catalog().get(dest_name);
+            if !self.is_plausible(page, &instances).await {
+                self.distrust(
+                    &topic.topic,
+                    &Damage::of_page("it names records of this cluster that are none"),
+                );
+                continue;
+            }
+            let (items, kept) = untaken(page, &instances, dest.as_deref());
+            let has_nothing = items.is_empty() && page.lost.seqs.is_empty() && !presents_new;
+            let is_held = held.contains_key(topic.topic.as_str());
+            if has_nothing && self.may_wait(topic, page, dest.as_deref(), is_held) {
+                continue;
+            }
+            for (item, records_of_item) in items.iter().filter(|item| is_records(item)).zip(kept) {
+                let CopyItem::Records { instance, .. } = item else { continue };
+                let origin = &instances[*instance as usize];
+                records.extend(records_of_item.iter().map(|record| (record.clone(), origin)));
+            }
+            // By now it may be another one again; then the command changes nothing.
+            let asked = asked.get(&topic.topic);
+            let asked_epoch = asked.map(|asked| asked.dest_epoch).filter(|epoch| *epoch > 0);
+            let dest_epoch = asked_epoch.or(dest.as_ref().map(|dest| dest.epoch));
+            let lost = lost(page, &instances, dest.as_deref()).clone();
+            parts.push(part(asked, dest_name, (topic, page), items, lost, dest_epoch));
+        }
+        if parts.is_empty() && gone.is_empty() && !self.is_first_contact() {
+            // With one source there is nothing else to do.
+            let is_all = has_diverged && !self.config.source.ends_with('*');
+            return if is_all { Err(diverged("its history there is another one")) } else { Ok(moved) };
+        }
+        let copy = Copy {
+            generation: self.router.generation,
+            cluster_id: cluster.id,
+            next_epoch,
+            instances: instances.clone(),
+            parts,
+            gone,
+            held: held.iter().map(|(source, seq)| (source.as_str(), *seq)).collect(),
+        };
+        let draft = Draft::copy(
+            &copy,
+            records.iter().map(|(record, origin)| (&record[..], self.edit(&cluster, origin))),
+        );
+        let draft = draft.map_err(|malformed| {
+            Halt::retrying("source_damaged", format!("what the remote sent cannot be stored: {malformed}"))
+        })?;
+        let forwarded = match self.context.engine.propose(draft).await {
+            Ok((Outcome::Forwarded(forwarded), _)) => forwarded,
+            Ok((Outcome::Refused(Refusal::BadRecord), _)) => {
+                return Err(Halt::retrying("source_damaged", "what the remote sent is no record".into()));
+            }
+            Ok((_, _)) => return Err(Halt::retrying("no_leader", "the copies were refused".into())),
+            Err(error) => return Err(Halt::retrying(error.code.name(), error.message)),
+        };
+        self.note(&copy, &topics, &forwarded).map(|()| moved)
+    }
+
+    /// Takes out of the pages what the remote may not bring. Gives the seqs behind which something was, by topic, and
+    /// whether it is the first time that the remote brings records of some cluster.
+    fn leave_out(
+        &self,
+        remote: &Cluster,
+        instances: &[Instance],
+        topics: &mut [AnsweredTopic],
+    ) -> (BTreeMap<String, u64>, bool) {
+        let router = self.router.read();
+        let may_bring = |instance: u32| {
+            let cluster = instances[instance as usize].cluster_id;
+            // Of its own records this cluster knows which can be.
+            cluster == remote.id || cluster == self.own.id || router.may_bring(cluster)
+        };
+        let mut held = BTreeMap::new();
+        for topic in topics {
+            let Answered::Page(page) = &mut topic.answer else { continue };
+            let position = router.positions.get(topic.topic.as_str());
+            let from_seq = position.filter(|it| it.source_epoch == topic.epoch).map_or(0, |it| it.seq);
+            if let Some(seq) = leave_out(page, from_seq, may_bring) {
+                held.insert(topic.topic.clone(), seq);
+            }
+        }
+        let is_new = |instance: &Instance| {
+            let cluster = instance.cluster_id;
+            cluster != remote.id && cluster != self.own.id && !router.presented.contains_key(&cluster)
+        };
+        (held, router.presented.len() < MAX_RELAYS && instances.iter().any(is_new))
+    }
+
+    /// Leaves a topic alone of which the remote says what cannot be (C-MIRROR-18).
+    pub(super) fn distrust(&mut self, topic: &str, damage: &Damage) {
+        let Damage { seq, what } = *damage;
+        let message = match seq {
+            Some(seq) => format!("record {seq} of topic {topic:?} of the remote cannot be stored: {what}"),
+            None => format!("what the remote says of topic {topic:?} cannot be: {what}"),
+        };
+        let told = Told { topic: Some(topic.to_owned()), seq, ..Told::new("source_damaged", message) };
+        self.standing.distrust(topic, told);
+    }
+
+    /// Whether all that the page says was first written in this cluster can have been.
+    pub(super) async fn is_plausible(&self, page: &AnsweredPage, instances: &[Instance]) -> bool {
+        let engine = &self.context.engine;
+        let is_own = |instance: u32| {
+            let own = instances.get(instance as usize).filter(|it| it.cluster_id == self.own.id);
+            own.map(|own| (&*own.topic, own.epoch))
+        };
+        let own = |item: &CopyItem| match item {
+            CopyItem::Records { instance, origin_seq, count, .. } => {
+                is_own(*instance).map(|own| (own, origin_seq + u64::from(*count) - 1))
+            }
+            CopyItem::Gap { instance, to_seq, .. } => is_own(*instance).map(|own| (own, *to_seq)),
+        };
+        let may_be = |((topic, epoch), seq): ((&str, u64), u64)| engine.may_have_written(topic, epoch, seq);
+        if page.items.iter().filter_map(own).all(may_be) {
+            return true;
+        }
+        // What another member has applied already may not have been here.
+        engine.fence(Consistency::Strong).await.is_ok() && page.items.iter().filter_map(own).all(may_be)
+    }
+
+    /// Whether it is enough to remember that this page had nothing to copy; then it is remembered.
+    pub(super) fn may_wait(
+        &mut self,
+        topic: &AnsweredTopic,
+        page: &AnsweredPage,
+        dest: Option<&SharedTopic>,
+        is_held: bool,
+    ) -> bool {
+        let Some(dest) = dest else { return false };
+        let stored_seq = {
+            let router = self.router.read();
+            let position = router
+                .positions
+                .get(topic.topic.as_str())
+                .filter(|position| position.source_epoch == topic.epoch && dest.epoch == position.dest_epoch);
+            // Where something was first left out is written down before anything behind it is passed.
+            position.filter(|position| !is_held || position.held_seq.is_some()).map(|position| position.seq)
+        };
+        if stored_seq.is_none_or(|seq| page.to_seq - seq.min(page.to_seq) > MAX_AHEAD_SEQS) {
+            return false;
+        }
+        let cursor = PullCursor { epoch: topic.epoch, seq: page.to_seq, entry: page.to_entry };
+        self.ahead.insert(topic.topic.clone(), (dest.epoch, cursor));
+        self.standing.unblock(&topic.topic);
+        self.standing.note_lag(&topic.topic, topic.head_seq.saturating_sub(page.to_seq));
+        true
+    }
+
+    /// How a record that comes from `remote` is labelled here (C-MIRROR-07).
+    pub(super) fn edit<'a>(&self, remote: &Cluster, origin: &'a Instance) -> HeaderEdit<'a> {
+        let is_first_hop = origin.cluster_id == remote.id;
+        HeaderEdit {
+            drops_node: !self.config.preserve_node,
+            drops_tag: !self.config.preserve_tag,
+            default_node: (is_first_hop && self.config.preserve_node).then_some(&*origin.cluster),
+        }
+    }
+
+    /// Notes what became of each part.
+    pub(super) fn note(
+        &mut self,
+        copy: &Copy<'_>,
+        topics: &[AnsweredTopic],
+        forwarded: &[Forwarded],
+    ) -> Result<(), Halt> {
+        let heads: BTreeMap<&str, u64> =
+            topics.iter().map(|topic| (topic.topic.as_str(), topic.head_seq)).collect();
+        let mut has_moved = false;
+        for (part, outcome) in copy.parts.iter().zip(forwarded) {
+            let left = heads.get(part.source).map_or(0, |head_seq| head_seq.saturating_sub(outcome.seq));
+            match outcome.stopped {
+                Some(Refusal::RouterMoved) => has_moved = true,
+                None => {
+                    self.standing.note_lag(part.source, left);
+                    self.standing.unblock(part.source);
+                }
+                Some(refusal) => {
+                    self.standing.note_lag(part.source, left);
+                    if outcome.taken > 0 {
+                        // It comes along, if slowly.
+                        self.standing.unblock(part.source);
+                    }
+                    let error = refusal.into_error(part.dest);
+                    let told = Told::new(error.code.name(), error.message);
+                    self.standing.block(part.source, told, &*self.context.random);
+                }
+            }
+            self.ahead.remove(part.source);
+        }
+        for source in &copy.gone {
+            self.standing.forget(source);
+            self.ahead.remove(*source);
+        }
+        if !has_moved {
+            return Ok(());
+        }
+        // Positions are not what they were when the pull began; the next one begins with them.
+        Err(Halt::retrying("no_leader", "the router was changed meanwhile".into()))
+    }
+}
