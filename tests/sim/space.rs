@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use antiphon::raft::Applied;
+use antiphon::record::Record;
+use antiphon::state::{Append, Create, Draft, TopicConfig};
 use antiphon::storage::{Disk, LogEntry, OpenMode};
 use tokio::time::Instant;
 
-use crate::clients;
-use crate::member::{DATA_DIR, engine_of};
+use crate::clients::{self, Told};
+use crate::member::{self, DATA_DIR, engine_of};
 use crate::world::{MEMBERS, World};
 
 /// Longer than the place of a member is kept that starts from a state.
@@ -22,41 +24,111 @@ const ENTRY_BYTES: u64 = 80;
 /// Header and table of a file.
 const FILE_BYTES: u64 = 8 << 10;
 
+/// Topic of which only the newest records are kept, and what is written to it.
+const OVERWRITTEN: &str = "overwritten";
+const CAP_RECORDS: u64 = 5;
+const WRITES: usize = 640;
+/// Records per segment.
+const PER_SEGMENT: u64 = 8;
+
 /// Waits until the disk of every member holds little more than it must.
 pub async fn check(world: &Arc<World>) {
-    let deadline = Instant::now() + PATIENCE;
     for number in 0..MEMBERS {
-        loop {
-            if world.trace.has_complaints() {
-                return;
-            }
-            let Some((_, applied, _)) = engine_of(&world.machines[number]) else { return };
-            let disk = world.machines[number].lock().disk.clone();
-            let (used, allowed) =
-                match used_bytes(&disk).and_then(|used| Ok((used, allowed_bytes(world, &applied)?))) {
-                    Ok(both) => both,
-                    Err(error) => {
-                        world
-                            .trace
-                            .complain(format_args!("m{}: its disk cannot be measured: {error}", number + 1));
-                        return;
-                    }
-                };
-            if used <= allowed {
-                break;
-            }
-            if Instant::now() >= deadline {
-                world.trace.complain(format_args!(
-                    "m{} uses {used} bytes, and {allowed} are enough; {:?}",
-                    number + 1,
-                    applied.log().stats()
-                ));
-                return;
-            }
-            // What is behind the last entries leaves as the log goes on.
-            let _ = clients::append_one(world, number, "steady-0").await;
-            tokio::time::sleep(LOOK_INTERVAL).await;
+        check_member(world, number).await;
+    }
+}
+
+/// The same of the others while one is down for longer than they wait for it, in one of three histories. In the end
+/// it must come back.
+pub async fn check_without_one(world: &Arc<World>) {
+    let Some((_, applied, _)) = engine_of(&world.machines[0]) else { return };
+    let down = (applied.index() % (3 * MEMBERS as u64)) as usize;
+    if down >= MEMBERS || world.trace.has_complaints() {
+        return;
+    }
+    world.trace.note(format_args!("m{} is down for long", down + 1));
+    world.machines[down].lock().kill();
+    let others = [(down + 1) % MEMBERS, (down + 2) % MEMBERS];
+    overwrite(world, others[0]).await;
+    for number in others {
+        check_member(world, number).await;
+    }
+    let Some((_, applied, _)) = engine_of(&world.machines[others[0]]) else { return };
+    member::start(world, down);
+    let deadline = Instant::now() + PATIENCE;
+    let index_of_it = || engine_of(&world.machines[down]).map(|(_, applied, _)| applied.index());
+    while index_of_it().is_none_or(|index| index < applied.index()) {
+        if world.trace.has_complaints() {
+            return;
         }
+        if Instant::now() >= deadline {
+            world.trace.complain(format_args!("m{} does not come back: {:?}", down + 1, index_of_it()));
+            return;
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Writes many times what is kept, for longer than the one that is down is waited for.
+async fn overwrite(world: &World, at: usize) {
+    let config = TopicConfig { cap_records: CAP_RECORDS, ..TopicConfig::default() };
+    let append = Append {
+        topic: OVERWRITTEN,
+        create: Create::With(config),
+        expect_head_seq: None,
+        idempotency_key: None,
+    };
+    let data = format!("{:?}", "x".repeat((world.setup.log_options.segment_bytes / PER_SEGMENT) as usize));
+    let until = Instant::now() + world.setup.lag_patience + Duration::from_secs(5);
+    let deadline = until + PATIENCE;
+    let mut written = 0;
+    while written < WRITES || Instant::now() < until {
+        let record = Record { data: &data, ..Record::default() };
+        let draft = Draft::append(&append, std::iter::once(record), data.len());
+        match clients::propose(world, at, draft).await {
+            Told::Outcome(_) => written += 1,
+            _ => tokio::time::sleep(LOOK_INTERVAL).await,
+        }
+        if Instant::now() >= deadline {
+            world.trace.complain(format_args!("only {written} writes came through at m{}", at + 1));
+        }
+        if world.trace.has_complaints() {
+            return;
+        }
+    }
+}
+
+async fn check_member(world: &Arc<World>, number: usize) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if world.trace.has_complaints() {
+            return;
+        }
+        let Some((_, applied, _)) = engine_of(&world.machines[number]) else { return };
+        let disk = world.machines[number].lock().disk.clone();
+        let measured = used_bytes(&disk).and_then(|used| Ok((used, allowed_bytes(world, &applied)?)));
+        let (used, allowed) = match measured {
+            Ok(measured) => measured,
+            Err(error) => {
+                let who = number + 1;
+                world.trace.complain(format_args!("m{who}: its disk cannot be measured: {error}"));
+                return;
+            }
+        };
+        if used <= allowed {
+            return;
+        }
+        if Instant::now() >= deadline {
+            world.trace.complain(format_args!(
+                "m{} uses {used} bytes, and {allowed} are enough; {:?}",
+                number + 1,
+                applied.log().stats()
+            ));
+            return;
+        }
+        // What is behind the last entries leaves as the log goes on.
+        let _ = clients::append_one(world, number, "steady-0").await;
+        tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }
 

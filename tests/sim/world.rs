@@ -220,6 +220,9 @@ async fn live(seed: u64, is_traced: bool, clusters: Option<usize>) -> (Trace, Ta
     for world in &worlds {
         space::check(world).await;
     }
+    if let [world] = &worlds[..] {
+        space::check_without_one(world).await;
+    }
     watching.iter().for_each(|watching| watching.abort());
     for world in &worlds {
         world.machines.iter().for_each(|machine| machine.lock().kill());
