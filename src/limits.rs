@@ -43,6 +43,9 @@ pub const MAX_PAGE_BYTES: usize = 8 << 20;
 pub const MAX_PAGE_EXAMINED: usize = 10_000;
 /// Bytes of records after which a page examines no more.
 pub const MAX_PAGE_EXAMINED_BYTES: usize = 64 << 20;
+/// Threads that reads and scans for clients may keep waiting for the disk at once. The others of the runtime are
+/// for what the cluster needs: applying, replication, checkpoints.
+pub const MAX_CLIENT_READS: usize = 64;
 /// Longest wait of a long poll, in milliseconds.
 pub const MAX_WAIT_MS: u64 = 30_000;
 /// Topics of one watch, and of one WebSocket.
@@ -154,6 +157,8 @@ pub const MAX_PEER_HANDSHAKES: usize = 64;
 pub const PEER_QUEUE_FRAMES: usize = 1024;
 /// Bytes of state or entries in one message to a member that takes over the state (one value always fits).
 pub const TRANSFER_PAGE_BYTES: usize = 1 << 20;
+/// How long such a message is worked at; what is there by then is sent. Well below what the member waits for it.
+pub const TRANSFER_PAGE_TIME: Duration = Duration::from_secs(5);
 /// Entries that such a member asks for at once.
 pub const TRANSFER_INDEXES: usize = 4096;
 
@@ -165,6 +170,9 @@ pub const TRANSFER_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Durat
 /// Bytes of log that are kept for a member that gets on, however slowly; more if the records that topics have are
 /// more, because then a state is dearer too.
 pub const MAX_LAG_LOG_BYTES: u64 = 16 << 30;
+
+/// Bytes that a view of the checkpoint holds of what changed since; one that would hold more is given up.
+pub const MAX_VIEW_BYTES: usize = 64 << 20;
 
 /// How long a member must have been silent before a blank one of the same name may take its place.
 pub const DOWN_BEFORE_REPLACED: Duration = Duration::from_secs(10);

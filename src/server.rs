@@ -125,7 +125,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         services.spawn("purging the log", purge_log(node.clone(), export, kept, patience));
     }
     services.spawn("watching the checkpoint", watch_checkpoint(storage.applied.clone(), node.clone()));
-    services.spawn("clearing the checkpoint", clear_garbage(storage.applied.clone()));
+    services.spawn("clearing the checkpoint", clear_garbage(storage.applied.clone(), room.clone()));
     services.spawn("freeing space", free_space_safely(&storage));
     services
         .spawn("indexing the log", index_log(storage.log.indexer(), storage.applied.clone(), room.clone()));
@@ -344,5 +344,20 @@ async fn told_to_stop() -> anyhow::Result<&'static str> {
     tokio::select! {
         _ = terminate.recv() => Ok("SIGTERM"),
         _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What follows the leader and the other members is one of them: without it a member would learn nothing more.
+    #[tokio::test]
+    async fn a_service_that_panics_is_a_failure() {
+        let mut services = Services::default();
+        services.spawn("ends well", async { Ok(()) });
+        services.spawn("panics", async { panic!("on purpose") });
+        let failed = services.failed().await.to_string();
+        assert!(failed.starts_with("a service ended"), "{failed}");
     }
 }

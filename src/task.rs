@@ -7,10 +7,13 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinHandle};
+
+use crate::limits::MAX_CLIENT_READS;
 
 tokio::task_local! {
     static SCOPE: Arc<Scope>;
@@ -18,6 +21,9 @@ tokio::task_local! {
 
 /// Tasks started while fewer handles are kept do not make the scope look for finished ones.
 const SWEEP_ABOVE: usize = 256;
+
+/// Turns of what clients wait for.
+static CLIENT_READS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(MAX_CLIENT_READS)));
 
 /// The tasks of one simulated member.
 #[derive(Default)]
@@ -80,9 +86,48 @@ pub async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
+/// The same for a client: many of them wait for each other, and for nobody else.
+pub async fn blocking_for_client<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    if SCOPE.try_with(|_| ()).is_ok() {
+        return work();
+    }
+    let turn = CLIENT_READS.clone().acquire_owned().await.map_err(io::Error::other)?;
+    blocking(move || {
+        // As long as the thread is taken, also when nobody waits for it any more.
+        let _turn = turn;
+        work()
+    })
+    .await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn any_number_of_slow_reads_for_clients_leaves_threads_for_the_member() {
+        let (release, is_released) = std::sync::mpsc::channel::<()>();
+        let is_released = Arc::new(Mutex::new(is_released));
+        // More than the runtime has threads.
+        let reads: Vec<_> = (0..600)
+            .map(|_| {
+                let is_released = is_released.clone();
+                tokio::spawn(blocking_for_client(move || {
+                    let _ = is_released.lock().recv();
+                    Ok(())
+                }))
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        let own = tokio::time::timeout(std::time::Duration::from_secs(10), blocking(|| Ok(7))).await;
+        drop(release);
+        assert_eq!(own.expect("there is a thread for it").unwrap(), 7);
+        for read in reads {
+            read.await.unwrap().unwrap();
+        }
+    }
 
     #[tokio::test]
     async fn ending_a_scope_ends_what_its_tasks_have_started() {

@@ -57,7 +57,7 @@ pub async fn unpack(packed: Bytes, max_bytes: usize) -> Result<Bytes, UnpackErro
     if packed.len() <= IN_PLACE_BYTES && max_bytes <= IN_PLACE_BYTES {
         return unpack_now(&packed, max_bytes);
     }
-    let unpacked = task::blocking(move || Ok(unpack_now(&packed, max_bytes))).await;
+    let unpacked = task::blocking_for_client(move || Ok(unpack_now(&packed, max_bytes))).await;
     unpacked.unwrap_or(Err(UnpackError::Malformed))
 }
 
@@ -90,7 +90,7 @@ pub async fn pack(plain: Bytes) -> io::Result<Bytes> {
     if plain.len() <= IN_PLACE_BYTES {
         return pack_now(&plain);
     }
-    task::blocking(move || pack_now(&plain)).await
+    task::blocking_for_client(move || pack_now(&plain)).await
 }
 
 fn pack_now(plain: &[u8]) -> io::Result<Bytes> {

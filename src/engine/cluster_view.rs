@@ -21,6 +21,8 @@ pub struct MemberView {
     pub version: String,
     /// How far it is with taking over the state of another member, if it does.
     pub installing: Option<InstallProgress>,
+    /// Why it could not the last time.
+    pub install_error: Option<String>,
 }
 
 /// How long the answering member's log is, and why.
@@ -119,6 +121,9 @@ impl Engine {
                     applied,
                     lag: commit.saturating_sub(applied),
                     installing: status.and_then(|status| status.installing),
+                    install_error: status
+                        .map(|status| status.install_error.clone())
+                        .filter(|error| !error.is_empty()),
                     version: status.map_or(String::new(), |status| status.version.clone()),
                     id: member.member.name,
                     address: member.member.client_url,

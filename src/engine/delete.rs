@@ -97,7 +97,7 @@ impl Engine {
         loop {
             let (applied, log, epoch) =
                 (self.inner.node.applied().clone(), self.inner.log.clone(), shared.epoch);
-            let stepped = task::blocking(move || {
+            let stepped = task::blocking_for_client(move || {
                 let is_done =
                     look.step(&log, last_seq, |first_seq| applied.sealed_block(epoch, first_seq))?;
                 Ok((look, is_done))

@@ -49,7 +49,7 @@ impl Engine {
             });
             (topic.head_seq, topic.origins.own.clone(), others.collect::<Vec<_>>())
         };
-        let summing = task::blocking(move || {
+        let summing = task::blocking_for_client(move || {
             let mut views = vec![own_view(own, head_seq, &own_seqs)];
             let mut others: Vec<OriginView> = others
                 .into_iter()

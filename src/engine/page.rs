@@ -440,7 +440,7 @@ impl Engine {
         place: Place,
     ) -> Result<SealedBlock, Stopped> {
         let (applied, epoch) = (self.inner.node.applied().clone(), shared.epoch);
-        let fetched = task::blocking(move || applied.sealed_block(epoch, first_seq)).await;
+        let fetched = task::blocking_for_client(move || applied.sealed_block(epoch, first_seq)).await;
         fetched
             .map_err(|error| unreadable(shared, place, &error))?
             .ok_or_else(|| unreadable(shared, place, &"a block of the index is missing from the checkpoint"))
@@ -454,7 +454,7 @@ impl Engine {
         place: Place,
     ) -> Result<Vec<(Run, EntryRecords)>, Stopped> {
         let log = self.inner.log.clone();
-        let fetched = task::blocking(move || {
+        let fetched = task::blocking_for_client(move || {
             let (mut fetched, mut bytes) = (Vec::with_capacity(runs.len()), 0);
             for run in runs {
                 let known = fetched.last().filter(|(last, _): &&(Run, EntryRecords)| last.entry == run.entry);

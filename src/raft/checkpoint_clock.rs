@@ -90,3 +90,52 @@ pub async fn watch_checkpoint(applied: Arc<Applied>, node: Arc<Node>) -> io::Res
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Rig;
+    use super::*;
+
+    /// Lets others run, as time stands still while a thread is in a blocking call.
+    async fn until(is_so: impl Fn() -> bool) {
+        while !is_so() {
+            tokio::task::yield_now().await;
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_write_that_hangs_is_noticed_and_one_that_comes_through_is_forgiven() {
+        let mut rig = Rig::new();
+        rig.apply(1).await;
+        tokio::time::pause();
+        let applied = rig.applied.clone();
+        let saving = tokio::spawn({
+            let applied = applied.clone();
+            async move { applied.save().await }
+        });
+        until(|| applied.checkpoint_clock().0.lock().writing_since.is_some()).await;
+        tokio::time::advance(CHECKPOINT_STALLED_AFTER - REST).await;
+        assert_eq!(applied.checkpoint_clock().stalled_for(), None, "it may only be slow");
+        tokio::time::advance(REST).await;
+        assert_eq!(applied.checkpoint_clock().stalled_for(), Some(CHECKPOINT_STALLED_AFTER));
+        assert!(applied.checkpoint_clock().age() >= CHECKPOINT_STALLED_AFTER);
+        assert_eq!(applied.saved_index(), 0);
+
+        // Another does not begin beside it, and a member that ends does not wait for ever.
+        applied.save().await.expect("there is one under way");
+        let last = tokio::spawn({
+            let applied = applied.clone();
+            async move { applied.save_last().await }
+        });
+        tokio::task::yield_now().await;
+        tokio::time::advance(Duration::from_secs(60)).await;
+        assert_eq!(last.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+
+        rig.let_go = None;
+        tokio::time::resume();
+        saving.await.unwrap().expect("saved");
+        assert_eq!((applied.saved_index(), applied.checkpoint_clock().stalled_for()), (1, None));
+        assert!(applied.checkpoint_clock().age() < CHECKPOINT_STALLED_AFTER);
+    }
+}

@@ -59,6 +59,8 @@ pub struct Installer {
     /// Held by the attempt that writes.
     writing: tokio::sync::Mutex<()>,
     progress: Mutex<Option<InstallProgress>>,
+    /// Why the last attempt failed, if it did.
+    last_error: Mutex<Option<String>>,
     installed: Mutex<Option<Installed>>,
     is_installed: watch::Sender<bool>,
 }
@@ -72,6 +74,7 @@ impl Installer {
             attempt: AtomicU64::new(0),
             writing: tokio::sync::Mutex::default(),
             progress: Mutex::default(),
+            last_error: Mutex::default(),
             installed: Mutex::default(),
             is_installed: watch::Sender::new(false),
         })
@@ -80,6 +83,11 @@ impl Installer {
     /// How far the present attempt is, if there is one.
     pub fn progress(&self) -> Option<InstallProgress> {
         *self.progress.lock()
+    }
+
+    /// Why the last attempt failed; `None` if there was none since one that did not.
+    pub fn last_error(&self) -> Option<String> {
+        self.last_error.lock().clone()
     }
 
     /// Waits until a state was taken over. Whoever runs the member then ends it, calls [`Installer::adopt`]
@@ -110,6 +118,7 @@ impl Installer {
         let last = entry_id(&request.last);
         if self.log.has(last) {
             self.log.wait_synced(last.index).await.map_err(|error| error.to_string())?;
+            *self.last_error.lock() = None;
             return Ok(self.log.vote().map_or(request.vote, raft_vote));
         }
         let attempt = self.attempt.fetch_add(1, Ordering::AcqRel) + 1;
@@ -118,8 +127,12 @@ impl Installer {
         tracing::info!("taking over the state of member {name}: its log no longer has what is missing here");
         let peer = peers.peer(request.node_id, &request.member);
         let fetching = Fetching { installer: self, attempt, peer: &peer, transfer: request.transfer };
-        let outcome = fetching.run(last).await;
+        let outcome = match self.find_room(request.needed_bytes).await {
+            Ok(()) => fetching.run(last).await,
+            Err(error) => Err(error),
+        };
         *self.progress.lock() = None;
+        *self.last_error.lock() = outcome.as_ref().err().cloned();
         match outcome {
             Ok(installed) => {
                 let EntryId { index, .. } = installed.last;
@@ -130,9 +143,33 @@ impl Installer {
             }
             Err(error) => {
                 tracing::warn!("could not take over the state of member {name}: {error}");
+                // It may be the very room that is missing.
+                let stores = self.stores.clone();
+                if let Err(error) = task::blocking(move || stores.discard_staged()).await {
+                    tracing::warn!("what came of it cannot be removed: {error}");
+                }
                 Err(error)
             }
         }
+    }
+}
+
+impl Installer {
+    /// Whether the disk has room for so much, beside what is there. Found out first, it is not found out after
+    /// hours.
+    async fn find_room(&self, needed_bytes: u64) -> Result<(), String> {
+        let room = self.room.clone();
+        let spare_bytes = task::blocking(move || room.spare_bytes()).await;
+        let spare_bytes = spare_bytes.map_err(|error| error.to_string())?;
+        if needed_bytes <= spare_bytes {
+            return Ok(());
+        }
+        Err(format!(
+            "about {} MiB are needed beside the data that are here, and {} MiB are free above \
+             --min-free-bytes",
+            needed_bytes.div_ceil(1 << 20),
+            spare_bytes >> 20
+        ))
     }
 }
 

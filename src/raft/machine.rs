@@ -265,15 +265,19 @@ impl Applied {
             self.log.wait_synced(id.index).await?;
         }
         self.checkpoint_clock.writing();
-        let (this, writing) = (self.clone(), Instant::now());
-        task::blocking(move || this.checkpoint.write(values)).await?;
-        let cost = cutting + writing.elapsed();
+        let (this, began) = (self.clone(), Instant::now());
+        let Freed { entries, unread, .. } = freed;
+        let writing = task::blocking(move || {
+            this.checkpoint.write(values)?;
+            // Not earlier: what the checkpoint before this one names must be there after a kill.
+            this.log.live().release_all(&entries);
+            Ok(())
+        });
+        writing.await?;
+        let cost = cutting + began.elapsed();
         self.save_cost_us.store(cost.as_micros() as u64, Ordering::Relaxed);
         // In slices, so that applying gets its turn.
         saved.chunks(SAVED_SLICE).for_each(|slice| self.state.lock().blocks_saved(slice));
-        // Not earlier: what the checkpoint before this one names must be there after a kill.
-        let Freed { entries, unread, .. } = freed;
-        entries.into_iter().for_each(|index| self.log.live().release(index));
         {
             let mut lost = self.lost.lock();
             lost.topics.extend(deleted);
@@ -309,6 +313,10 @@ impl Applied {
     /// Clears away some of what deleted topics and retention left in the checkpoint; `false` if nothing is
     /// left. May block on the disk.
     pub fn clear_garbage(&self) -> io::Result<bool> {
+        if self.checkpoint.is_viewed() {
+            // Everything that goes would have to be kept for the view.
+            return Ok(false);
+        }
         let mut garbage = self.garbage.lock();
         let Lost { topics, blocks } = std::mem::take(&mut *self.lost.lock());
         garbage.add(topics, blocks);
@@ -342,7 +350,7 @@ impl Applied {
         loop {
             let cost = Duration::from_micros(self.save_cost_us.load(Ordering::Relaxed));
             tokio::time::sleep(pause_after(cost, interval)).await;
-            if !room.is_exhausted() {
+            if !room.is_exhausted_now().await {
                 self.save().await?;
             }
         }

@@ -24,6 +24,8 @@ mod peers;
 mod retention;
 mod rpc;
 mod runtime;
+#[cfg(test)]
+mod testing;
 mod transfer;
 mod transfer_rpc;
 mod transport;

@@ -103,7 +103,8 @@ impl PeerClient {
         // What is sent is the state now, which is that of the snapshot's point or a later one.
         let sending = self.transfers.begin(to).await.map_err(failed)?;
         let (node_id, member) = (self.from, self.me.clone());
-        let request = InstallRequest { vote, last, transfer: sending.number(), node_id, member };
+        let (transfer, needed_bytes) = (sending.number(), self.transfers.needed_bytes());
+        let request = InstallRequest { vote, last, needed_bytes, transfer, node_id, member };
         let reply = tokio::select! {
             biased;
             reply = connection.call(Kind::Install, request.encode(), INSTALL_TIMEOUT) => reply,
@@ -254,7 +255,11 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Stream for AppendStream<'_, S> {
         match this.calls.replies.poll_recv(cx) {
             Poll::Ready(Some(reply)) => {
                 this.under_way.pop_front();
-                return Poll::Ready(Some(rpc::decode_stream_result(&reply).map_err(malformed)));
+                let result = rpc::decode_stream_result(&reply).map_err(malformed);
+                return Poll::Ready(Some(result.and_then(|result| {
+                    let no_room = || CallError::Unreachable("it has no room for records".into());
+                    result.ok_or_else(|| this.client.failure(no_room()))
+                })));
             }
             Poll::Ready(None) => {
                 let lost = CallError::Unreachable("the connection broke".into());

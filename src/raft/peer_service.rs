@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -29,6 +30,10 @@ use crate::task;
 /// takes a stream for dead.
 const HOLD_TIME: Duration = Duration::from_millis(20);
 
+/// How long a leader waits before it sends entries again for which there was no room. Below the time after which it
+/// takes a stream for dead.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
+
 /// Answers what members ask each other that this room knows nothing of.
 pub trait PeerHandler: Send + Sync + 'static {
     /// The answer to a request, at once; an error is a sentence for people.
@@ -38,6 +43,13 @@ pub trait PeerHandler: Send + Sync + 'static {
     fn links(&self, request: &[u8]) -> Result<BytesMut, String>;
 }
 
+/// What comes in on a stream.
+enum Incoming {
+    Append(AppendRequest),
+    /// A request that was not taken.
+    NoRoom,
+}
+
 /// Serves a caller that was let in, as long as its connection lasts.
 pub(super) async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: Call) {
     let (read, write) = tokio::io::split(stream);
@@ -45,7 +57,7 @@ pub(super) async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: 
     let writing = task::spawn(write_frames(write, frames));
     let mut reader = FrameReader::new(read);
     // By id: when the connection ends they end in the order in which they were opened, also in a simulation.
-    let mut streams: BTreeMap<u64, mpsc::Sender<AppendRequest>> = BTreeMap::new();
+    let mut streams: BTreeMap<u64, mpsc::Sender<Incoming>> = BTreeMap::new();
     while let Ok(frame) = reader.next().await {
         match frame.kind {
             Kind::StreamOpen => {
@@ -54,9 +66,9 @@ pub(super) async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: 
                 let (requests, received) = mpsc::channel(APPEND_PIPELINE_DEPTH + 1);
                 task::spawn(run_stream(node.clone(), frame.id, received, replies.clone()));
                 streams.insert(frame.id, requests);
-                push(&streams, &frame, node.room()).await;
+                push(&mut streams, &frame, node.room()).await;
             }
-            Kind::StreamAppend => push(&streams, &frame, node.room()).await,
+            Kind::StreamAppend => push(&mut streams, &frame, node.room()).await,
             Kind::StreamClose => {
                 streams.remove(&frame.id);
             }
@@ -72,17 +84,24 @@ pub(super) async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: 
     writing.abort();
 }
 
-async fn push(streams: &BTreeMap<u64, mpsc::Sender<AppendRequest>>, frame: &Frame, room: &Room) {
+async fn push(streams: &mut BTreeMap<u64, mpsc::Sender<Incoming>>, frame: &Frame, room: &Room) {
     // A request that was sent before the sender learned that its stream had ended is dropped here.
     let Some(requests) = streams.get(&frame.id) else { return };
     match rpc::decode_append(&frame.body) {
-        // A full follower still takes what its leader let in before it knew, out of the reserve. Without
-        // even that, the request is not taken and not answered: the leader will try again.
-        Ok(request) if room.is_exhausted() && brings_records(&request) => {}
-        Ok(request) => {
-            let _ = requests.send(request).await;
+        // A full follower still takes what its leader let in before it knew, out of the reserve. Without even
+        // that the stream ends: the next request continues one that is not here, and for every such conflict the
+        // leader would send everything again at once.
+        Ok(request) if room.is_exhausted() && brings_records(&request) => {
+            let _ = requests.send(Incoming::NoRoom).await;
+            streams.remove(&frame.id);
         }
-        Err(error) => tracing::error!("a peer sent entries that cannot be read: {error}"),
+        Ok(request) => {
+            let _ = requests.send(Incoming::Append(request)).await;
+        }
+        Err(error) => {
+            tracing::error!("a peer sent entries that cannot be read: {error}");
+            streams.remove(&frame.id);
+        }
     }
 }
 
@@ -98,14 +117,22 @@ fn brings_records(request: &AppendRequest) -> bool {
 /// A request without entries only says what is committed, and the leader waits for no answer to it: that goes
 /// with the next one, or after [`HOLD_TIME`]. A lone append has such a request in its wake, so this saves
 /// half of the answers just when each costs both sides a wake-up.
-async fn run_stream(node: Arc<Node>, id: u64, received: mpsc::Receiver<AppendRequest>, replies: FrameSender) {
+async fn run_stream(node: Arc<Node>, id: u64, received: mpsc::Receiver<Incoming>, replies: FrameSender) {
     // Of the requests under way, in order: whether they are without entries.
     let under_way = Arc::new(Mutex::new(VecDeque::new()));
-    let taken = under_way.clone();
-    let requests = stream::unfold((received, taken), |(mut received, taken)| async move {
-        let request = received.recv().await?;
-        taken.lock().push_back(request.entries.is_empty());
-        Some((request, (received, taken)))
+    let has_no_room = Arc::new(AtomicBool::new(false));
+    let shared = (under_way.clone(), has_no_room.clone());
+    let requests = stream::unfold((received, shared), |(mut received, shared)| async move {
+        match received.recv().await? {
+            Incoming::Append(request) => {
+                shared.0.lock().push_back(request.entries.is_empty());
+                Some((request, (received, shared)))
+            }
+            Incoming::NoRoom => {
+                shared.1.store(true, Ordering::Release);
+                None
+            }
+        }
     });
     let mut results = pin!(node.raft().stream_append(requests));
     let mut held: Option<Outgoing> = None;
@@ -123,7 +150,7 @@ async fn run_stream(node: Arc<Node>, id: u64, received: mpsc::Receiver<AppendReq
                 }
             },
         };
-        let Some(Ok(result)) = next else { return };
+        let Some(Ok(result)) = next else { break };
         let reply = Outgoing { kind: Kind::StreamReply, id, body: rpc::encode_stream_result(&result) };
         let can_wait = under_way.lock().pop_front() == Some(true) && result.is_ok() && held.is_none();
         if can_wait {
@@ -135,6 +162,15 @@ async fn run_stream(node: Arc<Node>, id: u64, received: mpsc::Receiver<AppendReq
                 return;
             }
         }
+    }
+    if has_no_room.load(Ordering::Acquire) {
+        if let Some(reply) = held.take() {
+            let _ = replies.send(reply).await;
+        }
+        // Every heartbeat ends the pause that openraft makes after an error: so this is where it is made.
+        tokio::time::sleep(NO_ROOM_PAUSE).await;
+        let no_room = Outgoing { kind: Kind::StreamReply, id, body: rpc::encode_no_room() };
+        let _ = replies.send(no_room).await;
     }
 }
 

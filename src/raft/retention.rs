@@ -201,8 +201,12 @@ pub fn decide(standing: &Standing) -> Decision {
 
 fn is_waited_for(standing: &Standing, other: &Other) -> bool {
     let Room { chain_bytes, kept_bytes, is_short, .. } = standing.room;
-    // Where there is much, a state is dear too.
-    let is_too_dear = chain_bytes > MAX_LAG_LOG_BYTES.max(kept_bytes);
+    let entries = standing.applied_index.saturating_sub(standing.purged_index);
+    // Of the log's bytes those that are there beyond what is kept in any case, as if all entries were alike.
+    let beyond = u128::from(entries.saturating_sub(standing.kept_entries));
+    let lag_bytes = u128::from(chain_bytes) * beyond / u128::from(entries.max(1));
+    // Where topics have much, a state is dear too.
+    let is_too_dear = lag_bytes > u128::from(MAX_LAG_LOG_BYTES.max(kept_bytes));
     other.stuck_for < standing.patience && !is_too_dear && !is_short
 }
 
@@ -339,10 +343,15 @@ mod tests {
         slow.others[1] = other(3, 6_000, SECOND);
         slow.room = Room { chain_bytes: MAX_LAG_LOG_BYTES, ..Room::default() };
         assert_eq!(held_by(&decide(&slow)), Some(Holder::Member(3)));
-        slow.room.chain_bytes += 1;
-        assert_eq!(decide(&slow), decide(&usual()));
-        slow.room.kept_bytes = slow.room.chain_bytes;
+        slow.room.chain_bytes = 2 * MAX_LAG_LOG_BYTES;
+        assert_eq!(decide(&slow).purge_upto, decide(&usual()).purge_upto);
+        assert_eq!(held_by(&decide(&slow)), None);
+        slow.room.kept_bytes = 2 * MAX_LAG_LOG_BYTES;
         assert_eq!(held_by(&decide(&slow)), Some(Holder::Member(3)));
+        // What is kept in any case is not for it.
+        slow = Standing { purged_index: 5_900, kept_entries: 4_000, ..slow };
+        slow.room = Room { chain_bytes: 16 * MAX_LAG_LOG_BYTES, ..Room::default() };
+        assert!(is_waited_for(&slow, &slow.others[1]));
     }
 
     #[test]

@@ -260,14 +260,21 @@ pub fn encode_stream_result(result: &StreamResult) -> Body {
     })
 }
 
-pub fn decode_stream_result(bytes: &[u8]) -> Result<StreamResult, Malformed> {
+/// The last word on a stream out of which a request was not taken, for want of room.
+pub fn encode_no_room() -> Body {
+    Body::of(|out| out.put_u8(3))
+}
+
+/// `None`: there is no room for what was sent.
+pub fn decode_stream_result(bytes: &[u8]) -> Result<Option<StreamResult>, Malformed> {
     let mut reader = Reader::new(bytes, "AppendEntries result");
-    Ok(match reader.u8()? {
+    Ok(Some(match reader.u8()? {
         0 => Ok(id(&mut reader)?),
         1 => Err(StreamAppendError::Conflict(some_id(&mut reader)?)),
         2 => Err(StreamAppendError::HigherVote(vote(&mut reader)?)),
+        3 => return Ok(None),
         _ => return Err(reader.malformed()),
-    })
+    }))
 }
 
 pub fn encode_append_response(response: &AppendResponse) -> Body {
@@ -438,6 +445,8 @@ pub struct Status {
     pub is_storage_full: bool,
     /// How far it is with taking over the state of another, if it does.
     pub installing: Option<InstallProgress>,
+    /// Why it could not the last time; empty if it could.
+    pub install_error: String,
 }
 
 impl Status {
@@ -454,6 +463,7 @@ impl Status {
                 put_varint(out, progress.entries_total);
                 put_varint(out, progress.bytes);
             }
+            put_blob(out, self.install_error.as_bytes());
         })
     }
 
@@ -473,6 +483,7 @@ impl Status {
                     bytes: reader.varint()?,
                 }),
             },
+            install_error: reader.text()?.to_owned(),
         })
     }
 }

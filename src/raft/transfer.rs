@@ -25,7 +25,7 @@ use super::machine::Applied;
 use super::retention::{Stage, Transfer, start_patience};
 use super::types::NodeId;
 use crate::clock::Random;
-use crate::limits::{TRANSFER_IDLE_AFTER, TRANSFER_PAGE_BYTES, TRANSFER_PAUSES};
+use crate::limits::{TRANSFER_IDLE_AFTER, TRANSFER_PAGE_BYTES, TRANSFER_PAGE_TIME, TRANSFER_PAUSES};
 use crate::storage::{Frozen, LogEntry, Page, Pin};
 use crate::task;
 
@@ -113,6 +113,12 @@ impl Transfers {
         Ok(Sending { transfers: self.clone(), number, to })
     }
 
+    /// About how much a member takes over. Records that several topics have are sent once.
+    pub fn needed_bytes(&self) -> u64 {
+        let log = self.applied.log().stats();
+        self.applied.catalog().totals().bytes().min(log.chain_bytes + log.kept_bytes)
+    }
+
     /// A member said up to where it has everything.
     pub fn heard(&self, node_id: NodeId, durable_index: u64) {
         if let Some(recipient) = self.known.lock().recipients.get_mut(&node_id)
@@ -178,7 +184,7 @@ impl Transfers {
         let log = self.applied.log().clone();
         let asked_for = indexes.len();
         let entries = task::blocking(move || {
-            let entries = log.committed_entries(&indexes, TRANSFER_PAGE_BYTES);
+            let entries = log.committed_entries(&indexes, TRANSFER_PAGE_BYTES, TRANSFER_PAGE_TIME);
             drop(pin);
             entries
         });
@@ -245,5 +251,161 @@ impl Sending {
 impl Drop for Sending {
     fn drop(&mut self) {
         self.transfers.known.lock().under_way.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Rig;
+    use super::*;
+    use crate::clock::SystemRandom;
+
+    const TO: NodeId = 7;
+    const PATIENCE: Duration = Duration::from_secs(600);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A member with a checkpoint as of entry 1.
+    async fn saved() -> (Rig, Arc<Transfers>) {
+        let mut rig = Rig::new();
+        rig.let_go = None;
+        rig.apply(1).await;
+        rig.applied.save().await.unwrap();
+        let transfers = Transfers::new(rig.applied.clone(), Arc::new(SystemRandom));
+        (rig, transfers)
+    }
+
+    fn stages(transfers: &Transfers) -> Vec<Stage> {
+        transfers.standing().into_iter().map(|transfer| transfer.stage).collect()
+    }
+
+    /// How long the next one waits.
+    async fn pause(transfers: &Transfers) -> Duration {
+        let began = Instant::now();
+        transfers.pause(TO).await;
+        began.elapsed()
+    }
+
+    async fn fetch_all(transfers: &Transfers, number: u64) {
+        let mut after = None;
+        while let Some((last, _)) = transfers.state(number, after).await.unwrap().last() {
+            after = Some(last.clone());
+        }
+    }
+
+    fn lost() -> CallError {
+        CallError::Lost("the connection broke".into())
+    }
+
+    #[tokio::test]
+    async fn what_a_transfer_holds_goes_with_it() {
+        let (_rig, transfers) = saved().await;
+        let sending = transfers.begin(TO).await.unwrap();
+        let number = sending.number();
+        let [held] = transfers.standing()[..] else { panic!("one is under way") };
+        assert_eq!((held.to, held.index, held.stage), (TO, 1, Stage::Fetching));
+        assert!(transfers.state(number, None).await.is_ok());
+        // Its call was cancelled.
+        drop(sending);
+        assert!(transfers.standing().is_empty());
+        assert!(transfers.state(number, None).await.is_err());
+        assert!(!transfers.pause(TO).await, "that is no failure");
+    }
+
+    #[tokio::test]
+    async fn a_transfer_that_nobody_fetches_from_ends() {
+        let (_rig, transfers) = saved().await;
+        tokio::time::pause();
+        let sending = transfers.begin(TO).await.unwrap();
+        tokio::time::advance(TRANSFER_IDLE_AFTER - SECOND).await;
+        transfers.state(sending.number(), None).await.unwrap();
+        let began = Instant::now();
+        sending.stalled().await;
+        assert!(began.elapsed() >= TRANSFER_IDLE_AFTER, "{:?}", began.elapsed());
+        // And when the room is needed.
+        let sending = transfers.begin(TO).await.unwrap();
+        transfers.end_all();
+        let began = Instant::now();
+        sending.stalled().await;
+        assert!(began.elapsed() <= SECOND);
+    }
+
+    #[tokio::test]
+    async fn a_member_that_does_not_get_to_have_states_is_sent_them_ever_more_rarely() {
+        let (_rig, transfers) = saved().await;
+        tokio::time::pause();
+        let mut pauses = Vec::new();
+        for _ in 0..20 {
+            let sending = transfers.begin(TO).await.unwrap();
+            sending.fail(&CallError::Failed("no room".into()));
+            pauses.push(pause(&transfers).await);
+            assert!(transfers.standing().is_empty(), "nothing is held meanwhile");
+        }
+        assert!(pauses[0] >= SECOND && pauses[0] < 2 * SECOND, "{pauses:?}");
+        assert!(pauses[1] >= 2 * SECOND && pauses[1] < 3 * SECOND, "{pauses:?}");
+        assert!(pauses[19] >= TRANSFER_PAUSES.1 && pauses[19] < TRANSFER_PAUSES.1 + SECOND, "{pauses:?}");
+
+        transfers.begin(TO).await.unwrap().finish(1);
+        assert_eq!(pause(&transfers).await, Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn the_place_of_a_member_that_went_to_start_is_kept_until_it_is_heard_there() {
+        let (_rig, transfers) = saved().await;
+        tokio::time::pause();
+        // It broke in the middle.
+        transfers.begin(TO).await.unwrap().fail(&lost());
+        assert!(transfers.standing().is_empty());
+        assert!(pause(&transfers).await >= SECOND);
+
+        let sending = transfers.begin(TO).await.unwrap();
+        fetch_all(&transfers, sending.number()).await;
+        sending.fail(&lost());
+        assert_eq!(stages(&transfers), [Stage::Starting]);
+        assert_eq!(pause(&transfers).await, Duration::ZERO);
+        transfers.heard(TO, 0);
+        transfers.forget(PATIENCE, |_| true);
+        assert_eq!(stages(&transfers), [Stage::Starting]);
+        transfers.heard(TO, 1);
+        assert!(transfers.standing().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_member_that_does_not_come_back_from_its_start_has_failed() {
+        let (_rig, transfers) = saved().await;
+        tokio::time::pause();
+        for round in 0..2 {
+            let sending = transfers.begin(TO).await.unwrap();
+            fetch_all(&transfers, sending.number()).await;
+            sending.fail(&lost());
+            assert_eq!(stages(&transfers), [Stage::Starting], "round {round}");
+        }
+        assert!(pause(&transfers).await >= SECOND, "it came back without what it had fetched");
+        tokio::time::advance(PATIENCE).await;
+        transfers.forget(PATIENCE, |_| true);
+        assert!(transfers.standing().is_empty());
+        assert!(pause(&transfers).await >= 2 * SECOND);
+        transfers.forget(PATIENCE, |_| false);
+        assert!(transfers.known.lock().recipients.is_empty(), "it is no member any more");
+    }
+
+    /// A checkpoint that is being written may take its time; who wants a view of it waits, and nobody else.
+    #[tokio::test]
+    async fn a_checkpoint_that_is_being_written_keeps_nobody_from_running() {
+        let mut rig = Rig::new();
+        rig.apply(1).await;
+        let transfers = Transfers::new(rig.applied.clone(), Arc::new(SystemRandom));
+        let applied = rig.applied.clone();
+        let saving = tokio::spawn(async move { applied.save().await });
+        while rig.applied.checkpoint_clock().age() < Duration::from_millis(50) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let beginning = tokio::spawn(async move { transfers.begin(TO).await.map(|_| ()) });
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!beginning.is_finished(), "it waits for the write");
+        rig.let_go = None;
+        beginning.await.unwrap().unwrap();
+        saving.await.unwrap().unwrap();
     }
 }

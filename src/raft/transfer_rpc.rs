@@ -13,6 +13,8 @@ pub struct InstallRequest {
     pub vote: RaftVoteOf,
     /// What the member will have at least.
     pub last: RaftLogId,
+    /// About how many bytes of state and entries that will be.
+    pub needed_bytes: u64,
     /// Under which number the state is held ready.
     pub transfer: u64,
     /// By whom.
@@ -25,6 +27,7 @@ impl InstallRequest {
         Body::of(|out| {
             put_vote(out, &self.vote);
             put_id(out, Some(&self.last));
+            put_varint(out, self.needed_bytes);
             out.put_u64_le(self.transfer);
             out.put_u64_le(self.node_id);
             self.member.put(out);
@@ -34,10 +37,11 @@ impl InstallRequest {
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes, "request to take over the state");
         let (vote, last) = (vote(&mut reader)?, some_id(&mut reader)?);
+        let needed_bytes = reader.varint()?;
         let (transfer, node_id) = (reader.u64()?, reader.u64()?);
         let member = Member::read(&mut reader)?;
         reader.finish()?;
-        Ok(InstallRequest { vote, last, transfer, node_id, member })
+        Ok(InstallRequest { vote, last, needed_bytes, transfer, node_id, member })
     }
 }
 
@@ -146,6 +150,7 @@ mod tests {
         let request = InstallRequest {
             vote: raft_vote(Vote { term: 3, node_id: 9, committed: true }),
             last: raft_log_id(EntryId { term: 2, index: 70 }),
+            needed_bytes: 1 << 40,
             transfer: 11,
             node_id: 9,
             member: Member { name: text("m1"), peer_address: text("a:1"), client_url: text("http://a") },

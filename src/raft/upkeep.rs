@@ -55,8 +55,13 @@ pub async fn purge_log(
 }
 
 /// Clears away what deleted topics left in the checkpoint, as long as the member runs.
-pub async fn clear_garbage(applied: Arc<Applied>) -> io::Result<()> {
+pub async fn clear_garbage(applied: Arc<Applied>, room: Arc<Room>) -> io::Result<()> {
     loop {
+        // Clearing frees space in the end, and takes some first.
+        if room.is_exhausted_now().await {
+            sleep(REST).await;
+            continue;
+        }
         let this = applied.clone();
         let did_something = task::blocking(move || this.clear_garbage()).await?;
         // Also in between: the checkpoint has other things to write.

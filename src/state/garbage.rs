@@ -115,7 +115,7 @@ impl Garbage {
             }
         }
         self.orphans.truncate(orphans_left);
-        released.into_iter().for_each(|index| live.release(index));
+        live.release_all(&released);
         Ok(())
     }
 }

@@ -205,7 +205,7 @@ fn above(after: Option<&[u8]>) -> (Bound<&[u8]>, Bound<&[u8]>) {
 }
 
 /// The first of `items`, until they reach `max_bytes`.
-fn page_of(
+pub(super) fn page_of(
     items: impl Iterator<Item = io::Result<(Vec<u8>, Vec<u8>)>>,
     max_bytes: usize,
 ) -> io::Result<Page> {

@@ -15,6 +15,7 @@
 //! One step is bounded work and says what it cost, so that its caller can hold a rate. It blocks on the disk.
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::entry::{EntryKind, LogEntry};
 use super::index::{Growing, Index};
@@ -123,7 +124,7 @@ impl Indexer {
         let mut indexes = live.above(first.checked_sub(1), STEP_ENTRIES);
         indexes.retain(|index| *index <= last);
         loop {
-            match self.log.committed_entries(&indexes, max_bytes) {
+            match self.log.committed_entries(&indexes, max_bytes, Duration::MAX) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     let before = indexes.len();
                     live.retain(&mut indexes, |index| *index);

@@ -151,14 +151,6 @@ impl KeptFile {
         self.first_index..=self.last_index
     }
 
-    /// Bytes of its table: what looking at all rows costs.
-    pub(super) fn table_bytes(&self) -> u64 {
-        match &self.places {
-            Places::Segment { .. } => self.entry_count * 4,
-            Places::Packed(index) => index.table_bytes(),
-        }
-    }
-
     /// Where the entry at `index` lies, if it is here with that term, or with any if `term` is `None`.
     pub(super) fn find(&self, file: &dyn DiskFile, index: u64, term: Option<u64>) -> io::Result<Option<Row>> {
         let (runs, table) = match &self.places {

@@ -25,6 +25,23 @@ struct References {
     further: BTreeMap<u64, u64>,
 }
 
+/// Entries released under one hold of the set.
+const RELEASED_TOGETHER: usize = 4096;
+
+impl References {
+    fn release(&mut self, index: u64) {
+        if let Some(further) = self.further.get_mut(&index) {
+            *further -= 1;
+            if *further == 0 {
+                self.further.remove(&index);
+            }
+            return;
+        }
+        let was_live = self.entries.remove(index);
+        debug_assert!(was_live, "entry {index} was released more often than it was added");
+    }
+}
+
 impl LiveEntries {
     /// The entry at `index` got `references` more.
     pub fn add(&self, index: u64, references: u64) {
@@ -38,16 +55,15 @@ impl LiveEntries {
 
     /// The entry at `index` lost one of its references; no stored run may name it by that one any more.
     pub fn release(&self, index: u64) {
-        let mut all = self.0.lock();
-        if let Some(further) = all.further.get_mut(&index) {
-            *further -= 1;
-            if *further == 0 {
-                all.further.remove(&index);
-            }
-            return;
+        self.0.lock().release(index);
+    }
+
+    /// The same for many; whoever applies meanwhile gets its turn in between.
+    pub fn release_all(&self, indexes: &[u64]) {
+        for some in indexes.chunks(RELEASED_TOGETHER) {
+            let mut all = self.0.lock();
+            some.iter().for_each(|index| all.release(*index));
         }
-        let was_live = all.entries.remove(index);
-        debug_assert!(was_live, "entry {index} was released more often than it was added");
     }
 
     pub fn contains(&self, index: u64) -> bool {

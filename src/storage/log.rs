@@ -21,6 +21,7 @@ use std::io;
 use std::ops::{Range, RangeInclusive};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -343,9 +344,15 @@ impl Log {
     }
 
     /// Entries at some indexes that are known to be committed, in order, until their payloads reach
-    /// `max_bytes`; at least the first. Also below the purge point for as long as a pin or their own life keeps
+    /// `max_bytes` or reading took `max_time`; at least the first. Also below the purge point for as long as a pin or their own life keeps
     /// them. `NotFound` if the log does not have one. Blocks on the disk.
-    pub fn committed_entries(&self, indexes: &[u64], max_bytes: usize) -> io::Result<Vec<LogEntry>> {
+    pub fn committed_entries(
+        &self,
+        indexes: &[u64],
+        max_bytes: usize,
+        max_time: Duration,
+    ) -> io::Result<Vec<LogEntry>> {
+        let began = Instant::now();
         let (mut entries, mut bytes) = (Vec::new(), 0);
         for index in indexes {
             let found = self.read_planned(|view| view.plan_committed(*index), usize::MAX)?.pop();
@@ -354,7 +361,7 @@ impl Log {
             })?;
             bytes += entry.payload.len();
             entries.push(entry);
-            if bytes >= max_bytes {
+            if bytes >= max_bytes || began.elapsed() >= max_time {
                 break;
             }
         }

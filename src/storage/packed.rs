@@ -152,11 +152,6 @@ impl PackedIndex {
         let rows = self.rows(file, (fence * FENCE_ROWS) as u64, FENCE_ROWS as u64)?;
         Ok(rows.binary_search_by_key(&index, |row| row.index).ok().map(|at| rows[at]))
     }
-
-    /// Bytes of the table: what reading all rows costs.
-    pub(super) fn table_bytes(&self) -> u64 {
-        u64::from(self.entry_count) * ROW_BYTES as u64
-    }
 }
 
 fn row(bytes: &[u8]) -> (u32, u32) {

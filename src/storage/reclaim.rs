@@ -31,6 +31,8 @@ use super::table::TableIndex;
 
 /// Rows that are looked at together.
 const ROWS: u64 = 1024;
+/// What looking at one is taken to cost: more than its bytes, as it is looked up among all that is live.
+const ROW_COST_BYTES: u64 = 64;
 /// What a step is taken to cost at least: it renames, removes or syncs.
 const STEP_BYTES: u64 = 64 << 10;
 
@@ -75,8 +77,26 @@ struct Leaving {
 struct Assessed {
     entries: u64,
     bytes: u64,
+    /// No frame in it that was live then is longer.
+    longest_bytes: u64,
     /// A live frame in it is damaged: it is left as it is.
     is_damaged: bool,
+}
+
+impl Assessed {
+    /// Whether the count tells too little, now that `entries` are live. Entries only die, so it is an upper bound;
+    /// what died is not more than so many of the longest, and that is a lower one.
+    fn is_outdated(&self, entries: u64, frames_bytes: u64) -> bool {
+        let died = self.entries.saturating_sub(entries);
+        let at_least_bytes = self.bytes.saturating_sub(died.saturating_mul(self.longest_bytes));
+        let may_be_mostly_dead = is_mostly_dead(at_least_bytes, frames_bytes);
+        let has_shrunk = died * 8 >= self.entries;
+        died > 0 && (has_shrunk || (may_be_mostly_dead && !is_mostly_dead(self.bytes, frames_bytes)))
+    }
+}
+
+fn is_mostly_dead(live_bytes: u64, frames_bytes: u64) -> bool {
+    live_bytes * 2 < frames_bytes
 }
 
 impl Reclaimer {
@@ -115,7 +135,8 @@ impl Reclaimer {
             let at = (self.next + turn) % kept.len();
             let cost_bytes = self.look_at(&kept, at, pinned_upto)?;
             if cost_bytes > 0 {
-                self.next = at;
+                // One that changes all the time must not be all that is looked at.
+                self.next = at + 1;
                 return Ok(Reclaimed { cost_bytes });
             }
         }
@@ -192,9 +213,10 @@ impl Reclaimer {
             self.replace(std::slice::from_ref(file), None)?;
             return Ok(STEP_BYTES);
         }
-        if self.assessed.get(&file.name).is_none_or(|known| known.entries != entries) {
+        if self.assessed.get(&file.name).is_none_or(|known| known.is_outdated(entries, file.frames_bytes)) {
             self.assess(file, entries)?;
-            return Ok(STEP_BYTES + file.table_bytes());
+            Counters::add(&self.shared.counters.rows_counted, file.entry_count);
+            return Ok(STEP_BYTES + file.entry_count * ROW_COST_BYTES);
         }
         let chosen = self.choose(kept, at, &is_pinned);
         if chosen.is_empty() {
@@ -207,7 +229,7 @@ impl Reclaimer {
     /// Counts the live bytes of a file.
     fn assess(&mut self, file: &KeptFile, entries: u64) -> io::Result<()> {
         let open = self.shared.reader.open(FileId::Kept(file.name))?;
-        let (mut from, mut bytes) = (0, 0);
+        let (mut from, mut bytes, mut longest_bytes) = (0, 0, 0);
         loop {
             let mut rows = file.rows(open.file.as_ref(), from, ROWS)?;
             if rows.is_empty() {
@@ -216,9 +238,10 @@ impl Reclaimer {
             from += rows.len() as u64;
             self.shared.live.retain(&mut rows, |row| row.index);
             bytes += rows.iter().map(|row| row.len_bytes).sum::<u64>();
+            longest_bytes = rows.iter().map(|row| row.len_bytes).max().unwrap_or(0).max(longest_bytes);
         }
         let is_damaged = self.assessed.get(&file.name).is_some_and(|known| known.is_damaged);
-        self.assessed.insert(file.name, Assessed { entries, bytes, is_damaged });
+        self.assessed.insert(file.name, Assessed { entries, bytes, longest_bytes, is_damaged });
         Ok(())
     }
 
@@ -235,7 +258,7 @@ impl Reclaimer {
         let look = |at: usize| -> Option<(u64, bool)> {
             let file = kept.get(at).filter(|file| !is_pinned(file))?;
             let known = self.assessed.get(&file.name).filter(|known| !known.is_damaged)?;
-            Some((known.bytes, known.bytes * 2 < file.frames_bytes))
+            Some((known.bytes, is_mostly_dead(known.bytes, file.frames_bytes)))
         };
         let Some((mut bytes, is_mostly_dead)) = look(at) else { return none };
         let mut chosen = at..at + 1;
@@ -289,9 +312,10 @@ impl Reclaimer {
                 let finished = rewrite.finish(&self.shared).inspect_err(|_| self.unwanted = Some(name));
                 let (sources, new) = finished?;
                 if let Some(new) = &new {
-                    // What it holds was live a moment ago; a first count is not needed to know that.
-                    let entries = new.entry_count;
-                    let known = Assessed { entries, bytes: new.frames_bytes, is_damaged: false };
+                    // What it holds was live a moment ago; a first count is not needed to know that. How long its
+                    // frames are nobody knows.
+                    let (entries, bytes) = (new.entry_count, new.frames_bytes);
+                    let known = Assessed { entries, bytes, longest_bytes: bytes, is_damaged: false };
                     self.assessed.insert(new.name, known);
                     Counters::add(&self.shared.counters.bytes_rewritten, new.frames_bytes);
                 }
@@ -333,5 +357,34 @@ impl Reclaimer {
     fn freed(&self, files: u64, bytes: u64) {
         Counters::add(&self.shared.counters.files_freed, files);
         Counters::add(&self.shared.counters.bytes_freed, bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(entries: u64, bytes: u64, longest_bytes: u64) -> Assessed {
+        Assessed { entries, bytes, longest_bytes, is_damaged: false }
+    }
+
+    #[test]
+    fn a_count_holds_until_it_may_be_wrong_about_what_matters() {
+        // A hundred of ten bytes each, and all of them live.
+        let whole = counted(100, 1000, 10);
+        assert!(!whole.is_outdated(100, 1000));
+        assert!(!whole.is_outdated(88, 1000), "the file is far from mostly dead");
+        assert!(whole.is_outdated(87, 1000), "an eighth of it has gone");
+        // Just above half.
+        let half = counted(51, 510, 10);
+        assert!(!half.is_outdated(50, 1000));
+        assert!(half.is_outdated(49, 1000), "it is mostly dead by now");
+        // One of them may be all of it.
+        let uneven = counted(100, 1000, 900);
+        assert!(uneven.is_outdated(99, 1000));
+        // It is to be rewritten already, and one less changes nothing about that.
+        let dead = counted(40, 400, 10);
+        assert!(!dead.is_outdated(39, 1000));
+        assert!(dead.is_outdated(35, 1000));
     }
 }

@@ -52,6 +52,22 @@ impl Room {
         self.is_exhausted.load(Ordering::Acquire)
     }
 
+    /// The same as it is now, where that is near: for what cannot be written again when it failed half way.
+    pub async fn is_exhausted_now(self: &Arc<Self>) -> bool {
+        if self.is_full() {
+            let this = self.clone();
+            if let Err(error) = task::blocking(move || this.look()).await {
+                tracing::warn!("cannot measure the free space of {}: {error}", self.dir.display());
+            }
+        }
+        self.is_exhausted()
+    }
+
+    /// What is free above the reserve.
+    pub fn spare_bytes(&self) -> io::Result<u64> {
+        Ok(self.disk.free_bytes(&self.dir)?.saturating_sub(self.reserve_bytes))
+    }
+
     /// Measures the free space.
     pub fn look(&self) -> io::Result<()> {
         let free_bytes = self.disk.free_bytes(&self.dir)?;
@@ -114,5 +130,18 @@ mod tests {
             let found = (room.is_short(), room.is_full(), room.is_exhausted());
             assert_eq!(found, (is_short, is_full, is_exhausted), "{free_bytes} bytes");
         }
+    }
+
+    #[tokio::test]
+    async fn where_it_is_near_it_is_measured_once_more() {
+        let disk = SimDisk::new(1);
+        let room = Room::new(Arc::new(disk.clone()), PathBuf::from("/data"), 1000);
+        disk.set_free_bytes(999);
+        room.look().unwrap();
+        disk.set_free_bytes(100);
+        assert!(!room.is_exhausted(), "as of the last look");
+        assert!(room.is_exhausted_now().await);
+        disk.set_free_bytes(999);
+        assert!(!room.is_exhausted_now().await);
     }
 }

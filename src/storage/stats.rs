@@ -30,6 +30,8 @@ pub struct LogStats {
     pub bytes_freed: u64,
     /// Bytes of live frames that were copied, so that the dead ones around them could go.
     pub bytes_rewritten: u64,
+    /// Rows of kept files that were looked at to learn what of them is live.
+    pub rows_counted: u64,
     /// What the segments that have not left the chain may be long together.
     pub chain_bytes: u64,
     /// Files below the purge point that live entries keep.
@@ -59,6 +61,7 @@ pub(super) struct Counters {
     pub files_freed: AtomicU64,
     pub bytes_freed: AtomicU64,
     pub bytes_rewritten: AtomicU64,
+    pub rows_counted: AtomicU64,
     sync_time_us: AtomicU64,
     sync_buckets: [AtomicU64; 12],
 }
@@ -90,6 +93,7 @@ impl Counters {
             files_freed: self.files_freed.load(Relaxed),
             bytes_freed: self.bytes_freed.load(Relaxed),
             bytes_rewritten: self.bytes_rewritten.load(Relaxed),
+            rows_counted: self.rows_counted.load(Relaxed),
             sync_time_us: self.sync_time_us.load(Relaxed),
             sync_buckets,
             ..LogStats::default()

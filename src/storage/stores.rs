@@ -79,6 +79,11 @@ impl Stores {
         Ok(StagedStore { number, log, checkpoint: Some(checkpoint) })
     }
 
+    /// Removes what an attempt at the next store left.
+    pub fn discard_staged(&self) -> io::Result<()> {
+        self.remove(self.number + 1)
+    }
+
     /// Makes a staged store the one that counts, from the next start on. Its log goes on behind `last`, under
     /// `vote`. Durable on return; a kill before that leaves the old one.
     pub fn publish(&self, staged: StagedStore, last: EntryId, vote: Option<Vote>) -> io::Result<()> {

@@ -10,7 +10,7 @@ use crate::harness::{Cluster, PATIENCE, eventually};
 
 const GIB: u64 = 1 << 30;
 
-fn free_bytes(dir: &Path) -> u64 {
+pub fn free_bytes(dir: &Path) -> u64 {
     let figures = rustix::fs::statvfs(dir).expect("measure the free space");
     figures.f_bavail * figures.f_frsize
 }

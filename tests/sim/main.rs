@@ -24,6 +24,7 @@ mod network;
 mod oracle;
 mod rest;
 mod seeded;
+mod space;
 mod trace;
 mod watchers;
 mod wide;

@@ -24,7 +24,7 @@ use crate::seeded::{SimClock, SimRandom, Throw};
 use crate::wide::SimRemote;
 use crate::world::{MEMBERS, World};
 
-const DATA_DIR: &str = "/data";
+pub const DATA_DIR: &str = "/data";
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What outlives a member's process, and the process if there is one.
@@ -230,10 +230,10 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     serve("following the cluster", node.clone().follow(), &failure);
     serve("peers", accept_peers(listener, node.clone(), keeper.clone(), PeerLimits::default()), &failure);
     serve("checkpoint", applied.clone().save_periodically(CHECKPOINT_INTERVAL, room.clone()), &failure);
-    serve("indexing the log", index_log(log.indexer(), applied.clone(), room), &failure);
+    serve("indexing the log", index_log(log.indexer(), applied.clone(), room.clone()), &failure);
     let purging = purge_log(node.clone(), export, world.setup.kept_log_entries, world.setup.lag_patience);
     serve("purging the log", purging, &failure);
-    serve("clearing the checkpoint", clear_garbage(applied.clone()), &failure);
+    serve("clearing the checkpoint", clear_garbage(applied.clone(), room.clone()), &failure);
     serve("freeing space", free_space(log.reclaimer(), applied.clone()), &failure);
     let (founder, founder_random) = (node.clone(), random.clone());
     let founding = async move {

@@ -21,6 +21,7 @@ use crate::mirrors;
 use crate::network::Net;
 use crate::oracle::{Oracle, Tally};
 use crate::seeded::Throw;
+use crate::space;
 use crate::trace::{self, Trace};
 use crate::watchers;
 use crate::wide::Wide;
@@ -215,6 +216,12 @@ async fn live(seed: u64, is_traced: bool, clusters: Option<usize>) -> (Trace, Ta
         if !trace.has_complaints() {
             check_everything(world).await;
         }
+    }
+    for world in &worlds {
+        space::check(world).await;
+    }
+    if let [world] = &worlds[..] {
+        space::check_without_one(world).await;
     }
     watching.iter().for_each(|watching| watching.abort());
     for world in &worlds {

@@ -60,6 +60,7 @@ impl ToJson for MemberView {
                     json.field("bytes", progress.bytes);
                 });
             }
+            json.field_if_some("snapshot_error", self.install_error.as_deref());
         });
     }
 }

@@ -54,6 +54,7 @@ impl Node {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             is_storage_full: self.room.is_full(),
             installing: self.installer.progress(),
+            install_error: self.installer.last_error().unwrap_or_default(),
         }
     }
 
