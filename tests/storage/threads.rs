@@ -58,7 +58,11 @@ async fn a_quiet_writer_leaves_one_witness_of_the_last_group() {
     let (log, writer) = Log::open(Arc::new(RealDisk), dir.path(), LogOptions::default()).expect("open");
     let thread = writer.run_on_thread().expect("spawn");
     for index in 0..2 {
-        log.append(vec![entry(1, index, 300)], Box::new(|_| ())).await.expect("append");
+        // Until it is written the witness of the group before it is the last frame.
+        let (synced, is_synced) = tokio::sync::oneshot::channel();
+        let callback = Box::new(move |outcome| drop(synced.send(outcome)));
+        log.append(vec![entry(1, index, 300)], callback).await.expect("append");
+        is_synced.await.expect("the callback is called").expect("synced");
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
         while last_frame(dir.path()).is_none_or(|(kind, _)| kind != frame::FrameKind::Witness) {
             assert!(std::time::Instant::now() < deadline, "no witness");
