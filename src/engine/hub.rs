@@ -34,8 +34,42 @@ pub struct Hub {
 /// Those who follow one topic.
 #[derive(Default)]
 struct Feed {
+    /// Each knows its place.
     ears: Vec<Arc<Ear>>,
-    lanes: Vec<Weak<Lane>>,
+    lanes: HashMap<Arc<View>, Weak<Lane>>,
+    /// With so many lanes those that nobody holds are forgotten.
+    sweep_at: usize,
+}
+
+impl Feed {
+    fn add(&mut self, ear: &Arc<Ear>) {
+        ear.place.store(self.ears.len(), Ordering::Relaxed);
+        self.ears.push(ear.clone());
+    }
+
+    fn remove(&mut self, ear: &Arc<Ear>) {
+        let place = ear.place.load(Ordering::Relaxed);
+        if self.ears.get(place).is_some_and(|known| Arc::ptr_eq(known, ear)) {
+            self.ears.swap_remove(place);
+            if let Some(moved) = self.ears.get(place) {
+                moved.place.store(place, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn lane(&mut self, view: &Arc<View>) -> Arc<Lane> {
+        if let Some(lane) = self.lanes.get(view).and_then(Weak::upgrade) {
+            return lane;
+        }
+        if self.lanes.len() >= self.sweep_at {
+            self.lanes.retain(|_, lane| lane.strong_count() > 0);
+            // As seldom as their number doubles.
+            self.sweep_at = 2 * self.lanes.len() + 8;
+        }
+        let lane = Arc::new(Lane::new(view.clone()));
+        self.lanes.insert(view.clone(), Arc::downgrade(&lane));
+        lane
+    }
 }
 
 /// What wakes one connection, and tells it which of its topics changed.
@@ -68,6 +102,8 @@ struct Ear {
     inner: Arc<Inner>,
     slot: u32,
     is_noted: AtomicBool,
+    /// Where it is in its feed; changed under the lock of that.
+    place: AtomicUsize,
 }
 
 impl Ear {
@@ -116,15 +152,17 @@ impl Bell {
 
     /// Listens to the topic instance `epoch` as `slot` of this bell.
     pub fn listen(&self, epoch: u64, slot: u32) -> Listener {
-        let ear = Arc::new(Ear { inner: self.inner.clone(), slot, is_noted: AtomicBool::new(false) });
-        self.hub.feeds.lock().entry(epoch).or_default().ears.push(ear.clone());
+        let (is_noted, place) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let ear = Arc::new(Ear { inner: self.inner.clone(), slot, is_noted, place });
+        self.hub.feeds.lock().entry(epoch).or_default().add(&ear);
         self.hub.listener_count.fetch_add(1, Ordering::SeqCst);
         Listener { hub: self.hub.clone(), epoch: Some(epoch), ear }
     }
 
     /// Listens to all topics whose names start with `prefix`, also those to come, as `slot` of this bell.
     pub fn listen_to_prefix(&self, prefix: &str, slot: u32) -> Listener {
-        let ear = Arc::new(Ear { inner: self.inner.clone(), slot, is_noted: AtomicBool::new(false) });
+        let (is_noted, place) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let ear = Arc::new(Ear { inner: self.inner.clone(), slot, is_noted, place });
         self.hub.prefixes.lock().push((prefix.into(), ear.clone()));
         self.hub.listener_count.fetch_add(1, Ordering::SeqCst);
         Listener { hub: self.hub.clone(), epoch: None, ear }
@@ -153,9 +191,7 @@ impl Hub {
     fn forget(&self, epoch: u64, ear: &Arc<Ear>) {
         let mut feeds = self.feeds.lock();
         if let Some(feed) = feeds.get_mut(&epoch) {
-            if let Some(at) = feed.ears.iter().position(|other| Arc::ptr_eq(other, ear)) {
-                feed.ears.swap_remove(at);
-            }
+            feed.remove(ear);
             if feed.ears.is_empty() {
                 feeds.remove(&epoch);
             }
@@ -171,15 +207,7 @@ impl Hub {
     /// The frames that those share who follow the topic instance `epoch` with the same `view`. To be called by
     /// who listens to it.
     pub fn lane(&self, epoch: u64, view: &Arc<View>) -> Arc<Lane> {
-        let mut feeds = self.feeds.lock();
-        let feed = feeds.entry(epoch).or_default();
-        feed.lanes.retain(|lane| lane.strong_count() > 0);
-        if let Some(lane) = feed.lanes.iter().filter_map(Weak::upgrade).find(|lane| lane.view() == view) {
-            return lane;
-        }
-        let lane = Arc::new(Lane::new(view.clone()));
-        feed.lanes.push(Arc::downgrade(&lane));
-        lane
+        self.feeds.lock().entry(epoch).or_default().lane(view)
     }
 }
 
@@ -249,6 +277,32 @@ mod tests {
         drop(listeners);
         assert!(hub.feeds.lock().is_empty());
         assert_eq!(hub.listener_count.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn each_follower_and_each_view_is_found_however_many_there_are() {
+        let hub = Arc::new(Hub::default());
+        let bell = hub.bell();
+        let mut listeners: Vec<Listener> = (0..1000).map(|slot| bell.listen(7, slot)).collect();
+        let views: Vec<Arc<View>> = (0..1000).map(|form| View::new(form, 1, 1, Vec::new(), None)).collect();
+        let lanes: Vec<Arc<Lane>> = views.iter().map(|view| hub.lane(7, view)).collect();
+        let same = View::new(500, 1, 1, Vec::new(), None);
+        assert!(Arc::ptr_eq(&hub.lane(7, &same), &lanes[500]));
+        drop(lanes);
+        views.iter().for_each(|view| drop(hub.lane(7, view)));
+        assert!(hub.feeds.lock()[&7].lanes.len() < 2000);
+        // In an order in which others are moved.
+        for at in [999, 0, 500, 3, 2, 1] {
+            drop(listeners.swap_remove(at.min(listeners.len() - 1)));
+        }
+        let mut kept: Vec<u32> = listeners.iter().map(|listener| listener.ear.slot).collect();
+        hub.feeds.lock()[&7].ears.iter().for_each(|ear| ear.note());
+        let mut told = changed(&bell);
+        told.sort_unstable();
+        kept.sort_unstable();
+        assert_eq!(told, kept);
+        drop(listeners);
+        assert!(hub.feeds.lock().is_empty());
     }
 
     #[tokio::test]

@@ -42,6 +42,12 @@ pub struct View {
     pub filter: Option<Arc<Filter>>,
 }
 
+impl Hash for View {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.digest);
+    }
+}
+
 impl View {
     pub fn new(
         form: u32,

@@ -172,8 +172,8 @@ impl Start {
             let tombstone = standing.tombstone(cursor + 1, standing.earliest_seq - 1, reason.name());
             return Start::at(topic, live_seq - 1, Some(tombstone));
         }
-        let gap =
-            topic.origins.next_gap(cursor).filter(|(seq, _)| *seq < topic.removed().next_absent(live_seq));
+        let is_next = |seq: u64| !topic.removed().has_absent_in(live_seq..=seq);
+        let gap = topic.origins.next_gap(cursor).filter(|(seq, _)| is_next(*seq));
         let Some((seq, gap)) = gap else { return Start::at(topic, live_seq - 1, None) };
         let origin = topic.origins.instance(gap.number).map(|instance| LostAtSource {
             instance: instance.clone(),

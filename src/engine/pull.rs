@@ -447,3 +447,31 @@ fn entry_at(page: &Page) -> Option<EntryId> {
 fn records_bytes(page: &Page) -> usize {
     page.records.iter().map(|record| record.stored().len() + ITEM_BYTES).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Gap, TopicConfig};
+
+    /// A topic that took one record from each of so many others, and was told that each lost one before.
+    fn topic_of(origins: u64) -> Topic {
+        let mut topic = Topic::new("all".into(), 1, TopicConfig::default());
+        for epoch in 1..=origins {
+            let instance =
+                Arc::new(Instance { cluster_id: 9, cluster: "there".into(), topic: "t".into(), epoch });
+            let number = topic.origins.number_or_new(&instance);
+            topic.origins.take(number, 5..=5);
+            topic.origins.report(epoch, Gap { number, from_seq: 4, to_seq: 4 });
+        }
+        topic
+    }
+
+    /// C-ROUTE-15, C-GAP-12: an origin that is not told would be taken for one of which nothing was lost.
+    #[test]
+    fn origins_are_told_with_all_that_is_known_of_them_or_none_is() {
+        let told = Lost::of(&topic_of(MAX_TOLD_RANGES as u64), 1..=9, |_| false).others.expect("few enough");
+        assert_eq!(told.len(), MAX_TOLD_RANGES);
+        assert!(told.iter().all(|(_, ranges)| *ranges == [4..=5]));
+        assert_eq!(Lost::of(&topic_of(MAX_TOLD_RANGES as u64 + 1), 1..=9, |_| false).others, None);
+    }
+}

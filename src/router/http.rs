@@ -177,7 +177,9 @@ async fn share_address(one: &str, other: &str) -> bool {
     let (one, other) = tokio::join!(tokio::net::lookup_host((one, 0)), tokio::net::lookup_host((other, 0)));
     let (Ok(one), Ok(other)) = (one, other) else { return false };
     let other: Vec<IpAddr> = other.map(|address| address.ip()).collect();
-    one.map(|address| address.ip()).any(|ip| ip.is_unspecified() || other.contains(&ip))
+    // What listens on every address does so on this machine.
+    let is_here = other.iter().any(|ip| ip.is_loopback() || ip.is_unspecified());
+    one.map(|address| address.ip()).any(|ip| other.contains(&ip) || (ip.is_unspecified() && is_here))
 }
 
 /// The innermost cause says what happened; the others only repeat the address.

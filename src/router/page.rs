@@ -104,10 +104,10 @@ pub(super) fn untaken<'a>(
 }
 
 /// Takes everything out of `page` that comes from where it may not. Gives the seq behind which that begins, if there
-/// is any; `from_seq` is where the page begins.
+/// is any; `from_seq` is where the page begins, if that is known.
 pub(super) fn leave_out(
     page: &mut AnsweredPage,
-    from_seq: u64,
+    from_seq: Option<u64>,
     may_bring: impl Fn(u32) -> bool,
 ) -> Option<u64> {
     let origin = |item: &CopyItem| match item {
@@ -116,7 +116,7 @@ pub(super) fn leave_out(
     if page.items.iter().all(|item| may_bring(origin(item))) {
         return None;
     }
-    let (mut held_seq, mut seq) = (None, from_seq);
+    let (mut held_seq, mut seq) = (None, from_seq.unwrap_or_else(|| begin(page)));
     let mut records = std::mem::take(&mut page.records).into_iter();
     for item in std::mem::take(&mut page.items) {
         let count = match &item {
@@ -128,7 +128,10 @@ pub(super) fn leave_out(
             page.records.extend(of_item);
         } else {
             of_item.for_each(drop);
-            held_seq.get_or_insert(seq);
+            held_seq.get_or_insert(match &item {
+                CopyItem::Records { source_seq, .. } => source_seq - 1,
+                CopyItem::Gap { .. } => seq,
+            });
         }
         if let CopyItem::Records { source_seq, count, .. } = &item {
             seq = source_seq + u64::from(*count) - 1;
@@ -138,6 +141,16 @@ pub(super) fn leave_out(
         }
     }
     held_seq
+}
+
+/// At the latest here a page begins: each gap takes up a seq before the first record.
+fn begin(page: &AnsweredPage) -> u64 {
+    let gaps = page.items.iter().take_while(|item| !is_records(item)).count();
+    let first_seq = page.items.iter().find_map(|item| match item {
+        CopyItem::Records { source_seq, .. } => Some(*source_seq),
+        CopyItem::Gap { .. } => None,
+    });
+    first_seq.unwrap_or(page.to_seq + 1).saturating_sub(1 + gaps as u64)
 }
 
 #[cfg(test)]
@@ -182,18 +195,26 @@ mod tests {
                 .collect(),
             items: items.to_vec(),
         };
-        let left = |items: &[CopyItem]| {
+        let left = |items: &[CopyItem], from_seq| {
             let mut page = page(items);
-            let held_seq = leave_out(&mut page, 9, |instance| instance < 2);
+            let held_seq = leave_out(&mut page, from_seq, |instance| instance < 2);
             let records: Vec<String> =
                 page.records.iter().map(|record| String::from_utf8_lossy(record).into_owned()).collect();
             (held_seq, page.items, records.join(" "))
         };
         let all = [of(0, 10, 2), gap(1), of(1, 14, 1)];
-        assert_eq!(left(&all), (None, all.to_vec(), "0 1 2".into()));
+        assert_eq!(left(&all, Some(9)), (None, all.to_vec(), "0 1 2".into()));
         let some = [of(0, 10, 2), of(2, 13, 3), of(1, 17, 1), gap(3), of(3, 18, 1), of(0, 20, 1)];
         let kept = vec![of(0, 10, 2), of(1, 17, 1), of(0, 20, 1)];
-        assert_eq!(left(&some), (Some(11), kept, "0 1 5 7".into()));
-        assert_eq!(left(&[gap(2), of(0, 12, 1)]), (Some(9), vec![of(0, 12, 1)], "0".into()));
+        assert_eq!(left(&some, Some(9)), (Some(12), kept, "0 1 5 7".into()));
+        // A page that begins where a mirror starts: not with what was before that.
+        for (from_seq, held_seq) in [(Some(9), 9), (None, 10)] {
+            assert_eq!(
+                left(&[gap(2), of(0, 12, 1)], from_seq),
+                (Some(held_seq), vec![of(0, 12, 1)], "0".into())
+            );
+        }
+        assert_eq!(left(&[of(2, 12, 1)], None), (Some(11), Vec::new(), String::new()));
+        assert_eq!(left(&[gap(2)], None), (Some(49), Vec::new(), String::new()));
     }
 }

@@ -55,10 +55,8 @@ impl LocalRoute<'_> {
                 };
                 let last_seq = rest.last_seq().min(to_seq);
                 if run.ts_ms < expired_before_ms {
-                    let expired = blocks.removed().previous_absent(last_seq);
-                    if expired >= rest.first_seq {
-                        looked.expired_to_seq = expired;
-                    }
+                    let expired = blocks.removed().previous_absent_down_to(last_seq, rest.first_seq);
+                    looked.expired_to_seq = expired.unwrap_or(looked.expired_to_seq);
                     continue;
                 }
                 let sizes = sizes.table(run.count)?;

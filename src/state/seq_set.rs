@@ -81,11 +81,6 @@ impl SeqSet {
         (at <= last).then_some(at)
     }
 
-    /// The last seq up to `seq` that is not in the set; 0 if there is none.
-    pub fn previous_absent(&self, seq: u64) -> u64 {
-        self.previous_absent_down_to(seq, 0).unwrap_or(0)
-    }
-
     /// The last seq from `seq` down to `first` that is not in the set. Looks at no chunk before `first`.
     pub fn previous_absent_down_to(&self, seq: u64, first: u64) -> Option<u64> {
         if seq < first {
@@ -370,7 +365,8 @@ mod tests {
                 for seq in &looked_at {
                     prop_assert_eq!(set.contains(*seq), naive.contains(seq));
                     prop_assert_eq!(set.next_absent(*seq), (*seq..).find(|seq| !naive.contains(seq)).unwrap());
-                    prop_assert_eq!(set.previous_absent(*seq), (0..=*seq).rev().find(|seq| !naive.contains(seq)).unwrap());
+                    let previous = (0..=*seq).rev().find(|seq| !naive.contains(seq));
+                    prop_assert_eq!(set.previous_absent_down_to(*seq, 0), previous);
                     let live: Vec<u64> = set.absent_in(*seq..=seq + 999).flatten().collect();
                     let expected: Vec<u64> = (*seq..=seq + 999).filter(|seq| !naive.contains(seq)).collect();
                     prop_assert_eq!(set.has_absent_in(*seq..=seq + 999), !expected.is_empty());

@@ -370,6 +370,19 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 30, ..ProptestConfig::default() })]
+
+    /// Short histories seldom have a topic of several blocks that have left memory.
+    #[test]
+    fn so_they_do_over_topics_of_many_blocks(
+        counts in proptest::collection::vec(800usize..1500, 8..14), steps in proptest::collection::vec(step(), 1..40)
+    ) {
+        let append = |count| Step::Append { topic: 0, count, create: true, expect_right: None, key: None };
+        run(counts.into_iter().map(append).chain([Step::Restart]).chain(steps).collect())?;
+    }
+}
+
 #[test]
 fn a_long_topic_is_found_again_after_a_restart() {
     let steps = (0..6000).map(|at| match at % 1500 {

@@ -124,7 +124,7 @@ impl Mirror {
         for topic in topics {
             let Answered::Page(page) = &mut topic.answer else { continue };
             let position = router.positions.get(topic.topic.as_str());
-            let from_seq = position.filter(|it| it.source_epoch == topic.epoch).map_or(0, |it| it.seq);
+            let from_seq = position.filter(|it| it.source_epoch == topic.epoch).map(|it| it.seq);
             if let Some(seq) = leave_out(page, from_seq, may_bring) {
                 held.insert(topic.topic.clone(), seq);
             }
