@@ -161,6 +161,9 @@ pub const TRANSFER_PAGE_BYTES: usize = 1 << 20;
 pub const TRANSFER_PAGE_TIME: Duration = Duration::from_secs(5);
 /// Entries that such a member asks for at once.
 pub const TRANSFER_INDEXES: usize = 4096;
+/// Between two digests that members compare, in entries, and how many of them a member remembers.
+pub const DIGEST_STRIDE_ENTRIES: u64 = 16_384;
+pub const KEPT_DIGESTS: usize = 8;
 
 /// A transfer of the state that nobody fetched from for so long is over.
 pub const TRANSFER_IDLE_AFTER: Duration = Duration::from_secs(60);

@@ -27,13 +27,15 @@ use crate::config::Settings;
 use crate::engine::{Engine, EngineOptions, Hub, TokenKeys};
 use crate::limits::HEAD_TIMEOUT_MS;
 use crate::raft::{
-    ClusterTime, Export, IdentityKeeper, Installer, ListedMember, Me, Member, Node, Parts, PeerListener,
-    PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, export_state, found_alone,
-    found_listed, free_space, index_log, keep_membership, purge_log, seek_admission, watch_checkpoint,
+    ClusterTime, DATA_FORMAT, Export, IdentityKeeper, Installer, ListedMember, Me, Member, Node, Parts,
+    PeerListener, PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, compare_list,
+    export_state, found_alone, found_listed, free_space, index_log, keep_membership, purge_log,
+    seek_admission, watch_checkpoint,
 };
 use crate::router::{self, HttpRemote, Targets};
 use crate::state::ClusterLimits;
 use crate::storage::{Disk, RealDisk, Room};
+use crate::telemetry;
 use file_limit::FileShares;
 use opening::Storage;
 
@@ -77,6 +79,19 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     let (identity, storage) = opening::open(&settings, &disk, &*random)?;
     let had_data = opening::had_data(&settings)?;
     let can_be_filled_again = opening::can_be_filled_again(&settings);
+    tracing::info!(
+        "antiphon {} starts: member {} of cluster {}, data in {} (format {DATA_FORMAT}) up to entry {}, state as of \
+         {}; clients on {}, members on {}; {} open files",
+        env!("CARGO_PKG_VERSION"),
+        settings.member,
+        settings.cluster,
+        settings.data_dir.display(),
+        storage.log.last_id().map_or(0, |id| id.index),
+        storage.applied.index(),
+        client_listener.local_addr().map_or(settings.listen(), |address| address.to_string()),
+        if peer_listener.is_some() { &settings.peer_listen } else { "no port" },
+        files.limit
+    );
     let room = Room::new(disk.clone(), settings.data_dir.clone(), settings.min_free_bytes);
     let installer = Installer::new(storage.log.clone(), room.clone(), storage.stores.clone());
 
@@ -89,7 +104,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     // A blank member that had data is no new one: it founds nothing, and nobody founds anything with it.
     let me = Me::new(&identity, member, secret, had_data);
     let keeper = IdentityKeeper::new(disk.clone(), settings.data_dir.clone(), identity, me.clone());
-    let peers = Peers::new(me, transport, random.clone());
+    let listed = settings.members.iter().map(|peer| (peer.name.clone(), peer.address.clone()));
+    let peers = Peers::new(me, transport, random.clone(), listed.collect());
     let hub = Arc::new(Hub::default());
     let parts = Parts {
         log: storage.log.clone(),
@@ -132,6 +148,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     if settings.cluster_secret.is_some() {
         services.spawn("admission", seek_admission(node.clone(), other_addresses(&settings)));
         services.spawn("membership", keep_membership(node.clone()));
+        services.spawn("comparing the list of members", compare_list(node.clone()));
     }
     services.spawn(
         "reading the log",
@@ -210,6 +227,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         served = &mut serving => Err(anyhow!("the client listener ended: {served:?}")),
     };
     if outcome.is_ok() {
+        telemetry::stopping();
         engine.drain();
         node.hand_over(HAND_OVER_TIMEOUT).await;
         let _ = stop_clients.send(true);
@@ -227,6 +245,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         storage.save().await?;
     }
     storage.close();
+    if let Ok(Next::Stop) = outcome {
+        tracing::info!("stopped");
+    }
     if let Ok(Next::StartAgain) = outcome {
         installer.adopt().context("the state that was taken over cannot be started from")?;
     }

@@ -32,7 +32,7 @@ const RETRY: &str = "retry: 2000\n\n";
 /// The same to one whose session another connection took over. Browsers connect again by themselves whenever a stream
 /// ends, and two of them with one session would take it from each other for ever.
 const LOST_RETRY: &str = "retry: 86400000\n\n";
-/// The same, told when the member ends.
+/// The same, told when the member ends, or is out of touch with its leader.
 const SHUTDOWN_RETRY_MS: u64 = 1000;
 /// Frames up to this size are copied behind their id: one chunk costs less than two.
 const COPY_BYTES: usize = 4 << 10;
@@ -50,6 +50,7 @@ pub struct EventStream {
     /// Written and not handed over yet.
     outbox: VecDeque<Bytes>,
     has_ended: bool,
+    opened: Instant,
     heartbeat: Duration,
     /// When the next one is due, if nothing else is written before.
     heartbeat_at: Instant,
@@ -74,6 +75,7 @@ impl EventStream {
             topics: Vec::new(),
             outbox: VecDeque::from([Bytes::from_static(RETRY.as_bytes()), this_moment(engine)]),
             has_ended: false,
+            opened: Instant::now(),
             heartbeat: Duration::from_millis(session.subscription.heartbeat_ms),
             heartbeat_at: Instant::now(),
             progress,
@@ -143,6 +145,10 @@ impl EventStream {
             }
             if self.engine.is_draining() {
                 self.end(error_event(503, "shutting_down", Some(SHUTDOWN_RETRY_MS)));
+                continue;
+            }
+            if self.engine.is_out_of_touch(self.opened) {
+                self.end(error_event(503, "no_leader", Some(SHUTDOWN_RETRY_MS)));
                 continue;
             }
             if self.watcher.followed() == 0 {

@@ -110,7 +110,9 @@ impl Engine {
             .into_iter()
             .map(|member| {
                 let status = member.status.as_ref();
-                let applied = status.map_or(0, |status| status.applied_index);
+                // Of one that is down, what it said last.
+                let last = member.last_status.as_ref();
+                let applied = last.map_or(0, |status| status.applied_index);
                 MemberView {
                     role: match member.is_voter {
                         true if leader.as_ref() == Some(&member.member.name) => "leader",
@@ -124,7 +126,7 @@ impl Engine {
                     install_error: status
                         .map(|status| status.install_error.clone())
                         .filter(|error| !error.is_empty()),
-                    version: status.map_or(String::new(), |status| status.version.clone()),
+                    version: last.map_or(String::new(), |status| status.version.clone()),
                     id: member.member.name,
                     address: member.member.client_url,
                 }
@@ -152,7 +154,7 @@ mod tests {
     fn member(node_id: u64, name: &str, is_voter: bool, is_up: bool) -> MemberStatus {
         let status = is_up.then(crate::raft::Status::default);
         let member = Member { name: name.to_owned(), ..Member::default() };
-        MemberStatus { node_id, member, is_voter, status }
+        MemberStatus { node_id, member, is_voter, last_status: status.clone(), status }
     }
 
     #[test]

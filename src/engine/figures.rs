@@ -125,8 +125,11 @@ impl Engine {
             member_lag: Vec::new(),
         };
         for member in node.member_statuses() {
-            let applied = member.status.map_or(0, |status| status.applied_index);
-            figures.member_lag.push((member.member.name, commit_index.saturating_sub(applied)));
+            // Of one that is down, by what it said last. Of one that was never heard nothing is known.
+            if let Some(status) = member.last_status {
+                let lag = commit_index.saturating_sub(status.applied_index);
+                figures.member_lag.push((member.member.name, lag));
+            }
         }
         figures.member_lag.sort();
         for prefix in prefixes {

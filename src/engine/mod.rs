@@ -64,7 +64,7 @@ pub use watcher::{Next, Watcher};
 
 use crate::clock::Random;
 use crate::error::{Code, Error};
-use crate::raft::{Leader, Node, PeerHandler};
+use crate::raft::{Node, PeerHandler};
 use crate::state::{Catalog, ClusterLimits};
 use crate::storage::Log;
 use crate::task;
@@ -122,6 +122,7 @@ struct Inner {
     watch_sessions: sessions::Sessions,
     streams: streams::Streams,
     has_caught_up: AtomicBool,
+    confirmed: readiness::Confirmed,
     is_draining: AtomicBool,
     /// Elections that this member has seen, as terms that began while it ran.
     elections: AtomicU64,
@@ -146,6 +147,7 @@ impl Engine {
             streams: streams::Streams::new(options.max_streams),
             started: Instant::now(),
             has_caught_up: AtomicBool::new(false),
+            confirmed: readiness::Confirmed::default(),
             is_draining: AtomicBool::new(false),
             elections: AtomicU64::new(0),
             node,
@@ -156,7 +158,7 @@ impl Engine {
             options,
         });
         let engine = Engine { inner };
-        task::spawn(engine.clone().follow_recovery());
+        task::spawn(engine.clone().follow_readiness());
         engine.start_keeping_limits();
         task::spawn(engine.clone().tell_cluster());
         task::spawn(engine.clone().keep_tokens_sealed());
@@ -201,18 +203,10 @@ impl Engine {
         Instant::now() + self.inner.options.request_timeout
     }
 
-    /// Name of the leader, if it is known here.
-    pub fn leader_name(&self) -> Option<String> {
-        match self.inner.node.leadership().borrow().leader.as_ref()? {
-            Leader::Here => Some(self.member().to_owned()),
-            Leader::At(peer) => Some(peer.member.name.clone()),
-        }
-    }
-
     /// 503 with what `no_leader`, `storage_full` and `commit_unknown` tell beside it.
     fn unavailable(&self, code: Code, message: &str) -> Error {
         let mut detail = serde_json::json!({ "member": self.member() });
-        if let Some(leader) = self.leader_name() {
+        if let Some(leader) = self.live_leader_name() {
             detail["leader"] = leader.into();
         }
         Error::new(code, message).with_detail(detail)
@@ -230,6 +224,14 @@ impl Engine {
             Code::StorageFull,
             "there is no room for records at the leader or at a majority of the members; writes are taken \
              again once there is",
+        )
+    }
+
+    fn unreadable_at_leader(&self) -> Error {
+        self.unavailable(
+            Code::NoLeader,
+            "the leader runs another version, which cannot carry this request out; the request had and will have \
+             no effect: run the same version everywhere",
         )
     }
 

@@ -142,6 +142,8 @@ enum Unfinished {
     Unknown,
     /// None can have: there is no room for records.
     StorageFull,
+    /// None can have: the leader cannot read it.
+    Unreadable,
 }
 
 /// Waits for an attempt at `leader`, but not longer than until another one has taken its place: a leader
@@ -187,6 +189,7 @@ impl Engine {
             Err(Unfinished::NeverHandedOver) => Err(self.no_leader()),
             Err(Unfinished::Unknown) => Err(self.commit_unknown()),
             Err(Unfinished::StorageFull) => Err(self.storage_full()),
+            Err(Unfinished::Unreadable) => Err(self.unreadable_at_leader()),
         }
     }
 
@@ -217,6 +220,10 @@ impl Engine {
                 // An earlier attempt may still be in a log: then its fate is what the client is told.
                 Ok(Ok(Proposal::StorageFull)) => match unfinished {
                     Unfinished::NeverHandedOver => return Err(Unfinished::StorageFull),
+                    _ => return Err(Unfinished::Unknown),
+                },
+                Ok(Ok(Proposal::Unreadable)) => match unfinished {
+                    Unfinished::NeverHandedOver => return Err(Unfinished::Unreadable),
                     _ => return Err(Unfinished::Unknown),
                 },
                 Ok(Ok(Proposal::NotLeader)) | Ok(Err(CallError::Unreachable(_))) => {}

@@ -124,6 +124,7 @@ async fn greet(
     let caller = tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting)
         .await
         .unwrap_or_else(|_| Err(HandshakeError::Io(io::ErrorKind::TimedOut.into())))?;
+    node.peers().heard_of(caller.hello.node_id, &caller.hello.member);
     let place = place.ok_or(HandshakeError::Io(io::ErrorKind::ConnectionAborted.into()))?;
     Ok(Greeted { stream, caller, place })
 }

@@ -21,7 +21,8 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::handshake::Lane;
-use super::peers::{Peer, Peers};
+use super::peer::Peer;
+use super::peers::Peers;
 use super::rpc::{Body, Kind};
 use super::transfer_rpc::{self as rpc, InstallRequest};
 use super::types::{RaftVoteOf, entry_id, raft_vote};
@@ -187,12 +188,17 @@ impl Fetching<'_> {
         let store = task::blocking(move || stores.stage()).await.map_err(|error| error.to_string())?;
         let mut draft = Draft { store, state: State::new(Arc::default()), progress: Default::default() };
         // The next page is on its way while the last one is written.
-        let mut page = self.state(None).await?;
+        let (mut page, sum) = self.state(None).await?;
         while let Some(after) = page.last().map(|(key, _)| key.clone()) {
             let (taken, next) = tokio::join!(draft.take_page(page), self.state(Some(&after)));
             draft = taken?;
             self.tell(&draft)?;
-            page = next?;
+            page = next?.0;
+        }
+        if !draft.adds_up_to(sum) {
+            return Err(
+                "the state did not come as it was sent: it does not add up to its checksum".to_owned()
+            );
         }
         let (mut draft, last, live) = draft.restored()?;
         if last.index < wanted.index {
@@ -229,7 +235,7 @@ impl Fetching<'_> {
         reply.map_err(|error| error.to_string())
     }
 
-    async fn state(&self, after: Option<&[u8]>) -> Result<Page, String> {
+    async fn state(&self, after: Option<&[u8]>) -> Result<(Page, u64), String> {
         let body = rpc::encode_state_request(self.transfer, after);
         let reply = self.ask(Kind::TransferState, body).await?;
         rpc::decode_page(&reply).map_err(|error| error.to_string())
@@ -273,6 +279,11 @@ impl Draft {
             Ok(self)
         });
         writing.await.map_err(|error| error.to_string())
+    }
+
+    /// Whether what was written is what was sent.
+    fn adds_up_to(&self, sum: u64) -> bool {
+        self.store.checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.sum() == sum)
     }
 
     /// The state is whole: as of which entry, and what it names.

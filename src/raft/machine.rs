@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::checkpoint_clock::CheckpointClock;
+use super::digest_marks::{DigestMark, DigestMarks};
 use super::types::{
     CommittedLeader, Member, RaftLogId, RaftMembership, RaftStoredMembership, Types, decode_membership,
     encode_membership, entry_id, raft_log_id,
@@ -65,6 +66,7 @@ pub struct Applied {
     checkpoint_clock: CheckpointClock,
     /// What the last checkpoint took to be cut and written, in microseconds.
     save_cost_us: AtomicU64,
+    digest_marks: DigestMarks,
     /// What the checkpoint on disk has lost since garbage was last cleared.
     lost: Mutex<Lost>,
     /// Held while it is cleared, on a thread that may wait for the disk.
@@ -123,6 +125,7 @@ impl Applied {
             saving: tokio::sync::Mutex::default(),
             checkpoint_clock: CheckpointClock::default(),
             save_cost_us: AtomicU64::default(),
+            digest_marks: DigestMarks::default(),
             lost: Mutex::default(),
             garbage: Mutex::new(Garbage::of_orphans(orphans)),
         });
@@ -198,6 +201,11 @@ impl Applied {
     /// Says what does not hold of what must between two commands. For tests; see [`State::check`].
     pub fn check(&self, decodes: bool) -> Result<(), String> {
         self.state.lock().check(decodes)
+    }
+
+    /// Digests at the entries at which all members take one.
+    pub(super) fn digest_marks(&self) -> &DigestMarks {
+        &self.digest_marks
     }
 
     /// A sealed block of runs from the checkpoint. May block on the disk.
@@ -457,6 +465,10 @@ impl Machine {
                 }
             };
             last_index = Some(id.index);
+            if DigestMarks::is_due(id.index) {
+                let digest = state.digest().value();
+                self.applied.digest_marks.note(DigestMark { index: id.index, digest });
+            }
             if let Some((_, Some(responder))) = batch.pop_front() {
                 responder.send(outcome);
             }

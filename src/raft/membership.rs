@@ -11,6 +11,9 @@
 //! The leader decides from the committed membership and from what it hears of the others, anew every time:
 //! whichever leader comes next goes on from where the last one was. If the old id is heard again before the
 //! second step, the new one is dropped, because then two processes run under one name.
+//!
+//! And moved members: one that says in its handshakes that it is reached elsewhere, and answers there, has its new
+//! addresses written into the membership.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -18,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::ChangeMembers;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::admission::{Application, Verdict};
 use super::handshake::Lane;
@@ -37,6 +40,8 @@ const PASS_ON_TIMEOUT: Duration = Duration::from_secs(1);
 /// An answer of the old id counts as sent after an application only if it came this much later: it may have
 /// been under way when its sender died.
 const ANSWER_UNDER_WAY: Duration = Duration::from_secs(1);
+/// Between two looks whether a member answers where it says that it is reached.
+const MOVE_RETRY: Duration = Duration::from_secs(10);
 /// Rounds in which a member that its own log names waits to hear from a leader before it asks: the entry that
 /// names it may have been lost with its leader.
 const PATIENT_ROUNDS: u32 = 5;
@@ -161,18 +166,58 @@ fn decide(node: &Node, application: &Application) -> Verdict {
 
 /// Carries on, at whoever leads, what a lost disk needs, as long as the member runs.
 pub async fn keep_membership(node: Arc<Node>) -> io::Result<()> {
+    let mut moves = Moves::default();
     loop {
         sleep(LOOK_INTERVAL).await;
         if !matches!(node.leadership().borrow().leader, Some(Leader::Here)) || !node.has_quorum_now() {
             continue;
         }
         let committed = node.committed_membership();
-        let Some(step) = next_step(&view(&node, &committed)) else { continue };
+        let Some(step) = next_step(&view(&node, &committed, &moves)) else { continue };
+        if let Step::Move { node_id, member, .. } = &step
+            && !moves.is_reached(&node, *node_id, member).await
+        {
+            continue;
+        }
         match node.change_membership(step.change(), *committed.log_id()).await {
             Ok(()) => tracing::info!("{step}"),
             // The next look finds whatever has become of it.
             Err(reason) => tracing::debug!("not done: {step}: {reason}"),
         }
+    }
+}
+
+/// Members that say that they are reached where they do not answer, and when that was tried.
+#[derive(Default)]
+struct Moves(BTreeMap<NodeId, (Member, Instant)>);
+
+impl Moves {
+    fn is_due(&self, node_id: NodeId, member: &Member) -> bool {
+        let failed = self.0.get(&node_id);
+        failed.is_none_or(|(tried, at)| tried != member || at.elapsed() >= MOVE_RETRY)
+    }
+
+    /// Whether the member answers where it says that it is reached. Also for this member itself: it must not
+    /// give out an address of which it alone believes that it is its own.
+    async fn is_reached(&mut self, node: &Node, node_id: NodeId, member: &Member) -> bool {
+        let problem = match node.peers().ask(&member.peer_address).await {
+            Ok(hello) if hello.node_id == node_id => {
+                self.0.remove(&node_id);
+                return true;
+            }
+            Ok(hello) => format!("member {} answers there", hello.member.name),
+            Err(error) => error.to_string(),
+        };
+        let failed = self.0.insert(node_id, (member.clone(), Instant::now()));
+        if failed.is_none_or(|(tried, _)| tried != *member) {
+            tracing::warn!(
+                "member {} says that other members reach it at {}, which is not so ({problem}): it stays known \
+                 where it was",
+                member.name,
+                member.peer_address
+            );
+        }
+        false
     }
 }
 
@@ -183,6 +228,8 @@ struct View {
     voters: Vec<BTreeSet<NodeId>>,
     seats: BTreeMap<NodeId, Seat>,
     applicants: Vec<(NodeId, Member)>,
+    /// Members that say of themselves something else than the membership does.
+    moved: Vec<(NodeId, Member)>,
 }
 
 /// One Raft id of the membership.
@@ -194,7 +241,7 @@ struct Seat {
     has_caught_up: bool,
 }
 
-fn view(node: &Node, committed: &RaftStoredMembership) -> View {
+fn view(node: &Node, committed: &RaftStoredMembership, moves: &Moves) -> View {
     let seat = |(node_id, member): (&NodeId, &Member)| {
         let seat = Seat {
             name: member.name.clone(),
@@ -204,11 +251,17 @@ fn view(node: &Node, committed: &RaftStoredMembership) -> View {
         };
         (*node_id, seat)
     };
+    let moved = committed.nodes().filter_map(|(node_id, member)| {
+        let told = node.peers().told(*node_id)?;
+        let is_news = told != *member && told.name == member.name && moves.is_due(*node_id, &told);
+        is_news.then_some((*node_id, told))
+    });
     View {
         me: node.node_id(),
         voters: committed.membership().get_joint_config().clone(),
         seats: committed.nodes().map(seat).collect(),
         applicants: node.applicants().asking(),
+        moved: moved.collect(),
     }
 }
 
@@ -250,6 +303,11 @@ enum Step {
         member: Member,
         replaced: BTreeSet<NodeId>,
     },
+    /// The member is reached elsewhere now.
+    Move {
+        node_id: NodeId,
+        member: Member,
+    },
 }
 
 fn next_step(view: &View) -> Option<Step> {
@@ -278,7 +336,8 @@ fn next_step(view: &View) -> Option<Step> {
             return Some(Step::Admit { applicant: *applicant, member: member.clone(), replaced });
         }
     }
-    None
+    let moved = view.moved.first().cloned();
+    moved.map(|(node_id, member)| Step::Move { node_id, member })
 }
 
 impl Step {
@@ -295,6 +354,8 @@ impl Step {
                 ChangeMembers::RemoveNodes(replaced.clone()),
                 ChangeMembers::AddNodes([(*applicant, member.clone())].into()),
             ]),
+            // Safe, because an address proves nothing: who answers must have the Raft id.
+            Step::Move { node_id, member } => ChangeMembers::SetNodes([(*node_id, member.clone())].into()),
         }
     }
 }
@@ -320,6 +381,11 @@ impl std::fmt::Display for Step {
                 member.name,
                 DOWN_BEFORE_REPLACED.as_secs()
             ),
+            Step::Move { member, .. } => write!(
+                f,
+                "member {} is reached by members at {} and by clients at {} from now on",
+                member.name, member.peer_address, member.client_url
+            ),
         }
     }
 }
@@ -344,6 +410,7 @@ mod tests {
             voters: vec![BTreeSet::from([1, 2, 3])],
             seats: seats.into_iter().map(|(node_id, name)| (node_id, seat(name, Duration::ZERO))).collect(),
             applicants: Vec::new(),
+            moved: Vec::new(),
         }
     }
 
@@ -391,6 +458,22 @@ mod tests {
         view.applicants = vec![(10, member("c"))];
         let admit = Step::Admit { applicant: 10, member: member("c"), replaced: [9].into() };
         assert_eq!(next_step(&view), Some(admit));
+    }
+
+    #[test]
+    fn a_member_that_is_reached_elsewhere_is_moved_when_nothing_else_is_to_be_done() {
+        let mut view = healthy();
+        let moved = Member { peer_address: "new:1".into(), ..member("b") };
+        view.moved = vec![(2, moved.clone())];
+        assert_eq!(next_step(&view), Some(Step::Move { node_id: 2, member: moved.clone() }));
+        view.seats.insert(3, seat("c", LONG));
+        view.applicants = vec![(9, member("c"))];
+        assert!(matches!(next_step(&view), Some(Step::Admit { .. })));
+        view.voters.push([1, 2, 9].into());
+        assert_eq!(next_step(&view), Some(Step::Finish));
+
+        let step = Step::Move { node_id: 2, member: moved.clone() };
+        assert!(matches!(step.change(), ChangeMembers::SetNodes(nodes) if nodes == [(2, moved)].into()));
     }
 
     #[test]

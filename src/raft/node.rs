@@ -26,8 +26,9 @@ use super::log::LogStore;
 use super::machine::{Applied, ApplyObserver, Machine};
 use super::membership::{place_of, replacement};
 use super::network::Network;
+use super::peer::Peer;
 use super::peer_service::PeerHandler;
-use super::peers::{Peer, Peers};
+use super::peers::Peers;
 use super::retention::Hold;
 use super::rpc::{self, Body, Kind, Proposal, ReadPoint};
 use super::transfer::Transfers;
@@ -36,7 +37,7 @@ use super::types::{
 };
 use crate::clock::Random;
 use crate::limits::MAX_PROMOTION_LAG_ENTRIES;
-use crate::state::carries_records;
+use crate::state::{carries_records, check_command};
 use crate::storage::{Log, Room};
 
 mod statuses;
@@ -242,6 +243,11 @@ impl Node {
                     }
                     (None, _) => None,
                 };
+                match &leader {
+                    Some(Leader::Here) => tracing::info!("this member leads in term {term}"),
+                    Some(Leader::At(peer)) => tracing::info!("member {} leads in term {term}", peer.name),
+                    None => tracing::info!("nobody is known to lead in term {term}"),
+                }
                 self.leadership.send_replace(Leadership { term, leader });
             }
             if metrics.changed().await.is_err() {
@@ -286,19 +292,28 @@ impl Node {
         }
     }
 
-    /// The same for many commands at once, in their order.
+    /// The same for many commands of another member at once, in their order. What this version cannot read must
+    /// not get into the log, where no member could pass it by.
     pub async fn propose_many_here(&self, mut commands: Vec<Bytes>) -> Vec<Proposal> {
-        if self.has_room_for_records() {
+        let has_room = self.has_room_for_records();
+        let refusal = |command: &Bytes| match check_command(command) {
+            Err(error) => {
+                tracing::error!("a member forwards what cannot be read here: {error}");
+                Some(Proposal::Unreadable)
+            }
+            Ok(()) if !has_room && carries_records(command) => Some(Proposal::StorageFull),
+            Ok(()) => None,
+        };
+        let refusals: Vec<Option<Proposal>> = commands.iter().map(refusal).collect();
+        if refusals.iter().all(Option::is_none) {
             return self.append_many_here(commands).await;
         }
-        let refused: Vec<bool> = commands.iter().map(|command| carries_records(command)).collect();
-        commands.retain(|command| !carries_records(command));
+        let mut places = refusals.iter();
+        commands.retain(|_| places.next().is_some_and(Option::is_none));
         let mut others = self.append_many_here(commands).await.into_iter();
-        let proposal = |is_refused| match is_refused {
-            true => Proposal::StorageFull,
-            false => others.next().unwrap_or(Proposal::Unknown),
-        };
-        refused.into_iter().map(proposal).collect()
+        let proposal =
+            |refusal: Option<Proposal>| refusal.or_else(|| others.next()).unwrap_or(Proposal::Unknown);
+        refusals.into_iter().map(proposal).collect()
     }
 
     async fn append_many_here(&self, commands: Vec<Bytes>) -> Vec<Proposal> {

@@ -226,7 +226,8 @@ async fn respond(node: &Node, frame: Frame) -> Result<Body, String> {
         }
         Kind::TransferState => {
             let (transfer, after) = transfer_rpc::decode_state_request(body).map_err(|error| said(&error))?;
-            Ok(transfer_rpc::encode_page(&node.transfers().state(transfer, after).await?))
+            let (page, sum) = node.transfers().state(transfer, after).await?;
+            Ok(transfer_rpc::encode_page(&page, sum))
         }
         Kind::TransferEntries => {
             let (transfer, indexes) =

@@ -1,8 +1,8 @@
-//! The peers of this member, and the connections to them.
+//! The peers of this member: how it shows itself to them, and where they are.
 //!
-//! A connection is made when it is first needed and made again after it broke, with a short pause between
-//! failures so that a member that is down costs little. What the operator should know (a peer that cannot
-//! be reached, or that refuses us) is logged once per change, not per attempt.
+//! Where a member is, it says itself, in every handshake; the membership has what a leader has last made of that
+//! (`membership.rs`); and the operator's list may be newer than either, when a whole cluster moves. Any of them may
+//! be wrong, and none is trusted: who answers must be the Raft id that is meant.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,20 +10,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
+use super::bootstrap::ListedMember;
 use super::connection::{CallError, Connection};
 use super::handshake::{self, Call, HANDSHAKE_TIMEOUT, HandshakeError, Hello, Lane};
 use super::identity::{ClusterId, Identity};
+use super::peer::Peer;
 use super::rpc::{Body, Kind};
-use super::transport::PeerTransport;
+use super::transport::{PeerStream, PeerTransport};
 use super::types::{Member, NodeId};
 use crate::clock::Random;
-
-/// Pause between two attempts to reach a peer.
-const DIAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// What this member tells its peers of itself.
 pub struct Me {
@@ -127,12 +127,20 @@ pub struct Peers {
     me: Arc<Me>,
     transport: Arc<dyn PeerTransport>,
     random: Arc<dyn Random>,
-    known: Mutex<HashMap<(NodeId, String), Arc<Peer>>>,
+    listed: Vec<ListedMember>,
+    known: Mutex<HashMap<NodeId, Arc<Peer>>>,
+    /// What members said of themselves in their last handshake.
+    told: Mutex<HashMap<NodeId, Member>>,
 }
 
 impl Peers {
-    pub fn new(me: Arc<Me>, transport: Arc<dyn PeerTransport>, random: Arc<dyn Random>) -> Arc<Self> {
-        Arc::new(Peers { me, transport, random, known: Mutex::default() })
+    pub fn new(
+        me: Arc<Me>,
+        transport: Arc<dyn PeerTransport>,
+        random: Arc<dyn Random>,
+        listed: Vec<ListedMember>,
+    ) -> Arc<Self> {
+        Arc::new(Peers { me, transport, random, listed, known: Mutex::default(), told: Mutex::default() })
     }
 
     pub fn me(&self) -> &Arc<Me> {
@@ -143,19 +151,76 @@ impl Peers {
         &self.transport
     }
 
-    /// The peer with this Raft id at this address.
+    /// The operator's list, which may be empty.
+    pub fn listed(&self) -> &[ListedMember] {
+        &self.listed
+    }
+
+    /// The peer with this Raft id, which was last known as `member`.
     pub fn peer(self: &Arc<Self>, node_id: NodeId, member: &Member) -> Arc<Peer> {
         let mut known = self.known.lock();
-        let peer = known.entry((node_id, member.peer_address.clone())).or_insert_with(|| {
-            Arc::new(Peer {
-                peers: Arc::downgrade(self),
-                node_id,
-                member: member.clone(),
-                lanes: Default::default(),
-                last_problem: Mutex::default(),
-            })
-        });
+        let peer = known.entry(node_id).or_insert_with(|| Peer::new(self, node_id, member));
+        peer.set_address(&member.peer_address);
         peer.clone()
+    }
+
+    /// Forgets the others.
+    pub fn know_only(&self, is_known: impl Fn(NodeId) -> bool) {
+        self.known.lock().retain(|node_id, _| is_known(*node_id));
+        self.told.lock().retain(|node_id, _| is_known(*node_id));
+    }
+
+    /// A member has said of itself, in a handshake, that this is how it is reached.
+    pub fn heard_of(&self, node_id: NodeId, member: &Member) {
+        let mut told = self.told.lock();
+        if told.get(&node_id) != Some(member) {
+            told.insert(node_id, member.clone());
+        }
+    }
+
+    /// What a member last said of itself.
+    pub fn told(&self, node_id: NodeId) -> Option<Member> {
+        if node_id == self.me.node_id {
+            return Some(self.me.member.clone());
+        }
+        self.told.lock().get(&node_id).cloned()
+    }
+
+    /// Where a peer may be, the likeliest place first.
+    fn addresses_of(&self, peer: &Peer) -> Vec<String> {
+        let told = self.told(peer.node_id).map(|member| member.peer_address);
+        let listed = self.listed.iter().filter(|(name, _)| *name == peer.name);
+        let all = told.into_iter().chain([peer.address()]).chain(listed.map(|(_, address)| address.clone()));
+        let mut addresses: Vec<String> = Vec::new();
+        for address in all {
+            if !address.is_empty() && !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        addresses
+    }
+
+    /// Connects to a peer at whichever of its addresses answers first. Errors: why not, at each of them.
+    pub(super) async fn dial_peer(
+        &self,
+        peer: &Peer,
+        lane: Lane,
+    ) -> Result<(String, Box<dyn PeerStream>), Vec<(String, String)>> {
+        let dial = |(place, address): (usize, String)| async move {
+            let dialed = self.dial(&address, lane, peer.node_id).await;
+            (place, address, dialed)
+        };
+        let mut dialing: FuturesUnordered<_> =
+            self.addresses_of(peer).into_iter().enumerate().map(dial).collect();
+        let mut problems = Vec::new();
+        while let Some((place, address, dialed)) = dialing.next().await {
+            match dialed {
+                Ok((_, stream)) => return Ok((address, stream)),
+                Err(error) => problems.push((place, address, error.to_string())),
+            }
+        }
+        problems.sort();
+        Err(problems.into_iter().map(|(_, address, problem)| (address, problem)).collect())
     }
 
     /// 16 fresh random bytes.
@@ -194,7 +259,7 @@ impl Peers {
         address: &str,
         lane: Lane,
         expected_node_id: NodeId,
-    ) -> Result<(Hello, Box<dyn super::transport::PeerStream>), HandshakeError> {
+    ) -> Result<(Hello, Box<dyn PeerStream>), HandshakeError> {
         let seen_membership = self.me.seen_membership();
         let call = Call { hello: self.me.hello(), lane, expected_node_id, seen_membership };
         let dialing = async {
@@ -205,6 +270,10 @@ impl Peers {
             }
             let hello = dialed?;
             check_same_cluster(&self.me, &hello).map_err(HandshakeError::Refused)?;
+            if expected_node_id != 0 && hello.node_id != expected_node_id {
+                return Err(HandshakeError::Refused(format!("{} answers there", hello.member.name)));
+            }
+            self.heard_of(hello.node_id, &hello.member);
             Ok((hello, stream))
         };
         tokio::time::timeout(HANDSHAKE_TIMEOUT, dialing)
@@ -224,84 +293,5 @@ pub fn check_same_cluster(me: &Me, hello: &Hello) -> Result<(), String> {
             me.cluster
         )),
         _ => Ok(()),
-    }
-}
-
-#[derive(Default)]
-struct LaneSlot {
-    connection: Mutex<Option<Arc<Connection>>>,
-    /// Held while dialing; the time of the last failure.
-    dialing: tokio::sync::Mutex<Option<Instant>>,
-}
-
-/// One peer and the connections to it.
-pub struct Peer {
-    peers: std::sync::Weak<Peers>,
-    pub node_id: NodeId,
-    pub member: Member,
-    lanes: [LaneSlot; Lane::COUNT],
-    last_problem: Mutex<Option<String>>,
-}
-
-impl Peer {
-    /// The open connection of a lane, made if need be.
-    pub async fn connection(&self, lane: Lane) -> Result<Arc<Connection>, CallError> {
-        let slot = &self.lanes[lane as usize];
-        if let Some(connection) = slot.connection.lock().as_ref().filter(|connection| connection.is_open()) {
-            return Ok(connection.clone());
-        }
-        let mut last_failure = slot.dialing.lock().await;
-        // Somebody else may have dialed while this caller waited for its turn.
-        if let Some(connection) = slot.connection.lock().as_ref().filter(|connection| connection.is_open()) {
-            return Ok(connection.clone());
-        }
-        if last_failure.is_some_and(|at| at.elapsed() < DIAL_PAUSE) {
-            return Err(CallError::Unreachable(format!("{} is not reachable", self.member.name)));
-        }
-        let peers = self.peers.upgrade();
-        let peers = peers.ok_or(CallError::Unreachable("this member is shutting down".into()))?;
-        match peers.dial(&self.member.peer_address, lane, self.node_id).await {
-            Ok((_, stream)) => {
-                *last_failure = None;
-                let connection = Connection::start(stream);
-                *slot.connection.lock() = Some(connection.clone());
-                self.report(None);
-                Ok(connection)
-            }
-            Err(error) => {
-                *last_failure = Some(Instant::now());
-                self.report(Some(error.to_string()));
-                Err(CallError::Unreachable(error.to_string()))
-            }
-        }
-    }
-
-    fn report(&self, problem: Option<String>) {
-        let mut last = self.last_problem.lock();
-        if *last == problem {
-            return;
-        }
-        let (name, address) = (&self.member.name, &self.member.peer_address);
-        match &problem {
-            Some(problem) => tracing::warn!("no connection to member {name} at {address}: {problem}"),
-            None => tracing::info!("connected to member {name} at {address}"),
-        }
-        *last = problem;
-    }
-
-    /// One request and its reply on a lane, at most `timeout` in all.
-    pub async fn call(
-        &self,
-        lane: Lane,
-        kind: Kind,
-        body: Body,
-        timeout: Duration,
-    ) -> Result<Bytes, CallError> {
-        let start = Instant::now();
-        let connected = tokio::time::timeout(timeout, self.connection(lane)).await;
-        let connection = connected.map_err(|_| {
-            CallError::Unreachable(format!("{} is not reachable in time", self.member.name))
-        })??;
-        connection.call(kind, body, timeout.saturating_sub(start.elapsed())).await
     }
 }

@@ -8,6 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use openraft::impls::EntryPayload;
 use openraft::raft::{StreamAppendError, TransferLeaderError, TransferLeaderResponse};
 
+use super::digest_marks::DigestMark;
 use super::install::InstallProgress;
 use super::types::{
     AppendRequest, AppendResponse, NodeId, RaftLogId, RaftVoteOf, TransferRequest, Types, VoteRequest,
@@ -115,7 +116,7 @@ impl Body {
         FIELDS_BYTES + if payload.len() <= COPY_BYTES { payload.len() } else { 0 }
     }
 
-    fn fields(&mut self) -> &mut BytesMut {
+    pub(super) fn fields(&mut self) -> &mut BytesMut {
         &mut self.tail
     }
 
@@ -385,6 +386,8 @@ pub enum Proposal {
     Unknown,
     /// It was refused because there is no room for records, and never put into the log.
     StorageFull,
+    /// The leader cannot read it, as it runs another version: it was never put into the log.
+    Unreadable,
 }
 
 pub fn encode_forward(commands: &[Bytes]) -> Body {
@@ -412,6 +415,7 @@ pub fn encode_proposals(proposals: &[Proposal]) -> Body {
                 Proposal::NotLeader => out.put_u8(1),
                 Proposal::Unknown => out.put_u8(2),
                 Proposal::StorageFull => out.put_u8(3),
+                Proposal::Unreadable => out.put_u8(4),
             }
         }
     })
@@ -427,6 +431,7 @@ pub fn decode_proposals(bytes: &[u8]) -> Result<Vec<Proposal>, Malformed> {
                 1 => Proposal::NotLeader,
                 2 => Proposal::Unknown,
                 3 => Proposal::StorageFull,
+                4 => Proposal::Unreadable,
                 _ => return Err(reader.malformed()),
             })
         })
@@ -447,6 +452,8 @@ pub struct Status {
     pub installing: Option<InstallProgress>,
     /// Why it could not the last time; empty if it could.
     pub install_error: String,
+    /// Its newest digest of the state.
+    pub digest: Option<DigestMark>,
 }
 
 impl Status {
@@ -464,6 +471,11 @@ impl Status {
                 put_varint(out, progress.bytes);
             }
             put_blob(out, self.install_error.as_bytes());
+            out.put_u8(self.digest.is_some() as u8);
+            if let Some(mark) = &self.digest {
+                put_varint(out, mark.index);
+                out.put_u64_le(mark.digest);
+            }
         })
     }
 
@@ -484,6 +496,10 @@ impl Status {
                 }),
             },
             install_error: reader.text()?.to_owned(),
+            digest: match reader.bool()? {
+                false => None,
+                true => Some(DigestMark { index: reader.varint()?, digest: reader.u64()? }),
+            },
         })
     }
 }

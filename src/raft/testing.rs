@@ -39,6 +39,10 @@ impl Checkpoint for Hanging {
         self.inner.page(after, max_bytes)
     }
 
+    fn sum(&self) -> u64 {
+        self.inner.sum()
+    }
+
     fn write(&self, changes: Vec<Change>) -> std::io::Result<()> {
         // One that nobody holds on to hangs no more.
         let _ = self.let_go.lock().recv();

@@ -161,9 +161,10 @@ impl Transfers {
         fetching.chain(starting).collect()
     }
 
-    /// Keys above `after` and their values; empty at the end.
-    pub async fn state(&self, number: u64, after: Option<Vec<u8>>) -> Result<Page, String> {
+    /// Keys above `after` and their values, empty at the end, and what all of them add up to.
+    pub async fn state(&self, number: u64, after: Option<Vec<u8>>) -> Result<(Page, u64), String> {
         let frozen = self.used(number, |under_way| under_way.frozen.clone())?;
+        let sum = frozen.sum();
         let page = task::blocking(move || frozen.page(after.as_deref(), TRANSFER_PAGE_BYTES)).await;
         let page = page.map_err(|error| error.to_string())?;
         if page.is_empty() {
@@ -172,7 +173,7 @@ impl Transfers {
                 Some(())
             })?;
         }
-        Ok(page)
+        Ok((page, sum))
     }
 
     /// The entries at some of the first `indexes`, at least one.
@@ -287,7 +288,7 @@ mod tests {
 
     async fn fetch_all(transfers: &Transfers, number: u64) {
         let mut after = None;
-        while let Some((last, _)) = transfers.state(number, after).await.unwrap().last() {
+        while let Some((last, _)) = transfers.state(number, after).await.unwrap().0.last() {
             after = Some(last.clone());
         }
     }

@@ -74,22 +74,26 @@ pub fn decode_state_request(bytes: &[u8]) -> Result<(u64, Option<Vec<u8>>), Malf
     Ok((transfer, is_some.then_some(after)))
 }
 
-pub fn encode_page(page: &Page) -> Body {
+/// A page of the state, and the sum of the state, by which the member sees whether all came as it was.
+pub fn encode_page(page: &Page, sum: u64) -> Body {
     Body::of(|out| {
         put_varint(out, page.len() as u64);
         for (key, value) in page {
             put_blob(out, key);
             put_blob(out, value);
         }
+        out.put_u64_le(sum);
     })
 }
 
-pub fn decode_page(bytes: &[u8]) -> Result<Page, Malformed> {
+pub fn decode_page(bytes: &[u8]) -> Result<(Page, u64), Malformed> {
     let mut reader = Reader::new(bytes, "page of state");
     let count = reader.count(2)?;
-    let page = (0..count).map(|_| Ok((reader.blob()?.to_vec(), reader.blob()?.to_vec()))).collect();
+    let page: Result<Page, Malformed> =
+        (0..count).map(|_| Ok((reader.blob()?.to_vec(), reader.blob()?.to_vec()))).collect();
+    let sum = reader.u64()?;
     reader.finish()?;
-    page
+    Ok((page?, sum))
 }
 
 /// Asks for the entries at `indexes`, which rise.
@@ -118,14 +122,21 @@ pub fn decode_entries_request(bytes: &[u8]) -> Result<(u64, Vec<u64>), Malformed
     Ok((transfer, indexes))
 }
 
+/// Entries, and their checksum: nothing else would notice what the way has changed.
 pub fn encode_entries(entries: &[LogEntry]) -> Body {
     let mut body = Body::of(|out| put_varint(out, entries.len() as u64));
     entries.iter().for_each(|entry| body.entry(entry));
+    let crc = body.pieces().fold(0, crc32c::crc32c_append);
+    body.fields().put_u32_le(crc);
     body
 }
 
 pub fn decode_entries(bytes: &Bytes) -> Result<Vec<LogEntry>, Malformed> {
-    let mut reader = Reader::new(bytes, "entries");
+    let (checked, crc) = bytes.split_last_chunk::<4>().ok_or(Malformed("entries"))?;
+    if crc32c::crc32c(checked) != u32::from_le_bytes(*crc) {
+        return Err(Malformed("entries: they were changed on their way"));
+    }
+    let mut reader = Reader::new(checked, "entries");
     let count = reader.count(5)?;
     let entries = (0..count).map(|_| entry(&mut reader, bytes)).collect();
     reader.finish()?;
@@ -162,7 +173,7 @@ mod tests {
             assert_eq!(decode_state_request(&sent), Ok((5, after.map(<[u8]>::to_vec))));
         }
         let page = vec![(vec![1], vec![2, 3]), (vec![4], vec![])];
-        assert_eq!(decode_page(&bytes_of(encode_page(&page))), Ok(page));
+        assert_eq!(decode_page(&bytes_of(encode_page(&page, 77))), Ok((page, 77)));
         let sent = bytes_of(encode_entries_request(6, &[0, 1, 900, u64::MAX]));
         assert_eq!(decode_entries_request(&sent), Ok((6, vec![0, 1, 900, u64::MAX])));
         let entries = vec![LogEntry {
@@ -171,7 +182,13 @@ mod tests {
             stamp_ms: 5,
             payload: Bytes::from_static(b"payload"),
         }];
-        assert_eq!(decode_entries(&bytes_of(encode_entries(&entries))), Ok(entries));
+        assert_eq!(decode_entries(&bytes_of(encode_entries(&entries))), Ok(entries.clone()));
+        let sent = bytes_of(encode_entries(&entries));
+        for at in 0..sent.len() {
+            let mut changed = sent.to_vec();
+            changed[at] ^= 4;
+            assert!(decode_entries(&changed.into()).is_err(), "byte {at}");
+        }
     }
 
     proptest! {

@@ -416,6 +416,11 @@ pub fn carries_records(command: &[u8]) -> bool {
     command.get(4..8).is_some_and(|count| count != [0; 4])
 }
 
+/// Whether an encoded command is one that this version can apply.
+pub fn check_command(command: &Bytes) -> Result<(), Malformed> {
+    Decoded::parse(command.clone())?.command().map(drop)
+}
+
 /// A command and its records, as `apply` takes them. The command borrows from the entry's bytes.
 pub struct Decoded {
     pub envelope: Envelope,

@@ -55,7 +55,7 @@ pub use checkpoint::Changes;
 pub use checkpoint_form::Key;
 pub use command::{
     Append, AppendPart, Cluster, Command, Create, Decoded, DeleteRecords, Draft, Envelope, LateMatch, Listed,
-    PutRouter, SealToken, carries_records,
+    PutRouter, SealToken, carries_records, check_command,
 };
 pub use copy_command::{Copy, CopyItem, CopyPart, RoutePart, put_items, read_items};
 pub use delete::{Ranges, match_run, push_range};

@@ -40,6 +40,8 @@ pub trait Checkpoint: Send + Sync + 'static {
     /// Keys above `after` and their values, in key order, until they reach `max_bytes`; at least one if there
     /// is one.
     fn page(&self, after: Option<&[u8]>, max_bytes: usize) -> io::Result<Page>;
+    /// Sum of the digests of all keys and values: what tells it from another one.
+    fn sum(&self) -> u64;
     /// Moves the checkpoint forward: all changes or none, on disk when this returns.
     fn write(&self, changes: Vec<Change>) -> io::Result<()>;
 }
@@ -167,6 +169,10 @@ impl Checkpoint for SledCheckpoint {
         )
     }
 
+    fn sum(&self) -> u64 {
+        *self.sum.lock()
+    }
+
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         Ok(self.tree.get(key).map_err(into_io)?.map(|value| value.to_vec()))
     }
@@ -243,6 +249,11 @@ impl Checkpoint for MemoryCheckpoint {
         let values = self.values.lock();
         let items = values.range::<[u8], _>(above(after));
         page_of(items.map(|(key, value)| Ok((key.clone(), value.clone()))), max_bytes)
+    }
+
+    fn sum(&self) -> u64 {
+        let values = self.values.lock();
+        values.iter().fold(0, |sum, (key, value)| sum.wrapping_add(item_digest(key, value)))
     }
 
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {

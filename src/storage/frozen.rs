@@ -79,6 +79,8 @@ pub struct Freezer {
 pub struct Frozen {
     freezer: Arc<Freezer>,
     before: Arc<Mutex<Before>>,
+    /// Of the checkpoint then.
+    sum: u64,
 }
 
 impl Freezer {
@@ -98,8 +100,9 @@ impl Freezer {
         let mut views = self.views.lock();
         views.retain(|view| view.strong_count() > 0);
         views.push(Arc::downgrade(&before));
+        let sum = self.checkpoint.sum();
         drop(views);
-        Frozen { freezer: self.clone(), before }
+        Frozen { freezer: self.clone(), before, sum }
     }
 
     /// Whether somebody reads a view: whoever changes much had better wait.
@@ -121,6 +124,10 @@ impl Checkpoint for Freezer {
         self.checkpoint.page(after, max_bytes)
     }
 
+    fn sum(&self) -> u64 {
+        self.checkpoint.sum()
+    }
+
     fn write(&self, changes: Vec<Change>) -> io::Result<()> {
         let views = self.views.lock();
         for view in views.iter().filter_map(Weak::upgrade) {
@@ -134,6 +141,11 @@ impl Checkpoint for Freezer {
 }
 
 impl Frozen {
+    /// What all pages together must add up to.
+    pub fn sum(&self) -> u64 {
+        self.sum
+    }
+
     /// Keys above `after` with their values then, until they reach `max_bytes`; at least one. Empty at the end.
     /// What was read once cannot be read again.
     pub fn page(&self, after: Option<&[u8]>, max_bytes: usize) -> io::Result<Page> {
@@ -280,6 +292,9 @@ mod tests {
             }
             for (view, then, mut seen) in views {
                 prop_assert!(read_on(&view, &mut seen, 1000, max_bytes));
+                let copy = MemoryCheckpoint::default();
+                copy.write(seen.clone().into_iter().map(|(key, value)| (key, Some(value))).collect()).unwrap();
+                prop_assert_eq!(copy.sum(), view.sum());
                 prop_assert_eq!(seen, then);
             }
         }

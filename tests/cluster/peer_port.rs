@@ -111,7 +111,6 @@ fn antiphon_with_files(files: usize) -> std::process::Command {
     command
 }
 
-/// C-LIMIT-16
 #[tokio::test]
 async fn too_few_files_are_said_at_the_start() {
     let cluster = Cluster::start(1).await;

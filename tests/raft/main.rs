@@ -1,5 +1,7 @@
 //! openraft's own storage suite, run against the segmented log and the state machine, and what it does not ask.
 
+mod forwarded;
+
 use std::path::Path;
 use std::sync::Arc;
 

@@ -18,7 +18,7 @@ use antiphon::task::{self, Scope};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-use crate::network::{SimTransport, address};
+use crate::network::SimTransport;
 use crate::oracle::Oracle;
 use crate::seeded::{SimClock, SimRandom, Throw};
 use crate::wide::SimRemote;
@@ -96,12 +96,18 @@ impl Machine {
 
 /// Starts the process of a member, unless it runs.
 pub fn start(world: &Arc<World>, number: usize) {
+    // As long as all others stand, since a list that is wrong for a blank member too is no fault of ours.
+    let others_vote = (0..MEMBERS).all(|other| other == number || world.machines[other].lock().is_voter());
     let mut machine = world.machines[number].lock();
     if machine.running.is_some() {
         return;
     }
     machine.life += 1;
     let life = machine.life;
+    if others_vote && machine.life > 1 && machine.dice.chance(20) {
+        world.net.relocate(number);
+        world.trace.note(format_args!("m{} moves to {}", number + 1, world.net.address(number)));
+    }
     let scope = Scope::new();
     machine.running = Some(Running { scope: scope.clone(), engine: None, node: None });
     drop(machine);
@@ -178,7 +184,10 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     let name = format!("m{}", number + 1);
     let dir = Path::new(DATA_DIR);
 
-    let listener = transport.listen(&address(number)).await.map_err(|error| error.to_string())?;
+    let own_address = world.net.address(number);
+    let listed: Vec<ListedMember> =
+        (0..MEMBERS).map(|number| (format!("m{}", number + 1), world.net.address(number))).collect();
+    let listener = transport.listen(&own_address).await.map_err(|error| error.to_string())?;
     let identity = Identity::open(&*disk, dir, &world.name, &name, &*random)?;
     let room_disk = disk.clone();
     // A cluster of several writes none.
@@ -200,10 +209,10 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     }));
 
     let member =
-        Member { name, peer_address: address(number), client_url: format!("http://{}", address(number)) };
+        Member { name, peer_address: own_address.clone(), client_url: format!("http://{own_address}") };
     let me = Me::new(&identity, member, b"a secret of the simulation".to_vec(), false);
     let keeper = IdentityKeeper::new(disk, dir.to_path_buf(), identity, me.clone());
-    let peers = Peers::new(me, transport, random.clone());
+    let peers = Peers::new(me, transport, random.clone(), listed.clone());
     let hub = Arc::new(Hub::default());
     let witness = Arc::new(Witness {
         number,
@@ -236,13 +245,12 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     serve("clearing the checkpoint", clear_garbage(applied.clone(), room.clone()), &failure);
     serve("freeing space", free_space(log.reclaimer(), applied.clone()), &failure);
     let (founder, founder_random) = (node.clone(), random.clone());
+    let list = listed.clone();
     let founding = async move {
-        let list: Vec<ListedMember> =
-            (0..MEMBERS).map(|number| (format!("m{}", number + 1), address(number))).collect();
         found_listed(&founder, &keeper, &*founder_random, &list).await.map_err(std::io::Error::other)
     };
     serve("founding", founding, &failure);
-    let others = (0..MEMBERS).filter(|other| *other != number).map(address).collect();
+    let others = (0..MEMBERS).filter(|other| *other != number).map(|other| listed[other].1.clone()).collect();
     serve("admission", seek_admission(node.clone(), others), &failure);
     serve("membership", keep_membership(node.clone()), &failure);
     task::spawn(follow_leader(world.clone(), number, node.clone()));

@@ -46,6 +46,8 @@ struct State {
     listeners: BTreeMap<usize, mpsc::Sender<SimStream>>,
     /// Machines without power: nothing answers there, not even with a refusal.
     is_dark: [bool; MEMBERS],
+    /// Where each machine listens: a port. It changes when the machine moves.
+    ports: [u16; MEMBERS],
     pipes: Vec<Weak<Mutex<Pipe>>>,
 }
 
@@ -97,13 +99,10 @@ impl Pipe {
     }
 }
 
-/// Where a member listens.
-pub fn address(number: usize) -> String {
-    format!("m{}:7000", number + 1)
-}
-
+/// Whose address this is, or was before that machine moved.
 fn number_of(address: &str) -> Option<usize> {
-    (0..MEMBERS).find(|number| self::address(*number) == address)
+    let (name, _) = address.split_once(':')?;
+    (0..MEMBERS).find(|number| name == format!("m{}", number + 1))
 }
 
 impl Net {
@@ -113,6 +112,7 @@ impl Net {
             links: [[Link { is_cut: false, delay_us }; MEMBERS]; MEMBERS],
             listeners: BTreeMap::new(),
             is_dark: [false; MEMBERS],
+            ports: [7000; MEMBERS],
             pipes: Vec::new(),
         })))
     }
@@ -150,6 +150,16 @@ impl Net {
                 pipe.wake();
             }
         });
+    }
+
+    /// Where a member listens, if it runs.
+    pub fn address(&self, number: usize) -> String {
+        format!("m{}:{}", number + 1, self.0.lock().ports[number])
+    }
+
+    /// The next process of this machine listens elsewhere.
+    pub fn relocate(&self, number: usize) {
+        self.0.lock().ports[number] += 1;
     }
 
     /// Whether the machine has no power.
@@ -314,7 +324,8 @@ impl PeerTransport for SimTransport {
             let listener = net.0.lock().listeners.get(&there).cloned();
             let (forth, back) = (net.pipe(here, there), net.pipe(there, here));
             let accepted = SimStream::new(net, &forth, &back);
-            let is_taken = listener.is_some_and(|listener| listener.try_send(accepted).is_ok());
+            let is_there = net.address(there) == address;
+            let is_taken = is_there && listener.is_some_and(|listener| listener.try_send(accepted).is_ok());
             tokio::time::sleep(net.delay(there, here)).await;
             if !is_taken {
                 return Err(io::ErrorKind::ConnectionRefused.into());
@@ -340,7 +351,7 @@ impl PeerListener for SimListener {
         Box::pin(async move {
             match self.0.recv().await {
                 Some(stream) => {
-                    let from = address(stream.incoming.lock().from);
+                    let from = stream.net.address(stream.incoming.lock().from);
                     Ok((Box::new(stream) as Box<dyn PeerStream>, from))
                 }
                 None => std::future::pending().await,

@@ -259,6 +259,10 @@ async fn story(world: &Arc<World>, dice: &mut Dice) {
     if dice.chance(50) && !world.trace.has_complaints() {
         world.trace.note("everything loses power");
         faults::black_out(world);
+        if dice.chance(50) {
+            world.trace.note("everything moves");
+            (0..MEMBERS).for_each(|number| world.net.relocate(number));
+        }
         tokio::time::sleep(dice.time_ms(0, 2000)).await;
         faults::heal(world).await;
         serve_again(world, "after the black-out").await;

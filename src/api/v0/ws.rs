@@ -14,6 +14,7 @@ use axum::extract::{FromRequestParts, Request, State};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use super::frame::{Notice, encode_records, error_message, refusal_message};
 use super::watch::Places;
@@ -34,6 +35,7 @@ const READ_BUFFER_BYTES: usize = 4 << 10;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Close code of RFC 6455 for a server that goes away.
 const GOING_AWAY: u16 = 1001;
+const TRY_AGAIN_LATER: u16 = 1013;
 
 pub async fn open(State(api): State<Api>, request: Request) -> Answer {
     let gate = Gate { keys: api.keys.clone(), limits: api.limits };
@@ -65,6 +67,7 @@ struct Socket {
     commands: VecDeque<String>,
     commands_bytes: usize,
     working: Option<BoxFuture<'static, Done>>,
+    opened: Instant,
     _places: (StreamPlace, Place),
 }
 
@@ -95,6 +98,7 @@ impl Socket {
             commands: VecDeque::new(),
             commands_bytes: 0,
             working: None,
+            opened: Instant::now(),
             _places: places,
         }
     }
@@ -102,7 +106,13 @@ impl Socket {
     async fn run(mut self) {
         loop {
             if self.api.engine.is_draining() {
-                return self.close_for_shutdown().await;
+                let error =
+                    Error::new(Code::ShuttingDown, "this member is shutting down; connect to any other");
+                return self.close_with(error, GOING_AWAY, "shutting down").await;
+            }
+            if self.api.engine.is_out_of_touch(self.opened) {
+                let error = self.api.engine.out_of_touch();
+                return self.close_with(error, TRY_AGAIN_LATER, "out of touch with the leader").await;
             }
             let event = self.next_event().await;
             if self.handle(event).await.is_err() {
@@ -246,18 +256,17 @@ impl Socket {
     }
 
     /// C-WS-06. What is under way is finished first.
-    async fn close_for_shutdown(mut self) {
+    async fn close_with(mut self, error: Error, code: u16, reason: &'static str) {
         if let Some(working) = self.working.take()
             && let Done::Answer(answer) = working.await
             && self.send(answer).await.is_err()
         {
             return;
         }
-        let error = Error::new(Code::ShuttingDown, "this member is shutting down; connect to any other");
         if self.send(error_message(&error, None)).await.is_err() {
             return;
         }
-        let frame = CloseFrame { code: GOING_AWAY, reason: Utf8Bytes::from_static("shutting down") };
+        let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
         let closing = async {
             if self.socket.send(Message::Close(Some(frame))).await.is_ok() {
                 // Until the client has closed too.

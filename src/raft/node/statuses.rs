@@ -1,6 +1,7 @@
 //! What the members say of themselves, asked twice a second, and what follows from it: who is up, whether
 //! there is room for records, and what the log is still needed for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::handshake::Lane;
-use super::super::peers::Peer;
+use super::super::peer::Peer;
 use super::super::retention::{self, Other, Progress, Standing};
 use super::super::rpc::{Body, Kind, Status};
 use super::super::types::{Member, NodeId};
@@ -36,12 +37,76 @@ pub struct MemberStatus {
     pub is_voter: bool,
     /// `None` if the member has not been heard lately.
     pub status: Option<Status>,
+    /// What it said last, however long ago; `None` if this one has not heard it since it started.
+    pub last_status: Option<Status>,
 }
 
 /// Asks for nothing but a sign of life, so that a dead connection is told from a follower whose disk is slow,
 /// and is noticed before it is needed.
 async fn ask_bulk_lane(peer: Arc<Peer>) {
     let _ = peer.call(Lane::Bulk, Kind::Status, Body::default(), STATUS_INTERVAL).await;
+}
+
+/// What was last told in the log of who is there.
+#[derive(Default)]
+struct News {
+    up: BTreeMap<NodeId, bool>,
+    has_quorum: Option<bool>,
+    /// When it was told of members that differ.
+    differs: BTreeMap<NodeId, Instant>,
+}
+
+impl News {
+    fn tell(&mut self, node: &Node, members: &[(NodeId, Member, bool)]) {
+        self.up.retain(|known, _| members.iter().any(|(node_id, ..)| node_id == known));
+        for (node_id, member, _) in members.iter().filter(|(node_id, ..)| *node_id != node.node_id()) {
+            let Some(heard_ago) = node.heard_ago(*node_id) else { continue };
+            let is_up = heard_ago < DOWN_AFTER;
+            match (self.up.insert(*node_id, is_up), is_up) {
+                (Some(false) | None, true) => tracing::info!("member {} answers", member.name),
+                (Some(true), false) => tracing::info!(
+                    "member {} is down: it has not answered for {} s",
+                    member.name,
+                    DOWN_AFTER.as_secs()
+                ),
+                _ => {}
+            }
+        }
+        let leads = matches!(node.leadership.borrow().leader, Some(Leader::Here));
+        let has_quorum = leads.then(|| node.has_quorum_now());
+        match (self.has_quorum, has_quorum) {
+            (Some(true) | None, Some(false)) => tracing::warn!(
+                "this member leads, and a majority of the voters does not answer it: nothing can be written, or \
+                 read with strong consistency, until it does"
+            ),
+            (Some(false), Some(true)) => tracing::info!("a majority of the voters answers this leader again"),
+            _ => {}
+        }
+        self.has_quorum = has_quorum;
+        if leads {
+            self.compare_digests(node, members);
+        }
+    }
+
+    /// Tells of members whose state is not this leader's.
+    fn compare_digests(&mut self, node: &Node, members: &[(NodeId, Member, bool)]) {
+        const AGAIN_AFTER: Duration = Duration::from_secs(60);
+        self.differs.retain(|_, told| told.elapsed() < AGAIN_AFTER);
+        for (node_id, member, _) in members {
+            let mark = node.statuses.lock().get(node_id).and_then(|heard| heard.status.digest);
+            let Some(mark) = mark.filter(|mark| node.applied.digest_marks().differs(*mark)) else { continue };
+            if self.differs.contains_key(node_id) {
+                continue;
+            }
+            self.differs.insert(*node_id, Instant::now());
+            tracing::error!(
+                "THE STATE OF MEMBER {} IS NOT THAT OF THIS LEADER as of entry {}: one of the two is wrong; compare \
+                 both with a third member, and let the one that is alone start blank",
+                member.name,
+                mark.index
+            );
+        }
+    }
 }
 
 impl Node {
@@ -55,6 +120,7 @@ impl Node {
             is_storage_full: self.room.is_full(),
             installing: self.installer.progress(),
             install_error: self.installer.last_error().unwrap_or_default(),
+            digest: self.applied.digest_marks().newest(),
         }
     }
 
@@ -102,12 +168,14 @@ impl Node {
     }
 
     pub(super) async fn follow_statuses(self: Arc<Self>) {
+        let mut news = News::default();
         loop {
             self.look_for_room();
             self.make_way_if_full().await;
             self.look_at_own_seat();
             let members = self.membership();
             self.know_only(&members);
+            news.tell(&self, &members);
             for (node_id, member, _) in members {
                 if node_id != self.node_id() {
                     let peer = self.peers.peer(node_id, &member);
@@ -149,27 +217,24 @@ impl Node {
     /// The members and what is known of them here.
     pub fn member_statuses(&self) -> Vec<MemberStatus> {
         let statuses = self.statuses.lock();
-        let status_of = |node_id: NodeId| {
-            if node_id == self.node_id() {
-                return Some(self.status());
-            }
-            let heard = statuses.get(&node_id)?;
-            (heard.at.elapsed() < DOWN_AFTER).then(|| heard.status.clone())
+        let of_member = |(node_id, member, is_voter): (NodeId, Member, bool)| {
+            let (status, last_status) = match statuses.get(&node_id) {
+                _ if node_id == self.node_id() => (Some(self.status()), Some(self.status())),
+                Some(heard) => {
+                    let is_up = heard.at.elapsed() < DOWN_AFTER;
+                    (is_up.then(|| heard.status.clone()), Some(heard.status.clone()))
+                }
+                None => (None, None),
+            };
+            MemberStatus { node_id, member, is_voter, status, last_status }
         };
-        self.membership()
-            .into_iter()
-            .map(|(node_id, member, is_voter)| MemberStatus {
-                node_id,
-                member,
-                is_voter,
-                status: status_of(node_id),
-            })
-            .collect()
+        self.membership().into_iter().map(of_member).collect()
     }
 
     /// Forgets those who are no members any more.
     fn know_only(&self, members: &[(NodeId, Member, bool)]) {
         let is_member = |node_id: &NodeId| members.iter().any(|(member, ..)| member == node_id);
+        self.peers.know_only(|node_id| is_member(&node_id));
         self.statuses.lock().retain(|node_id, _| is_member(node_id));
         let mut known_since = self.known_since.lock();
         known_since.retain(|node_id, _| is_member(node_id));
