@@ -97,6 +97,8 @@ struct Key {
     streams: AtomicUsize,
     /// Pulls of mirrors, which nearly always wait.
     pulls: AtomicUsize,
+    /// Bytes of bodies and messages that are held for it.
+    held_bytes: AtomicUsize,
 }
 
 /// Why the setting `api_keys` cannot be used. Names the entry by its ordinal only: its text is secret.
@@ -151,6 +153,7 @@ impl Keys {
                     inflight: AtomicUsize::new(0),
                     streams: AtomicUsize::new(0),
                     pulls: AtomicUsize::new(0),
+                    held_bytes: AtomicUsize::new(0),
                 }),
             }
         }
@@ -236,6 +239,11 @@ impl Caller {
     /// The same among the pulls of mirrors, which wait for minutes and do nothing: there may be one per mirror.
     pub fn enter_pull(&self) -> Result<Place, Error> {
         self.count(|key| &key.pulls, MAX_PULLS_PER_KEY, "max_pulls_per_key")
+    }
+
+    /// Counts the bytes that are held for the caller's key; `None` without keys.
+    pub fn held_bytes(&self) -> Option<&AtomicUsize> {
+        self.key.as_ref().map(|key| &key.held_bytes)
     }
 
     fn count(&self, counter: Counter, max: usize, limit: &str) -> Result<Place, Error> {

@@ -211,13 +211,30 @@ pub const MAX_RESERVED_FILES: u64 = 256;
 pub const MAX_CONNECTIONS: u64 = 20_000;
 
 /// Longest time, in milliseconds, in which the head of the next request must come, an idle connection's
-/// too.
-pub const HEAD_TIMEOUT_MS: u64 = 60_000;
+/// too. The idle connections of a load balancer must end there first, mostly after 60 s: at least 75 s (C-CONV-20).
+pub const HEAD_TIMEOUT_MS: u64 = 90_000;
+const _: () = assert!(HEAD_TIMEOUT_MS >= 75_000);
 /// Largest head of a request: request line and headers.
 pub const MAX_HEAD_BYTES: usize = 32 << 10;
-/// Time that any body may take, in milliseconds, and the bytes per second that buy it more.
+/// Most bytes that are read from a client's connection at once: what is kept to read into is up to twice that.
+pub const MAX_READ_BYTES: usize = 32 << 10;
+/// Bounds of what `max_inflight_bytes` is by default, a quarter of the memory.
+pub const MIN_DEFAULT_INFLIGHT_BYTES: u64 = 128 << 20;
+pub const MAX_DEFAULT_INFLIGHT_BYTES: u64 = 1 << 30;
+/// Longest body of a request that writes no records.
+pub const MAX_SMALL_BODY_BYTES: usize = 1 << 20;
+/// A body that is not whole must have brought so many bytes per second in each stretch of this time, in milliseconds.
 pub const BODY_GRACE_MS: u64 = 10_000;
 pub const MIN_BODY_BYTES_PER_S: u64 = 16 << 10;
+/// And all of it must come within this time, in milliseconds, and the time that its bytes take at this rate.
+pub const WHOLE_BODY_MS: u64 = 60_000;
+pub const MIN_WHOLE_BODY_BYTES_PER_S: u64 = 256 << 10;
+/// Bytes that are read off a refused request so that its connection can go on, and how long that may take, in
+/// milliseconds.
+pub const MAX_DISCARDED_BYTES: usize = 64 << 10;
+pub const DISCARD_TIME_MS: u64 = 1000;
+/// How long what comes is read off a connection that ends with an answer, in milliseconds (C-CONV-20).
+pub const LINGER_MS: u64 = 5000;
 /// Answers of fewer bytes are not compressed, whatever the client accepts.
 pub const MIN_GZIP_BYTES: usize = 512;
 /// Topics that one append over several may name.

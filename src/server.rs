@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::api::{self, Api, ApiLimits, Cors, Envelope};
+use crate::api::{self, Api, ApiLimits, ConnectionLimits, Cors, Envelope, WebGuard};
 use crate::auth::Keys;
 use crate::clock::{Random, SystemClock, SystemRandom};
 use crate::config::Settings;
@@ -194,20 +194,32 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     });
     let limits = ApiLimits {
         max_body_bytes: settings.max_body_bytes,
+        max_inflight_bytes: settings.max_inflight_bytes,
         probe_auth: settings.probe_auth,
         max_inflight_per_key: settings.max_inflight_per_key,
         max_streams_per_key: settings.max_sse_connections_per_key,
         ..ApiLimits::default()
     };
-    let api = Api { engine: engine.clone(), keys: Arc::new(keys), limits };
+    let guard = if keys.is_off() { WebGuard::new(settings.allowed_hosts.clone()) } else { WebGuard::off() };
+    let api = Api::new(engine.clone(), Arc::new(keys), limits);
     let (stop_clients, mut clients_stopping) = watch::channel(false);
-    let envelope = Envelope::new(api::router(api), Cors::new(settings.cors_allow_origins.clone()));
+    let members = engine.clone();
+    let is_member = Arc::new(move |url: &str| members.has_member_at(url));
+    let cors = Cors::new(settings.cors_allow_origins.clone(), is_member);
+    let envelope = Envelope::new(api::router(api), cors, guard);
     let stopping = async move {
         let _ = clients_stopping.wait_for(|is_stopping| *is_stopping).await;
     };
-    let head_timeout = Duration::from_millis(HEAD_TIMEOUT_MS);
-    let slow_after = Duration::from_millis(settings.slow_reader_ms);
-    let mut serving = tokio::spawn(api::serve(client_listener, envelope, head_timeout, slow_after, stopping));
+    let connection_limits = ConnectionLimits {
+        max_connections: match settings.max_connections {
+            0 => files.clients,
+            max => max.min(files.clients),
+        },
+        head_timeout: Duration::from_millis(HEAD_TIMEOUT_MS),
+        slow_after: Duration::from_millis(settings.slow_reader_ms),
+        linger_bytes: settings.max_body_bytes,
+    };
+    let mut serving = tokio::spawn(api::serve(client_listener, envelope, connection_limits, stopping));
     tracing::info!(
         "member {} of cluster {} serves clients on {}",
         settings.member,

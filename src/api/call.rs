@@ -3,34 +3,34 @@
 //!
 //! One extractor does all of it. A stack of middleware layers would do the same, but each layer boxes or
 //! wraps the request once more, and the order would be spread over the place where the stack is built; an
-//! append has no time for the former, and the latter is a contract.
+//! append has no time for the former, and the latter is a contract. What a refused request has left unread is the
+//! connection's business.
 
+use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, HttpBody};
+use axum::body::{Body, BodyDataStream, HttpBody};
 use axum::extract::{FromRef, FromRequest, FromRequestParts, RawPathParams, Request};
-use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::ApiLimits;
+use super::byte_budget::{ByteBudget, Charge};
 use super::gzip::{Encoding, UnpackError, unpack};
 use super::name::{check_router_name, check_topic_name};
 use super::query::Query;
+use super::web_guard::ForeignOrigin;
+use super::write_progress::WriteProgress;
 use crate::auth::{Caller, Keys, Place, Scope};
 use crate::error::{Code, Error};
-use crate::limits::MIN_BODY_BYTES_PER_S;
+use crate::limits::{MAX_SMALL_BODY_BYTES, MIN_BODY_BYTES_PER_S, MIN_WHOLE_BODY_BYTES_PER_S, WHOLE_BODY_MS};
 
-/// Bytes that are read off a refused request before it is answered, beyond the limit that it may have
-/// run into.
-const DISCARD_SLACK_BYTES: usize = 1 << 20;
-/// Longest time spent on that.
-const DISCARD_TIME: Duration = Duration::from_secs(2);
 /// Room made at once for a body whose announced length may be a lie.
 const FIRST_BODY_ROOM_BYTES: usize = 1 << 20;
 
@@ -39,12 +39,13 @@ const FIRST_BODY_ROOM_BYTES: usize = 1 << 20;
 pub struct Gate {
     pub keys: Arc<Keys>,
     pub limits: ApiLimits,
+    pub budget: Arc<ByteBudget>,
 }
 
 impl Gate {
-    /// `max_body_bytes`, where 0 means unlimited.
-    pub fn max_body_bytes(&self) -> usize {
-        if self.limits.max_body_bytes == 0 { usize::MAX } else { self.limits.max_body_bytes }
+    /// Largest body for `N`.
+    fn max_body_bytes<N: Needs>(&self) -> usize {
+        self.limits.max_body_bytes().min(N::MAX_BODY_BYTES)
     }
 
     /// Who calls; the probes use this alone.
@@ -53,19 +54,31 @@ impl Gate {
     }
 }
 
-/// The scope that an endpoint needs, as a type, so that a handler's signature shows it.
+/// The scope that an endpoint needs, as a type, so that a handler's signature shows it, and the largest body that it
+/// may have.
 pub trait Needs: Send + Sync + 'static {
     const SCOPE: Scope;
+    const MAX_BODY_BYTES: usize;
 }
 
 macro_rules! needs {
-    ($($name:ident)*) => { $(
+    ($($name:ident: $scope:ident, $max_body_bytes:expr;)*) => { $(
         #[derive(Debug, Clone, Copy)]
         pub struct $name;
-        impl Needs for $name { const SCOPE: Scope = Scope::$name; }
+        impl Needs for $name {
+            const SCOPE: Scope = Scope::$scope;
+            const MAX_BODY_BYTES: usize = $max_body_bytes;
+        }
     )* };
 }
-needs! { Read Write Delete Admin }
+// Only records need more (C-LIMIT-16), and the cursors of a mirror of many topics.
+needs! {
+    Read: Read, MAX_SMALL_BODY_BYTES;
+    Write: Write, usize::MAX;
+    Delete: Delete, MAX_SMALL_BODY_BYTES;
+    Admin: Admin, MAX_SMALL_BODY_BYTES;
+    Pull: Read, usize::MAX;
+}
 
 /// A request that may go on: its caller has the scope `N`, and its body has been read.
 pub struct Call<N> {
@@ -74,14 +87,38 @@ pub struct Call<N> {
     parts: Parts,
     body: Bytes,
     encoding: Encoding,
+    /// What the body counts for.
+    charge: Charge,
     /// Counts among the key's requests until the handler is done.
     place: Option<Place>,
     needs: PhantomData<N>,
 }
 
-impl<N> Call<N> {
+impl<N: Needs> Call<N> {
     pub fn query(&self) -> Query<'_> {
         Query::new(self.parts.uri.query())
+    }
+
+    /// Lets go of the body: all that it says is known.
+    pub fn forget_body(&mut self) {
+        self.replace_body();
+        self.charge.give_back(self.charge.bytes());
+    }
+
+    /// As [`Call::forget_body`], where a command that was made of it takes its place: it counts until that is done.
+    pub fn replace_body(&mut self) {
+        self.body = Bytes::new();
+    }
+
+    /// Waits until nothing more can come from the client (C-CONV-20).
+    pub fn peer_ended(&self) -> impl Future<Output = ()> + Send + use<N> {
+        let connection: Option<Arc<WriteProgress>> = self.parts.extensions.get().cloned();
+        async move {
+            match connection {
+                Some(connection) => connection.exchange.peer_ended().await,
+                None => std::future::pending().await,
+            }
+        }
     }
 
     /// The bytes of a header; the first one if it is repeated.
@@ -91,15 +128,23 @@ impl<N> Call<N> {
 
     /// The body, once it is known to be meant as JSON (C-CONV-04).
     pub fn json(&self) -> Result<&Bytes, Error> {
+        // Where something is changed, that was looked at before.
+        if N::SCOPE == Scope::Read {
+            self.check_json()?;
+        }
+        Ok(&self.body)
+    }
+
+    fn check_json(&self) -> Result<(), Error> {
         if self.body.is_empty() {
-            return Ok(&self.body);
+            return Ok(());
         }
         if self.encoding == Encoding::Unknown {
             let message = "a body has no `Content-Encoding`, or `gzip`";
             return Err(Error::new(Code::UnsupportedMediaType, message));
         }
         if is_json(&self.parts.headers) {
-            return Ok(&self.body);
+            return Ok(());
         }
         Err(Error::new(Code::UnsupportedMediaType, "a body needs `Content-Type: application/json`"))
     }
@@ -151,10 +196,8 @@ where
     async fn from_request(request: Request, state: &S) -> Result<Self, Error> {
         let gate = Gate::from_ref(state);
         let arrival = Arrival::new(request);
-        match arrival.admit(&gate, N::SCOPE, None) {
-            Ok(caller) => arrival.receive(&gate, caller).await,
-            Err(error) => Err(arrival.refuse(&gate, error).await),
-        }
+        let caller = arrival.admit::<N>(&gate, None)?;
+        arrival.receive(&gate, caller).await
     }
 }
 
@@ -195,16 +238,10 @@ async fn receive_named<N: Needs>(
     let mut arrival = Arrival::new(request);
     let name = arrival.path_name().await;
     // A name that is not even text is under no prefix and fails the check of names after that.
-    let admitted = arrival.admit(gate, N::SCOPE, Some(name.as_deref().unwrap_or_default()));
-    let checked = admitted.and_then(|caller| {
-        let name = name?;
-        check_name(&name)?;
-        Ok((caller, name))
-    });
-    match checked {
-        Ok((caller, name)) => Ok((arrival.receive(gate, caller).await?, name)),
-        Err(error) => Err(arrival.refuse(gate, error).await),
-    }
+    let caller = arrival.admit::<N>(gate, Some(name.as_deref().unwrap_or_default()))?;
+    let name = name?;
+    check_name(&name)?;
+    Ok((arrival.receive(gate, caller).await?, name))
 }
 
 /// A request for an event stream; its caller is known, and has the scope to read. It has no body that matters.
@@ -230,10 +267,11 @@ where
         // A browser's event source cannot send headers (C-AUTH-17).
         let token = match parts.headers.contains_key(AUTHORIZATION) {
             true => None,
-            false => Query::new(parts.uri.query()).text("token")?.map(|token| token.into_owned()),
+            false => Query::new(parts.uri.query()).text("token").transpose(),
         };
-        let caller = match &token {
-            Some(token) => gate.keys.authenticate(Some(token))?,
+        let caller = match token {
+            // What is no text is no key of anybody.
+            Some(token) => gate.keys.authenticate(Some(&token.unwrap_or_default()))?,
             None => gate.authenticate(&parts.headers)?,
         };
         caller.check(Scope::Read, None)?;
@@ -262,13 +300,16 @@ impl Arrival {
         Ok(params.iter().next().map(|(_, value)| value.to_owned()).unwrap_or_default())
     }
 
-    fn admit(&self, gate: &Gate, scope: Scope, name: Option<&str>) -> Result<Caller, Error> {
-        let announced = self.announced_bytes();
-        if announced.is_some_and(|bytes| bytes > gate.max_body_bytes() as u64) {
-            return Err(too_large(gate.max_body_bytes()));
+    fn admit<N: Needs>(&self, gate: &Gate, name: Option<&str>) -> Result<Caller, Error> {
+        let max_bytes = gate.max_body_bytes::<N>();
+        if self.announced_bytes().is_some_and(|bytes| bytes > max_bytes as u64) {
+            return Err(too_large(max_bytes));
+        }
+        if N::SCOPE != Scope::Read {
+            check_origin(&self.parts)?;
         }
         let caller = gate.authenticate(&self.parts.headers)?;
-        caller.check(scope, name)?;
+        caller.check(N::SCOPE, name)?;
         Ok(caller)
     }
 
@@ -277,46 +318,51 @@ impl Arrival {
         self.parts.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
     }
 
-    async fn receive<N>(mut self, gate: &Gate, caller: Caller) -> Result<Call<N>, Error> {
-        match self.take_in(gate, &caller).await {
-            Ok((body, place)) => Ok(Call {
-                arrived: self.at,
-                caller,
-                encoding: Encoding::of(&self.parts.headers),
-                parts: self.parts,
-                body,
-                place: Some(place),
-                needs: PhantomData,
-            }),
-            Err(error) => Err(self.refuse(gate, error).await),
-        }
-    }
-
-    /// The body, unpacked, and the place among the requests of its key.
-    async fn take_in(&mut self, gate: &Gate, caller: &Caller) -> Result<(Bytes, Place), Error> {
+    /// The body, unpacked, and a place among the requests of the key.
+    async fn receive<N: Needs>(self, gate: &Gate, caller: Caller) -> Result<Call<N>, Error> {
         let place = caller.enter(gate.limits.max_inflight_per_key)?;
-        let max_bytes = gate.max_body_bytes();
-        let announced = self.announced_bytes();
-        let body = read_body(&mut self.body, max_bytes, announced, gate.limits.body_grace).await?;
-        if body.is_empty() || Encoding::of(&self.parts.headers) != Encoding::Gzip {
-            return Ok((body, place));
+        let max_bytes = gate.max_body_bytes::<N>();
+        let mut incoming = IncomingBody {
+            announced_bytes: self.announced_bytes(),
+            max_bytes,
+            grace: gate.limits.body_grace,
+            charge: gate.budget.charge(&caller),
+        };
+        let mut body = incoming.read(self.body).await?;
+        let mut charge = incoming.charge;
+        let encoding = Encoding::of(&self.parts.headers);
+        if !body.is_empty() && encoding == Encoding::Gzip {
+            let packed_bytes = body.len();
+            (body, charge) = unpack(body, max_bytes, charge).await.map_err(|error| match error {
+                UnpackError::TooLarge => too_large(max_bytes),
+                UnpackError::Malformed => Error::invalid("the body is not gzip, as it says it is"),
+                UnpackError::Refused(error) => error,
+            })?;
+            charge.give_back(packed_bytes);
         }
-        match unpack(body, max_bytes).await {
-            Ok(body) => Ok((body, place)),
-            Err(UnpackError::TooLarge) => Err(too_large(max_bytes)),
-            Err(UnpackError::Malformed) => Err(Error::invalid("the body is not gzip, as it says it is")),
+        let call = Call {
+            arrived: self.at,
+            caller,
+            encoding,
+            parts: self.parts,
+            body,
+            charge,
+            place: Some(place),
+            needs: PhantomData,
+        };
+        if N::SCOPE != Scope::Read {
+            // Also where nothing is read of it: a page of another origin can send some types without asking.
+            call.check_json()?;
         }
+        Ok(call)
     }
+}
 
-    /// Gives `error` back once the body is out of the way. Most clients look for an answer only after
-    /// they have sent everything; closing on them makes it a broken connection. A client that asks first
-    /// (`Expect: 100-continue`) is told before it sends anything.
-    async fn refuse(self, gate: &Gate, error: Error) -> Error {
-        if !self.parts.headers.contains_key(EXPECT) {
-            let most_bytes = gate.max_body_bytes().saturating_add(DISCARD_SLACK_BYTES);
-            let _ = timeout(DISCARD_TIME, discard(self.body, most_bytes)).await;
-        }
-        error
+/// 403 for what a web page of another origin may not do (C-CONV-19).
+pub fn check_origin(parts: &Parts) -> Result<(), Error> {
+    match parts.extensions.get() {
+        Some(ForeignOrigin) => Err(ForeignOrigin::refusal()),
+        None => Ok(()),
     }
 }
 
@@ -337,57 +383,87 @@ fn too_large(max_bytes: usize) -> Error {
     Error::new(Code::PayloadTooLarge, format!("the body is larger than {max_bytes} bytes"))
 }
 
-/// Reads a body of at most `max_bytes`. One that comes in one piece, as most do, is not copied. It may take
-/// `grace`, and longer as long as enough of it comes: one that trickles in holds its connection, its place
-/// and its memory.
-async fn read_body(
-    body: &mut Body,
+/// How the body of a request is taken in.
+struct IncomingBody {
+    announced_bytes: Option<u64>,
     max_bytes: usize,
-    announced: Option<u64>,
     grace: Duration,
-) -> Result<Bytes, Error> {
-    if body.is_end_stream() {
-        return Ok(Bytes::new());
-    }
-    let mut chunks = std::mem::take(body).into_data_stream();
-    let mut first = Bytes::new();
-    let mut all = BytesMut::new();
-    let started = Instant::now();
-    loop {
-        let received = (first.len() + all.len()) as u64;
-        let deadline = started + grace + Duration::from_millis(received * 1000 / MIN_BODY_BYTES_PER_S);
-        let chunk = match timeout_at(deadline, chunks.next()).await {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => break,
-            Err(_) => return Err(Error::invalid("the body took too long to come")),
-        };
-        let chunk = chunk.map_err(|_| Error::invalid("the body broke off"))?;
-        if chunk.len() > max_bytes - first.len() - all.len() {
-            *body = Body::from_stream(chunks);
-            return Err(too_large(max_bytes));
-        }
-        if first.is_empty() && all.is_empty() {
-            first = chunk;
-            continue;
-        }
-        if all.is_empty() {
-            let announced = announced.map_or(0, |bytes| bytes.min(FIRST_BODY_ROOM_BYTES as u64) as usize);
-            all.reserve(announced.max(first.len() + chunk.len()));
-            all.extend_from_slice(&std::mem::take(&mut first));
-        }
-        all.extend_from_slice(&chunk);
-    }
-    Ok(if all.is_empty() { first } else { all.freeze() })
+    /// Grows with what has come.
+    charge: Charge,
 }
 
-/// Reads up to `most_bytes` and forgets them.
-async fn discard(body: Body, most_bytes: usize) {
-    let mut left_bytes = most_bytes;
-    let mut chunks = body.into_data_stream();
-    while let Some(Ok(chunk)) = chunks.next().await {
-        match left_bytes.checked_sub(chunk.len()) {
-            Some(left) => left_bytes = left,
-            None => return,
+impl IncomingBody {
+    /// All of the body. One that comes in one piece, as most do, is not copied. One that trickles in holds its
+    /// connection, its place and its memory: in each stretch of the grace enough of it must come, and all of it in a
+    /// time that its size allows.
+    async fn read(&mut self, body: Body) -> Result<Bytes, Error> {
+        if body.is_end_stream() {
+            return Ok(Bytes::new());
         }
+        let mut chunks = body.into_data_stream();
+        let mut first = Bytes::new();
+        let mut all = BytesMut::new();
+        let mut pace = Pace::new(self.grace);
+        loop {
+            let received = first.len() + all.len();
+            let Some(chunk) = pace.next(&mut chunks, received).await? else { break };
+            if chunk.len() > self.max_bytes - received {
+                return Err(too_large(self.max_bytes));
+            }
+            self.charge.add(chunk.len())?;
+            if received == 0 {
+                first = chunk;
+                continue;
+            }
+            if all.is_empty() {
+                let announced = self.announced_bytes.unwrap_or(0).min(FIRST_BODY_ROOM_BYTES as u64) as usize;
+                all.reserve(announced.max(first.len() + chunk.len()));
+                all.extend_from_slice(&std::mem::take(&mut first));
+            }
+            all.extend_from_slice(&chunk);
+        }
+        Ok(if all.is_empty() { first } else { all.freeze() })
+    }
+}
+
+/// How slowly a body may come.
+struct Pace {
+    started: Instant,
+    grace: Duration,
+    /// The end of the present stretch, and what had come at its start.
+    stretch_end: Instant,
+    stretch_start_bytes: usize,
+}
+
+impl Pace {
+    fn new(grace: Duration) -> Self {
+        let started = Instant::now();
+        Pace { started, grace, stretch_end: started + grace, stretch_start_bytes: 0 }
+    }
+
+    /// The next piece of a body of which `received` bytes have come; `None` at its end.
+    async fn next(&mut self, chunks: &mut BodyDataStream, received: usize) -> Result<Option<Bytes>, Error> {
+        loop {
+            let size_ms = received as u64 * 1000 / MIN_WHOLE_BODY_BYTES_PER_S;
+            let whole_by = self.started + Duration::from_millis(WHOLE_BODY_MS + size_ms);
+            match timeout_at(self.stretch_end.min(whole_by), chunks.next()).await {
+                Ok(chunk) => {
+                    return chunk.transpose().map_err(|_| Error::invalid("the body broke off"));
+                }
+                Err(_) => self.next_stretch(received, whole_by)?,
+            }
+        }
+    }
+
+    /// 400 if too little has come.
+    fn next_stretch(&mut self, received: usize, whole_by: Instant) -> Result<(), Error> {
+        let came = (received - self.stretch_start_bytes) as u64;
+        let least = self.grace.as_millis() as u64 * MIN_BODY_BYTES_PER_S / 1000;
+        let now = Instant::now();
+        if came < least || now >= whole_by {
+            return Err(Error::invalid("the body took too long to come"));
+        }
+        (self.stretch_start_bytes, self.stretch_end) = (received, now + self.grace);
+        Ok(())
     }
 }

@@ -1,5 +1,5 @@
-//! What every answer passes on its way out, whatever its handler did: a panic becomes an error like any
-//! other, a web page learns that it may read it, and it is packed if the client asks for that.
+//! What every request passes on its way in, and every answer on its way out, whatever its handler did: a panic
+//! becomes an error like any other, a web page learns that it may read it, and it is packed if the client asks for that.
 //!
 //! The same could be layers around the router. They would box every request and every body once more
 //! each, for things that most requests do not ask for; here that costs a look at the headers.
@@ -20,36 +20,48 @@ use tower_service::Service;
 use super::cors::Cors;
 use super::gzip;
 use super::problem::internal;
+use super::web_guard::{ForeignOrigin, WebGuard};
 use crate::limits::MIN_GZIP_BYTES;
 
 /// The router and what goes around it.
 pub struct Envelope {
     router: Router,
     cors: Cors,
+    guard: WebGuard,
 }
 
 impl Envelope {
-    pub fn new(router: Router, cors: Cors) -> Self {
-        Envelope { router, cors }
+    pub fn new(router: Router, cors: Cors, guard: WebGuard) -> Self {
+        Envelope { router, cors, guard }
     }
 
     /// Answers one request. Never fails and never panics.
-    pub async fn answer<B>(&self, request: axum::http::Request<B>) -> Response
+    pub async fn answer<B>(&self, mut request: axum::http::Request<B>) -> Response
     where
         B: RawBody<Data = Bytes> + Send + 'static,
         B::Error: Into<axum::BoxError>,
     {
+        if let Err(error) = self.guard.check_host(&request) {
+            return error.into_response();
+        }
         let headers = request.headers();
         let allowed_origin = self.cors.allowed(headers);
         let wants_gzip = gzip::is_accepted(headers);
         let is_preflight = allowed_origin.is_some() && Cors::is_preflight(request.method(), headers);
+        let varies = allowed_origin.is_some() || request.method().is_safe();
         let mut response = if is_preflight {
             let mut response = StatusCode::NO_CONTENT.into_response();
-            Cors::put_preflight(response.headers_mut());
+            Cors::put_preflight(headers, response.headers_mut());
             response
         } else {
+            if self.guard.is_foreign(headers, allowed_origin.is_some()) {
+                request.extensions_mut().insert(ForeignOrigin);
+            }
             self.routed(request.map(Body::new)).await
         };
+        if varies {
+            Cors::put_vary(response.headers_mut());
+        }
         if let Some(allowed) = allowed_origin {
             Cors::put_allowed(allowed, response.headers_mut());
         }

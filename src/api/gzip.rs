@@ -14,10 +14,14 @@ use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 
+use super::byte_budget::Charge;
+use crate::error::Error;
 use crate::task;
 
 /// Up to this size the work is done at once; above it, on a thread that may take its time.
 const IN_PLACE_BYTES: usize = 32 << 10;
+/// So much is unpacked before it is looked at how much that is.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// How the body of a request is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,31 +49,37 @@ fn is(value: &[u8], name: &str) -> bool {
 }
 
 /// Why a body cannot be unpacked.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub enum UnpackError {
     /// It has more than the allowed bytes.
     TooLarge,
     Malformed,
+    /// There is no room for what comes out.
+    Refused(Error),
 }
 
-/// Unpacks `packed` as long as that makes at most `max_bytes`.
-pub async fn unpack(packed: Bytes, max_bytes: usize) -> Result<Bytes, UnpackError> {
+/// Unpacks `packed` as long as that makes at most `max_bytes`, for all of which there is room; `charge` grows by them.
+pub async fn unpack(packed: Bytes, max_bytes: usize, charge: Charge) -> Result<(Bytes, Charge), UnpackError> {
     if packed.len() <= IN_PLACE_BYTES && max_bytes <= IN_PLACE_BYTES {
-        return unpack_now(&packed, max_bytes);
+        return unpack_now(&packed, max_bytes, charge);
     }
-    let unpacked = task::blocking_for_client(move || Ok(unpack_now(&packed, max_bytes))).await;
+    let unpacked = task::blocking_for_client(move || Ok(unpack_now(&packed, max_bytes, charge))).await;
     unpacked.unwrap_or(Err(UnpackError::Malformed))
 }
 
-fn unpack_now(packed: &[u8], max_bytes: usize) -> Result<Bytes, UnpackError> {
-    let mut unpacked = Vec::with_capacity(packed.len().saturating_mul(4).min(1 << 20).min(max_bytes));
-    // One byte more tells a body of the largest size from one that goes on.
-    let most = u64::try_from(max_bytes).unwrap_or(u64::MAX).saturating_add(1);
-    let read = MultiGzDecoder::new(packed).take(most).read_to_end(&mut unpacked);
-    match read {
-        Ok(bytes) if bytes > max_bytes => Err(UnpackError::TooLarge),
-        Ok(_) => Ok(unpacked.into()),
-        Err(_) => Err(UnpackError::Malformed),
+fn unpack_now(packed: &[u8], max_bytes: usize, mut charge: Charge) -> Result<(Bytes, Charge), UnpackError> {
+    let mut unpacked = Vec::with_capacity(packed.len().saturating_mul(4).min(PIECE_BYTES).min(max_bytes));
+    let mut decoder = MultiGzDecoder::new(packed);
+    loop {
+        let before = unpacked.len();
+        let piece = decoder.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut unpacked);
+        if piece.map_err(|_| UnpackError::Malformed)? == 0 {
+            return Ok((unpacked.into(), charge));
+        }
+        if unpacked.len() > max_bytes {
+            return Err(UnpackError::TooLarge);
+        }
+        charge.add(unpacked.len() - before).map_err(UnpackError::Refused)?;
     }
 }
 
@@ -99,9 +109,21 @@ fn pack_now(plain: &[u8]) -> io::Result<Bytes> {
     Ok(encoder.finish()?.into())
 }
 
+/// As [`unpack`], with a budget without a bound.
+#[cfg(test)]
+pub async fn unpack_freely(packed: Bytes, max_bytes: usize) -> Result<Bytes, UnpackError> {
+    let caller = crate::auth::Keys::default().authenticate(None).map_err(UnpackError::Refused)?;
+    let (unpacked, charge) =
+        unpack(packed, max_bytes, super::byte_budget::ByteBudget::new(0).charge(&caller)).await?;
+    assert_eq!(charge.bytes(), unpacked.len());
+    Ok(unpacked)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::byte_budget::ByteBudget;
+    use crate::auth::Keys;
 
     fn headers(name: &'static str, values: &[&'static str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -146,19 +168,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_comes_out_is_counted_as_it_does() {
+        // C-LIMIT-16
+        let packed = pack(vec![b'x'; 1 << 20].into()).await.unwrap();
+        let budget = ByteBudget::new(512 << 10);
+        let charge = || budget.charge(&Keys::default().authenticate(None).unwrap());
+        let refused = Err(Error::over_limit("max_inflight_bytes", 512 << 10));
+        let unpacked = super::unpack(packed.clone(), usize::MAX, charge()).await;
+        assert_eq!(unpacked.map(|_| ()), refused.map_err(UnpackError::Refused));
+        assert_eq!(charge().add(512 << 10), Ok(()), "all was given back");
+        assert_eq!(super::unpack(packed, 1000, charge()).await.map(|_| ()), Err(UnpackError::TooLarge));
+    }
+
+    #[tokio::test]
     async fn what_is_packed_comes_back_up_to_the_limit() {
         // C-CONV-11
         for bytes in [0, 1, 1000, 100_000] {
             let plain = Bytes::from(vec![b'x'; bytes]);
             let packed = pack(plain.clone()).await.unwrap();
-            assert_eq!(unpack(packed.clone(), bytes).await, Ok(plain.clone()));
-            assert_eq!(unpack(packed.clone(), usize::MAX).await, Ok(plain));
+            assert_eq!(unpack_freely(packed.clone(), bytes).await, Ok(plain.clone()));
+            assert_eq!(unpack_freely(packed.clone(), usize::MAX).await, Ok(plain));
             if bytes > 0 {
-                assert_eq!(unpack(packed.clone(), bytes - 1).await, Err(UnpackError::TooLarge));
+                assert_eq!(unpack_freely(packed.clone(), bytes - 1).await, Err(UnpackError::TooLarge));
             }
             let cut = packed.slice(..packed.len() - 1);
-            assert_eq!(unpack(cut, usize::MAX).await, Err(UnpackError::Malformed));
+            assert_eq!(unpack_freely(cut, usize::MAX).await, Err(UnpackError::Malformed));
         }
-        assert_eq!(unpack(Bytes::from_static(b"plain"), 100).await, Err(UnpackError::Malformed));
+        assert_eq!(unpack_freely(Bytes::from_static(b"plain"), 100).await, Err(UnpackError::Malformed));
     }
 }

@@ -4,10 +4,13 @@
 //! a request, `shape` and `query` say what bodies and parameters may look like, `reply` and `problem`
 //! write the two kinds of answers. What a request *means* is decided below, in the engine.
 
+mod byte_budget;
 mod call;
+mod connections;
 mod cors;
 mod cursor;
 mod envelope;
+mod exchange;
 mod gzip;
 mod json;
 mod name;
@@ -22,6 +25,7 @@ mod serve;
 mod shape;
 mod sse;
 mod v0;
+mod web_guard;
 mod write_progress;
 
 use std::sync::Arc;
@@ -29,23 +33,29 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::FromRef;
+use axum::http::header::ALLOW;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
 use crate::auth::Keys;
 use crate::engine::Engine;
 use crate::error::{Code, Error};
 use crate::limits::BODY_GRACE_MS;
+use byte_budget::ByteBudget;
 use call::Gate;
 pub use cors::Cors;
 pub use envelope::Envelope;
 pub use name::is_topic_name;
-pub use serve::serve;
+pub use serve::{ConnectionLimits, serve};
+pub use web_guard::WebGuard;
 
 /// Settings of the edge.
 #[derive(Debug, Clone, Copy)]
 pub struct ApiLimits {
     /// Largest body; 0 means unlimited.
     pub max_body_bytes: usize,
+    /// Bytes of all bodies and messages that are held at once; 0 means unlimited.
+    pub max_inflight_bytes: usize,
     /// Whether health and readiness need a key too (C-AUTH-19).
     pub probe_auth: bool,
     /// Requests of one key that may be under way; 0 means unlimited.
@@ -60,11 +70,19 @@ impl Default for ApiLimits {
     fn default() -> Self {
         ApiLimits {
             max_body_bytes: 0,
+            max_inflight_bytes: 0,
             probe_auth: false,
             max_inflight_per_key: 0,
             max_streams_per_key: 0,
             body_grace: Duration::from_millis(BODY_GRACE_MS),
         }
+    }
+}
+
+impl ApiLimits {
+    /// Largest body in bytes.
+    pub fn max_body_bytes(&self) -> usize {
+        if self.max_body_bytes == 0 { usize::MAX } else { self.max_body_bytes }
     }
 }
 
@@ -74,11 +92,18 @@ pub struct Api {
     pub engine: Engine,
     pub keys: Arc<Keys>,
     pub limits: ApiLimits,
+    budget: Arc<ByteBudget>,
+}
+
+impl Api {
+    pub fn new(engine: Engine, keys: Arc<Keys>, limits: ApiLimits) -> Self {
+        Api { engine, keys, limits, budget: ByteBudget::new(limits.max_inflight_bytes) }
+    }
 }
 
 impl FromRef<Api> for Gate {
     fn from_ref(api: &Api) -> Self {
-        Gate { keys: api.keys.clone(), limits: api.limits }
+        Gate { keys: api.keys.clone(), limits: api.limits, budget: api.budget.clone() }
     }
 }
 
@@ -108,8 +133,8 @@ fn v0_routes() -> Router<Api> {
         .route("/v0/topics/{topic}/origins", get(v0::origins::get))
         .route("/v0/topics/{topic}/diff", post(v0::diff::diff))
         .route("/v0/watch", post(v0::watch::create))
-        .route("/v0/watch/{wid}", get(v0::watch::open))
-        .route("/v0/ws", get(v0::ws::open))
+        .route("/v0/watch/{wid}", get(v0::watch::open).head(not_by_head))
+        .route("/v0/ws", get(v0::ws::open).head(not_by_head))
         .route("/v0/topics/{topic}/delete", post(v0::delete::delete))
         .route("/v0/cluster", get(v0::cluster::get))
         .route("/v0/openapi.json", get(openapi::get))
@@ -118,6 +143,12 @@ fn v0_routes() -> Router<Api> {
         .route("/healthz", get(v0::probe::health))
         .route("/v0/ready", get(v0::probe::ready))
         .route("/readyz", get(v0::probe::ready))
+}
+
+/// Without a route of its own HEAD would open a stream in order to leave its body out (C-CONV-20).
+async fn not_by_head() -> Response {
+    let refused = Error::new(Code::MethodNotAllowed, "a stream has no HEAD").into_response();
+    ([(ALLOW, "GET")], refused).into_response()
 }
 
 /// Adds the answers to what is not in the table (C-CONV-15). axum adds the `Allow` header itself.
@@ -129,6 +160,8 @@ fn with_refusals<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<
         })
 }
 
+#[cfg(test)]
+mod connection_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

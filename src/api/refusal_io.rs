@@ -1,16 +1,19 @@
-//! The body of the refusals that hyper writes by itself.
+//! The end of a connection, and the body of the refusals that hyper writes by itself.
 //!
 //! What is no HTTP request (a broken request line, a bad header, a head that is too large) never becomes
 //! one, so no handler sees it: hyper answers with an empty 400, 414 or 431 and closes. There is no hook
 //! for it, but it is easy to know on its way out: it starts a write, and it is the only answer of class 4
 //! without a body. This wrapper of the connection puts the contract's error body into it (C-ERR-01).
 //!
-//! It also reads on for a moment before it closes after such a refusal: closing on bytes that nobody has
-//! read makes the kernel reset the connection, and the client would never read why.
+//! After such a refusal, and after an answer to a request whose body nobody has read, what still comes is read off
+//! for a while before the connection is closed (C-CONV-20): closing on bytes that nobody has read makes the kernel
+//! reset the connection, and the client would never read why.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -18,29 +21,38 @@ use bytes::{Buf, Bytes};
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use tokio::time::{Sleep, sleep};
 
+use super::connections::ConnectionPlace;
 use super::problem::error_body;
+use super::write_progress::WriteProgress;
 use crate::error::{Code, Error};
-
-/// Longest time, and most bytes, of reading on after a refusal.
-const LINGER_TIME: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 1 << 20;
+use crate::limits::{LINGER_MS, MAX_READ_BYTES};
 
 pub struct RefusalIo<I> {
     io: I,
+    connection: Arc<WriteProgress>,
     /// What is left to write of a refusal with its body, in place of `replaced_bytes` of hyper's own.
     refusal: Bytes,
     replaced_bytes: usize,
-    linger: Option<Linger>,
-}
-
-struct Linger {
-    until: Pin<Box<Sleep>>,
-    left_bytes: usize,
+    /// Bytes that are still read off at the end.
+    linger_bytes: usize,
+    /// Until when; set once nothing more is written.
+    linger_until: Option<Pin<Box<Sleep>>>,
+    /// Held as long as the socket is, also where it is none of HTTP any more.
+    _place: ConnectionPlace,
 }
 
 impl<I> RefusalIo<I> {
-    pub fn new(io: I) -> Self {
-        RefusalIo { io, refusal: Bytes::new(), replaced_bytes: 0, linger: None }
+    /// Reads at most `linger_bytes` off a connection that ends with an answer.
+    pub fn new(io: I, connection: Arc<WriteProgress>, linger_bytes: usize, place: ConnectionPlace) -> Self {
+        RefusalIo {
+            io,
+            connection,
+            refusal: Bytes::new(),
+            replaced_bytes: 0,
+            linger_bytes,
+            linger_until: None,
+            _place: place,
+        }
     }
 }
 
@@ -57,7 +69,7 @@ fn with_body(written: &[u8]) -> Option<Bytes> {
     let message = match head.get(9..12)? {
         "414" => "the request's URI is too long",
         "431" => "the request's headers are too large or too many",
-        _ => "this is no HTTP request that the server understands",
+        _ => "this is no HTTP request that the server understands; in its path, `>` is written `%3E`",
     };
     let body = error_body(&Error::new(Code::InvalidRequest, message));
     let status_line = head.lines().next()?;
@@ -89,7 +101,7 @@ impl<I: Write + Unpin> RefusalIo<I> {
         let Some(refusal) = with_body(written) else { return false };
         self.refusal = refusal;
         self.replaced_bytes = written.len();
-        self.linger = Some(Linger { until: Box::pin(sleep(LINGER_TIME)), left_bytes: LINGER_BYTES });
+        self.connection.exchange.linger();
         true
     }
 }
@@ -136,19 +148,24 @@ impl<I: Read + Write + Unpin> Write for RefusalIo<I> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
-        let Some(linger) = &mut this.linger else { return Poll::Ready(Ok(())) };
-        let mut scratch = [0u8; 4096];
-        while linger.left_bytes > 0 && linger.until.as_mut().poll(cx).is_pending() {
-            let mut buf = ReadBuf::new(&mut scratch);
-            match ready!(Pin::new(&mut this.io).poll_read(cx, buf.unfilled())) {
-                Ok(()) if !buf.filled().is_empty() => {
-                    linger.left_bytes = linger.left_bytes.saturating_sub(buf.filled().len());
+        if !this.connection.exchange.lingers() {
+            return Pin::new(&mut this.io).poll_shutdown(cx);
+        }
+        if this.linger_until.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        }
+        let until =
+            this.linger_until.get_or_insert_with(|| Box::pin(sleep(Duration::from_millis(LINGER_MS))));
+        while this.linger_bytes > 0 && until.as_mut().poll(cx).is_pending() {
+            let mut piece = [MaybeUninit::uninit(); MAX_READ_BYTES];
+            let mut piece = ReadBuf::uninit(&mut piece);
+            match ready!(Pin::new(&mut this.io).poll_read(cx, piece.unfilled())) {
+                Ok(()) if !piece.filled().is_empty() => {
+                    this.linger_bytes = this.linger_bytes.saturating_sub(piece.filled().len());
                 }
                 _ => break,
             }
         }
-        this.linger = None;
         Poll::Ready(Ok(()))
     }
 }

@@ -9,62 +9,98 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::HttpBody;
+use axum::http::header::{CONNECTION, EXPECT, HeaderValue};
+use axum::http::{Response, StatusCode};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
 
+use super::connections::{Connection, ConnectionPlace, Connections, Told};
 use super::envelope::Envelope;
+use super::exchange::{AnswerBody, RequestBody};
 use super::raw_path_io::RawPathIo;
 use super::refusal_io::RefusalIo;
 use super::write_progress::{CountedIo, WriteProgress};
-use crate::limits::{MAX_HEAD_BYTES, MAX_PAGE_BYTES, MAX_RECORD_BYTES};
+use crate::limits::{DISCARD_TIME_MS, MAX_DISCARDED_BYTES, MAX_HEAD_BYTES, MAX_PAGE_BYTES, MAX_RECORD_BYTES};
 
 /// Pause after a connection could not be taken: most often there are no file handles left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often the log says that connections cannot be taken.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Bounds of the connections of clients.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionLimits {
+    /// Most that are open at once.
+    pub max_connections: usize,
+    /// Time that the head of a request may take, and so an idle connection too.
+    pub head_timeout: Duration,
+    /// A stream whose reader takes nothing for so long ends.
+    pub slow_after: Duration,
+    /// Bytes that are read off a connection that ends while its client still sends.
+    pub linger_bytes: usize,
+}
 
 /// Serves clients on `listener` until `stop` is done; then takes no more connections and returns once
-/// those that there are have finished their requests. The head of a request, and so an idle connection
-/// too, may take `head_timeout`; a stream whose reader takes nothing for `slow_after` ends.
+/// those that there are have finished their requests.
 pub async fn serve(
     listener: TcpListener,
     envelope: Envelope,
-    head_timeout: Duration,
-    slow_after: Duration,
+    limits: ConnectionLimits,
     stop: impl Future<Output = ()>,
 ) {
     let envelope = Arc::new(envelope);
-    let (stopping, is_stopping) = watch::channel(false);
+    let connections = Connections::new(limits.max_connections);
     // Every connection holds a sender; the channel ends with the last of them.
     let (open, mut all_closed) = mpsc::channel::<()>(1);
+    let mut complaints = Complaints::default();
     let mut stop = std::pin::pin!(stop);
     loop {
         let accepted = tokio::select! {
             biased;
             () = &mut stop => break,
-            accepted = listener.accept() => accepted,
+            accepted = accept(&listener, &connections, limits.slow_after) => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
-                // Answers are small and somebody waits for each: they leave at once.
-                let _ = stream.set_nodelay(true);
-                let (envelope, is_stopping, open) = (envelope.clone(), is_stopping.clone(), open.clone());
+            Ok(Some((stream, connection, place))) => {
+                let (envelope, open) = (envelope.clone(), open.clone());
                 tokio::spawn(async move {
-                    connection(stream, envelope, head_timeout, slow_after, is_stopping).await;
+                    serve_connection(stream, envelope, limits, connection, place).await;
                     drop(open);
                 });
             }
+            Ok(None) => complaints.tell(|| {
+                format!("refused: max_connections is {}, and all are in use", limits.max_connections)
+            }),
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => {
-                tracing::warn!(%error, "no connection can be taken from clients now");
+                complaints.tell(|| error.to_string());
+                // Its file handle is what is missing.
+                connections.make_room();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
     drop((listener, open));
-    let _ = stopping.send(true);
+    connections.stop();
     let _ = all_closed.recv().await;
+}
+
+/// The next connection with its place; `None` if there was none left for it.
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Connections>,
+    slow_after: Duration,
+) -> io::Result<Option<(TcpStream, Arc<Connection>, ConnectionPlace)>> {
+    let (stream, _) = listener.accept().await?;
+    let connection = Connection::new(Arc::new(WriteProgress::new(slow_after)));
+    let place = connections.enter(&connection).await;
+    Ok(place.map(|place| (stream, connection, place)))
 }
 
 /// The client was gone before its connection was taken.
@@ -73,35 +109,122 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
 }
 
-async fn connection(
+/// Says now and then that connections cannot be taken.
+#[derive(Default)]
+struct Complaints {
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Complaints {
+    fn tell(&mut self, why: impl FnOnce() -> String) {
+        self.untold += 1;
+        if self.told.is_none_or(|told| told.elapsed() >= COMPLAINT_INTERVAL) {
+            tracing::warn!("{} connections of clients were not taken: {}", self.untold, why());
+            (self.told, self.untold) = (Some(Instant::now()), 0);
+        }
+    }
+}
+
+async fn serve_connection(
     stream: TcpStream,
     envelope: Arc<Envelope>,
-    head_timeout: Duration,
-    slow_after: Duration,
-    mut is_stopping: watch::Receiver<bool>,
+    limits: ConnectionLimits,
+    connection: Arc<Connection>,
+    place: ConnectionPlace,
 ) {
-    let progress = Arc::new(WriteProgress::new(slow_after));
-    let io = CountedIo::new(TokioIo::new(stream), progress.clone());
-    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        let envelope = envelope.clone();
-        request.extensions_mut().insert(progress.clone());
-        async move { Ok::<_, std::convert::Infallible>(envelope.answer(request).await) }
+    // Answers are small and somebody waits for each: they leave at once.
+    let _ = stream.set_nodelay(true);
+    let progress = connection.progress.clone();
+    let io = RawPathIo::new(CountedIo::new(TokioIo::new(stream), progress.clone()));
+    let io = RefusalIo::new(io, progress.clone(), limits.linger_bytes, place);
+    let service = service_fn(move |request| {
+        progress.exchange.begin();
+        let (envelope, progress) = (envelope.clone(), progress.clone());
+        async move { Ok::<_, std::convert::Infallible>(answer(&envelope, request, progress).await) }
     });
-    let connection = http1::Builder::new()
+    let serving = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(head_timeout)
+        .header_read_timeout(limits.head_timeout)
         .max_header_size(MAX_HEAD_BYTES)
         // Room for the largest frame of a stream. hyper asks a body nothing while its buffer is full, not even
         // whether the reader has become too slow.
         .max_buf_size(MAX_PAGE_BYTES + MAX_RECORD_BYTES)
-        .serve_connection(RefusalIo::new(RawPathIo::new(io)), service)
+        .serve_connection(io, service)
         .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    // An error here is the client's: it went away, or sent what is no HTTP and was told so.
+    let mut serving = std::pin::pin!(serving);
+    loop {
+        // An error here is the client's: it went away, or sent what is no HTTP and was told so.
+        let told = tokio::select! {
+            biased;
+            _ = serving.as_mut() => return,
+            told = connection.told() => told,
+        };
+        match told {
+            Told::MakeRoom if connection.progress.exchange.is_idle() => return,
+            Told::MakeRoom => {}
+            Told::Stop => break,
+        }
+    }
+    // Whoever is only read off has its answer.
+    if !connection.progress.exchange.lingers() {
+        serving.as_mut().graceful_shutdown();
+        let _ = serving.await;
+    }
+}
+
+/// Answers one request, and sees to what is left of its body.
+async fn answer(
+    envelope: &Envelope,
+    mut request: hyper::Request<Incoming>,
+    connection: Arc<WriteProgress>,
+) -> Response<AnswerBody> {
+    request.extensions_mut().insert(connection.clone());
+    // A client that asks first sends nothing if it is refused; to read would be to tell it to send.
+    let asks_first = !request.body().is_end_stream() && request.headers().contains_key(EXPECT);
+    let request = request.map(|body| RequestBody::new(body, connection.clone()));
+    let mut response = envelope.answer(request).await;
+    let exchange = &connection.exchange;
+    if let Some(unread) = exchange.take_unread()
+        && (asks_first || !discard(unread, &connection).await)
+    {
+        exchange.linger();
+    }
+    if exchange.lingers() || exchange.has_peer_ended() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        exchange.upgrade();
+    }
+    response.map(|body| AnswerBody::new(body, connection.clone()))
+}
+
+/// Reads what is left of a body, if that is little and comes soon.
+async fn discard(body: Incoming, connection: &WriteProgress) -> bool {
+    if body.size_hint().lower() > MAX_DISCARDED_BYTES as u64 {
+        return false;
+    }
+    let mut body = std::pin::pin!(body);
+    let mut left_bytes = MAX_DISCARDED_BYTES;
+    let discarding = async {
+        loop {
+            match std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
+                None => return true,
+                Some(Err(_)) => return false,
+                Some(Ok(frame)) => {
+                    let bytes = frame.data_ref().map_or(0, |data| data.len());
+                    match left_bytes.checked_sub(bytes) {
+                        Some(left) => left_bytes = left,
+                        None => return false,
+                    }
+                }
+            }
+        }
+    };
+    let in_time = timeout(Duration::from_millis(DISCARD_TIME_MS), discarding);
     tokio::select! {
         biased;
-        _ = connection.as_mut() => return,
-        _ = is_stopping.wait_for(|is_stopping| *is_stopping) => connection.as_mut().graceful_shutdown(),
+        is_discarded = in_time => is_discarded.unwrap_or(false),
+        () = connection.exchange.peer_ended() => false,
     }
-    let _ = connection.await;
 }

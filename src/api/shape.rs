@@ -17,7 +17,9 @@ use crate::error::Error;
 
 /// Reads a whole body as one JSON object (C-CONV-07).
 pub fn parse_object<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T, Error> {
-    let parsed: Result<Object<T>, _> = serde_json::from_slice(json);
+    // All of it at once, as the parser looks neither at fields that are ignored nor twice at the others.
+    let json = std::str::from_utf8(json).map_err(|error| Error::invalid(format!("body: {error}")))?;
+    let parsed: Result<Object<T>, _> = serde_json::from_str(json);
     parsed.map(|object| object.0).map_err(|error| Error::invalid(format!("body: {error}")))
 }
 
@@ -144,6 +146,14 @@ mod tests {
             assert!(parse(json).is_err(), "{json}");
         }
         assert!(parse(" {\"other\": [1, {}]} ").is_ok());
+    }
+
+    #[test]
+    fn what_is_not_utf_8_is_not_json_wherever_it_stands() {
+        // C-CONV-07
+        for json in [&b"{\"text\":\"\xff\"}"[..], b"{\"other\":\"\xff\"}", b"{\"other\":[{\"\xc3\":1}]}"] {
+            assert!(parse_object::<Example<'_>>(json).is_err());
+        }
     }
 
     #[test]

@@ -3,15 +3,19 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
 use axum::routing::{get, post};
-use serde_json::Value;
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tokio::time::Instant;
 use tower::ServiceExt;
 
+use super::byte_budget::ByteBudget;
 use super::call::{Admin, Call, Gate, TopicCall, Write};
 use super::reply::{Answer, Reply};
 use super::{ApiLimits, with_refusals};
@@ -29,11 +33,22 @@ async fn admin_only(call: Call<Admin>) -> Answer {
     Ok(Reply::new(call.arrived, 64).finish(StatusCode::OK))
 }
 
+async fn pause(TopicCall { call, .. }: TopicCall<Admin>) -> Answer {
+    Ok(Reply::new(call.arrived, 64).finish(StatusCode::OK))
+}
+
 fn table(api_keys: &str, max_body_bytes: usize) -> Router {
+    table_of(api_keys, ApiLimits { max_body_bytes, ..ApiLimits::default() })
+}
+
+fn table_of(api_keys: &str, limits: ApiLimits) -> Router {
     let keys = Arc::new(Keys::parse(api_keys).unwrap());
-    let limits = ApiLimits { max_body_bytes, ..ApiLimits::default() };
-    let routes = Router::new().route("/v0/topics/{topic}", post(echo)).route("/v0/admin", get(admin_only));
-    with_refusals(routes).with_state(Gate { keys, limits })
+    let routes = Router::new()
+        .route("/v0/topics/{topic}", post(echo))
+        .route("/v0/topics/{topic}/pause", post(pause))
+        .route("/v0/admin", get(admin_only));
+    let budget = ByteBudget::new(limits.max_inflight_bytes);
+    with_refusals(routes).with_state(Gate { keys, limits, budget })
 }
 
 /// The answer's head, and its body; a failure must have the shape of C-ERR-01.
@@ -189,15 +204,76 @@ async fn the_limit_of_a_body_holds_while_it_is_read() {
     assert_eq!(verdict(table("", 0), request("/v0/topics/a", &[JSON], body)).await.0, 200);
 }
 
-#[tokio::test]
-async fn a_refused_body_is_taken_off_the_line_but_not_without_end() {
-    let refused = async |sizes: &[usize], headers: &[(&str, &str)]| {
-        let taken = Arc::default();
-        let request = request("/v0/topics/a", headers, pieces(sizes, &taken));
-        assert_eq!(verdict(table("k", 10), request).await.0, 401);
-        taken.load(Ordering::Relaxed)
+/// Pieces that come after these pauses, in seconds, and then no more for ever.
+fn slow(pieces: impl Iterator<Item = (usize, u64)> + Send + 'static) -> Body {
+    let pieces = futures_util::stream::iter(pieces).then(|(bytes, pause_s)| async move {
+        if pause_s > 0 {
+            tokio::time::sleep(Duration::from_secs(pause_s)).await;
+        }
+        Ok::<_, Infallible>(vec![b'1'; bytes])
+    });
+    Body::from_stream(pieces.chain(futures_util::stream::pending()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_come_of_a_body_buys_it_no_time_to_say_nothing() {
+    // C-LIMIT-16
+    let ends_after = async |body: Body| {
+        let start = Instant::now();
+        let verdict = verdict(table("", 0), request("/v0/topics/a", &[JSON], body)).await;
+        assert_eq!(verdict, (400, "invalid_request".into()));
+        start.elapsed().as_secs()
     };
-    assert_eq!(refused(&[100, 1000, 10_000], &[]).await, 11_100);
-    assert_eq!(refused(&[100], &[("expect", "100-continue")]).await, 0);
-    assert!(refused(&[1 << 19; 100], &[]).await <= 4 << 19);
+    assert_eq!(
+        ends_after(slow([(50 << 20, 0)].into_iter())).await,
+        20,
+        "the rest of one stretch, and another"
+    );
+    // As slowly as a stretch allows: not for an hour.
+    let steady = (0..10_000).map(|_| (20 << 10, 1));
+    let ended_after = ends_after(slow(steady)).await;
+    assert!((60..70).contains(&ended_after), "{ended_after}");
+    // Quick enough, and large: it may take its time.
+    let large = (0..300).map(|_| (512 << 10, 1));
+    let ended_after = ends_after(slow(large)).await;
+    assert!((300..340).contains(&ended_after), "{ended_after}");
+}
+
+#[tokio::test]
+async fn only_records_may_be_large() {
+    // C-LIMIT-05, C-LIMIT-16
+    let large = |path| request(path, &[JSON], vec![b' '; (1 << 20) + 1]);
+    assert_eq!(verdict(table("", 0), large("/v0/topics/a")).await.0, 200);
+    assert_eq!(verdict(table("", 0), large("/v0/topics/a/pause")).await, (413, "payload_too_large".into()));
+    let largest = request("/v0/topics/a/pause", &[JSON], vec![b' '; 1 << 20]);
+    assert_eq!(verdict(table("", 0), largest).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_read_needs_its_type_too() {
+    // C-CONV-04
+    let path = "/v0/topics/a/pause";
+    let plain = request(path, &[("content-type", "text/plain")], "{}");
+    assert_eq!(verdict(table("", 0), plain).await, (415, "unsupported_media_type".into()));
+    assert_eq!(verdict(table("", 0), request(path, &[], "")).await.0, 200);
+}
+
+#[tokio::test]
+async fn bodies_of_all_take_so_many_bytes_and_no_more() {
+    // C-LIMIT-10, C-LIMIT-12, C-LIMIT-16
+    let table = table_of("a,b", ApiLimits { max_inflight_bytes: 1000, ..ApiLimits::default() });
+    let write = |key: &str, body: Body| {
+        request("/v0/topics/a", &[JSON, ("authorization", &format!("Bearer {key}"))], body)
+    };
+    let mut held = table.clone().oneshot(write("a", slow([(800, 0)].into_iter())));
+    // Until it waits for more.
+    assert!(futures_util::poll!(&mut held).is_pending());
+    let (head, body) = answer(table.clone(), write("b", vec![b'1'; 201].into())).await;
+    assert_eq!((head.status().as_u16(), &head.headers()["retry-after"]), (429, &"1".parse().unwrap()));
+    assert_eq!(body["error"]["detail"], json!({ "limit": "max_inflight_bytes", "max": 1000 }));
+    assert_eq!(verdict(table.clone(), write("b", vec![b'1'; 200].into())).await.0, 200);
+    let (_, body) = answer(table.clone(), write("a", "1".into())).await;
+    assert_eq!(body["error"]["detail"], json!({ "limit": "max_inflight_bytes", "max": 250 }));
+    drop(held);
+    assert_eq!(verdict(table, write("b", vec![b'1'; 1000].into())).await.0, 200);
 }

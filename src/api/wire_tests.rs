@@ -4,21 +4,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::{get, post};
+use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::call::{Call, Gate, Read, TopicCall, Write};
+use super::byte_budget::ByteBudget;
+use super::call::{Call, Gate, Read, RouterCall, TopicCall, Write};
 use super::reply::{Answer, Reply};
-use super::{ApiLimits, Cors, Envelope, gzip, serve, with_refusals};
+use super::web_guard::WebGuard;
+use super::{ApiLimits, ConnectionLimits, Cors, Envelope, gzip, serve, with_refusals};
 use crate::auth::Keys;
 
 /// Longest wait for what has no bound of its own.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn echo(TopicCall { call, topic }: TopicCall<Write>) -> Answer {
     let mut reply = Reply::new(call.arrived, 64);
@@ -32,53 +37,105 @@ async fn panics(_call: Call<Read>) -> Answer {
     panic!("as it was told to");
 }
 
+/// The name in a path.
+async fn name_of(RouterCall { call, router }: RouterCall<Read>) -> Answer {
+    let mut reply = Reply::new(call.arrived, 64);
+    reply.json.field("router", router.as_str());
+    reply.json.field("prefix", call.query().text("prefix")?.as_deref());
+    Ok(reply.finish(StatusCode::OK))
+}
+
+/// Waits until the client has ended its sending side.
+async fn wait(call: Call<Read>) -> Answer {
+    call.peer_ended().await;
+    Ok(Reply::new(call.arrived, 64).finish(StatusCode::OK))
+}
+
+/// A word, and then nothing for ever.
+async fn stream() -> Response {
+    let chunks = futures_util::stream::iter([Ok::<_, std::convert::Infallible>("word")]);
+    Response::new(Body::from_stream(chunks.chain(futures_util::stream::pending())))
+}
+
+/// What an edge is started with.
+pub struct Given {
+    pub limits: ApiLimits,
+    pub connections: ConnectionLimits,
+    pub origins: Vec<String>,
+    pub guard: WebGuard,
+}
+
+impl Default for Given {
+    fn default() -> Self {
+        let connections = ConnectionLimits {
+            max_connections: 100,
+            head_timeout: PATIENCE,
+            slow_after: PATIENCE,
+            linger_bytes: 64 << 20,
+        };
+        Given { limits: ApiLimits::default(), connections, origins: Vec::new(), guard: WebGuard::off() }
+    }
+}
+
 /// A member's edge without a member.
-struct Edge {
+pub struct Edge {
     address: std::net::SocketAddr,
     stop: Arc<Notify>,
     serving: tokio::task::JoinHandle<()>,
 }
 
 impl Edge {
-    async fn start(limits: ApiLimits, head_timeout: Duration, origins: &[&str]) -> Edge {
+    pub async fn start(given: Given) -> Edge {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let routes = Router::new().route("/v0/topics/{topic}", post(echo)).route("/v0/panics", get(panics));
-        let gate = Gate { keys: Arc::new(Keys::default()), limits };
+        let routes = Router::new()
+            .route("/v0/topics/{topic}", post(echo))
+            .route("/v0/routers/{router}", get(name_of))
+            .route("/v0/wait", get(wait))
+            .route("/v0/stream", get(stream))
+            .route("/v0/panics", get(panics));
+        let budget = ByteBudget::new(given.limits.max_inflight_bytes);
+        let gate = Gate { keys: Arc::new(Keys::default()), limits: given.limits, budget };
         let router = with_refusals(routes).with_state(gate);
-        let cors = Cors::new(origins.iter().map(|origin| (*origin).to_owned()).collect());
+        let cors = Cors::new(given.origins, Arc::new(|url| url == "http://member:4000"));
         let stop = Arc::new(Notify::new());
         let stopped = stop.clone();
         let stopping = async move { stopped.notified().await };
-        let envelope = Envelope::new(router, cors);
-        let serving = tokio::spawn(serve(listener, envelope, head_timeout, PATIENCE, stopping));
+        let envelope = Envelope::new(router, cors, given.guard);
+        let serving = tokio::spawn(serve(listener, envelope, given.connections, stopping));
         Edge { address, stop, serving }
     }
 
-    async fn with_body_limit(max_body_bytes: usize) -> Edge {
-        Edge::start(ApiLimits { max_body_bytes, ..ApiLimits::default() }, PATIENCE, &[]).await
+    async fn with_origins(origins: &[&str]) -> Edge {
+        let origins = origins.iter().map(|origin| (*origin).to_owned()).collect();
+        Edge::start(Given { origins, ..Given::default() }).await
     }
 
-    async fn connect(&self) -> TcpStream {
+    pub async fn with_body_limit(max_body_bytes: usize) -> Edge {
+        let limits = ApiLimits { max_body_bytes, ..ApiLimits::default() };
+        Edge::start(Given { limits, ..Given::default() }).await
+    }
+
+    pub async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.unwrap()
     }
 
     /// Everything that comes back for these bytes until the server closes.
-    async fn talk(&self, sent: &[u8]) -> Vec<u8> {
+    pub async fn talk(&self, sent: &[u8]) -> Vec<u8> {
         let mut client = self.connect().await;
         client.write_all(sent).await.unwrap();
         everything_from(client).await
     }
 }
 
-async fn everything_from(mut client: TcpStream) -> Vec<u8> {
+pub async fn everything_from(mut client: TcpStream) -> Vec<u8> {
     let mut received = Vec::new();
     timeout(PATIENCE, client.read_to_end(&mut received)).await.expect("the server closes").unwrap();
     received
 }
 
 /// Status, head and body of the last answer in `received`, which must have an error's shape if it is one.
-fn parsed(received: &[u8]) -> (u16, String, Value) {
+pub fn parsed(received: &[u8]) -> (u16, String, Value) {
     let split = received.windows(4).rposition(|four| four == b"\r\n\r\n").expect("a head") + 4;
     let head = String::from_utf8_lossy(&received[..split]).to_lowercase();
     let head = head[head.rfind("http/1.").expect("a status line")..].to_owned();
@@ -91,7 +148,7 @@ fn parsed(received: &[u8]) -> (u16, String, Value) {
     (status, head, body)
 }
 
-const CLOSE: &str = "Host: x\r\nConnection: close\r\n";
+pub const CLOSE: &str = "Host: x\r\nConnection: close\r\n";
 
 #[tokio::test]
 async fn what_is_no_http_has_the_body_of_an_error_too() {
@@ -210,7 +267,7 @@ async fn gzip_is_taken_and_given() {
         "{head}"
     );
     assert!(head.contains(&format!("\r\ncontent-length: {}\r\n", received.len() - split)), "{head}");
-    let plain = gzip::unpack(received[split..].to_vec().into(), 10_000).await.unwrap();
+    let plain = gzip::unpack_freely(received[split..].to_vec().into(), 10_000).await.unwrap();
     let body: Value = serde_json::from_slice(&plain).unwrap();
     assert_eq!(body["bytes"], 1000);
 }
@@ -218,7 +275,9 @@ async fn gzip_is_taken_and_given() {
 #[tokio::test]
 async fn a_body_that_trickles_in_is_not_waited_for() {
     let body_grace = Duration::from_millis(200);
-    let edge = Edge::start(ApiLimits { body_grace, ..ApiLimits::default() }, PATIENCE, &[]).await;
+    let edge =
+        Edge::start(Given { limits: ApiLimits { body_grace, ..ApiLimits::default() }, ..Given::default() })
+            .await;
     let client = edge.connect().await;
     let (mut reader, mut writer) = client.into_split();
     let head = format!(
@@ -251,8 +310,9 @@ async fn a_body_that_trickles_in_is_not_waited_for() {
 
 #[tokio::test]
 async fn a_head_that_trickles_in_is_not_waited_for() {
-    let head_timeout = Duration::from_millis(200);
-    let edge = Edge::start(ApiLimits::default(), head_timeout, &[]).await;
+    let mut given = Given::default();
+    given.connections.head_timeout = Duration::from_millis(200);
+    let edge = Edge::start(given).await;
     let mut idle = edge.connect().await;
     idle.write_all(b"POST /v0/topics/a HTTP/1.1\r\nHost: x\r\n").await.unwrap();
     assert_eq!(everything_from(idle).await, b"", "it is closed without an answer");
@@ -261,24 +321,27 @@ async fn a_head_that_trickles_in_is_not_waited_for() {
 #[tokio::test]
 async fn pages_of_allowed_origins_may_call_and_others_may_not() {
     // C-CONV-18
-    let edge = Edge::start(ApiLimits::default(), PATIENCE, &["https://a.b", "http://localhost:3000"]).await;
+    let edge = Edge::with_origins(&["https://a.b", "http://localhost:3000"]).await;
     let preflight = async |edge: &Edge, origin: &str| {
         let sent = format!(
-            "OPTIONS /v0/topics/a HTTP/1.1\r\n{CLOSE}Origin: {origin}\r\nAccess-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: authorization\r\n\r\n"
+            "OPTIONS /v0/topics/a HTTP/1.1\r\n{CLOSE}Origin: {origin}\r\nAccess-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: authorization, traceparent\r\n\r\n"
         );
         parsed(&edge.talk(sent.as_bytes()).await)
     };
     let (status, head, _) = preflight(&edge, "https://a.b").await;
     assert_eq!(status, 204);
     assert!(head.contains("\r\naccess-control-allow-origin: https://a.b\r\n"), "{head}");
-    for part in
-        ["allow-methods: get, head, post, put, delete", "authorization", "idempotency-key", "vary: origin"]
-    {
+    for part in [
+        "allow-methods: get, head, post, put, delete",
+        "allow-headers: authorization, traceparent\r\n",
+        "vary: origin",
+    ] {
         assert!(head.contains(part), "{part}: {head}");
     }
     for stranger in ["https://a.b.c", "http://a.b", "null", "https://A.B/"] {
         let (status, head, _) = preflight(&edge, stranger).await;
         assert!(status == 405 && !head.contains("access-control"), "{stranger}: {head}");
+        assert!(head.contains("\r\nvary: origin\r\n"), "{head}");
     }
     let call = async |edge: &Edge, origin: &str| {
         let sent = format!("GET /v0/nothing HTTP/1.1\r\n{CLOSE}Origin: {origin}\r\n\r\n");
@@ -286,10 +349,14 @@ async fn pages_of_allowed_origins_may_call_and_others_may_not() {
     };
     let (status, head, _) = call(&edge, "http://localhost:3000").await;
     assert!(status == 404 && head.contains("access-control-allow-origin: http://localhost:3000"), "{head}");
-    assert!(!call(&edge, "http://localhost").await.1.contains("access-control"));
-    let any = Edge::start(ApiLimits::default(), PATIENCE, &["*"]).await;
+    let (_, head, _) = call(&edge, "http://localhost").await;
+    assert!(!head.contains("access-control") && head.contains("\r\nvary: origin\r\n"), "{head}");
+    // Of this cluster.
+    let (_, head, _) = call(&edge, "http://member:4000").await;
+    assert!(head.contains("access-control-allow-origin: http://member:4000"), "{head}");
+    let any = Edge::with_origins(&["*"]).await;
     assert!(call(&any, "null").await.1.contains("access-control-allow-origin: *\r\n"));
-    let none = Edge::start(ApiLimits::default(), PATIENCE, &[]).await;
+    let none = Edge::with_origins(&[]).await;
     assert_eq!(preflight(&none, "https://a.b").await.0, 405);
 }
 

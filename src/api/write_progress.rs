@@ -1,23 +1,27 @@
-//! How a connection's answers get away.
+//! How a connection's answers get away, and what comes on it.
 //!
 //! hyper asks a streamed body for more as long as its buffer has room, which is hundreds of kilobytes, and asks
 //! nothing while it is full; so a body alone can neither keep what waits small nor notice that its client has
 //! stopped reading. This wrapper of the connection counts what was written, and tells the body. It also ends a
 //! connection on which nothing at all could be written for a long time, whatever is sent there.
+//!
+//! What is read goes through here in small pieces: hyper's buffer grows to whatever one read fills, and it keeps it.
 
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use tokio::time::{Sleep, sleep, timeout};
 
-use crate::limits::SLOW_READER_MS;
+use super::exchange::Exchange;
+use crate::limits::{MAX_READ_BYTES, SLOW_READER_MS};
 
 /// Bytes of a stream that may wait in the connection before no more are handed to it.
 const MAX_WAITING_BYTES: usize = 64 << 10;
@@ -34,6 +38,8 @@ pub struct WriteProgress {
     /// Goes up with every write.
     writes: AtomicU64,
     body: AtomicWaker,
+    /// The request that is under way.
+    pub exchange: Exchange,
 }
 
 impl Default for WriteProgress {
@@ -49,6 +55,7 @@ impl WriteProgress {
             waiting_bytes: AtomicUsize::new(0),
             writes: AtomicU64::new(0),
             body: AtomicWaker::new(),
+            exchange: Exchange::default(),
         }
     }
 
@@ -107,11 +114,13 @@ pub struct CountedIo<I> {
     progress: Arc<WriteProgress>,
     /// Set while a write waits.
     cut: Option<Pin<Box<Sleep>>>,
+    /// Nothing more can be read.
+    has_ended: bool,
 }
 
 impl<I> CountedIo<I> {
     pub fn new(io: I, progress: Arc<WriteProgress>) -> Self {
-        CountedIo { io, progress, cut: None }
+        CountedIo { io, progress, cut: None, has_ended: false }
     }
 
     fn note(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -137,9 +146,27 @@ impl<I: Read + Unpin> Read for CountedIo<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buf: ReadBufCursor<'_>,
+        mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let this = &mut *self;
+        let room = buf.remaining().min(MAX_READ_BYTES);
+        if room > 0 && !this.has_ended {
+            let mut piece = [MaybeUninit::uninit(); MAX_READ_BYTES];
+            let mut piece = ReadBuf::uninit(&mut piece[..room]);
+            ready!(Pin::new(&mut this.io).poll_read(cx, piece.unfilled()))?;
+            if !piece.filled().is_empty() {
+                buf.put_slice(piece.filled());
+                return Poll::Ready(Ok(()));
+            }
+            this.has_ended = true;
+            this.progress.exchange.end_peer();
+        }
+        // Hidden as long as the client may still wait for its answer. hyper reads again after that.
+        if this.has_ended && this.progress.exchange.is_under_way() {
+            Poll::Pending
+        } else {
+            Poll::Ready(Ok(()))
+        }
     }
 }
 
@@ -165,6 +192,7 @@ impl<I: Write + Unpin> Write for CountedIo<I> {
     /// hyper flushes what is below it once it has nothing left itself.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.progress.flushed();
+        self.progress.exchange.flushed();
         Pin::new(&mut self.io).poll_flush(cx)
     }
 

@@ -4,6 +4,7 @@
 //! setting that makes no sense and an operator learns of a mistake in the first line, not in the middle
 //! of a night. Flags and variables are the business of `cli`; this room sees names and texts only.
 
+mod memory;
 mod parse;
 mod secret;
 mod setting;
@@ -65,8 +66,12 @@ pub struct Settings {
     pub probe_auth: bool,
     pub request_timeout_ms: u64,
     pub max_body_bytes: usize,
+    /// Bytes of bodies and messages; 0: any number.
+    pub max_inflight_bytes: usize,
     /// 0: any number.
     pub max_inflight_per_key: usize,
+    /// 0: as many as the limit of open files leaves.
+    pub max_connections: usize,
     /// 0: any number.
     pub max_watch_sessions: usize,
     pub watch_session_ttl_ms: u64,
@@ -80,6 +85,8 @@ pub struct Settings {
     /// What routers may connect to; empty: whatever is not refused by default.
     pub connector_allow: Vec<TargetRule>,
     pub connector_deny: Vec<TargetRule>,
+    /// Names in the `Host` of a request that are served without keys, in lower case, or `*` alone.
+    pub allowed_hosts: Vec<String>,
     /// 0: any number.
     pub max_topics: u64,
     /// 0: any number.
@@ -131,6 +138,11 @@ impl Settings {
             });
         }
         let (heartbeat_ms, election_timeout_min_ms, election_timeout_max_ms) = given.election()?;
+        let max_body_bytes = match given.bytes("max_body_bytes", 0, MAX_BODY_BYTES as u64)? {
+            0 => MAX_BODY_BYTES,
+            bytes => bytes as usize,
+        };
+        let allowed_hosts = given.allowed_hosts(&advertise_url, &members, allow_insecure_no_auth)?;
         Ok(Settings {
             cluster,
             member,
@@ -149,11 +161,10 @@ impl Settings {
             allow_insecure_no_auth,
             probe_auth: given.switch("probe_auth")?,
             request_timeout_ms: given.number("request_timeout_ms", 100, 600_000)?,
-            max_body_bytes: match given.bytes("max_body_bytes", 0, MAX_BODY_BYTES as u64)? {
-                0 => MAX_BODY_BYTES,
-                bytes => bytes as usize,
-            },
+            max_body_bytes,
+            max_inflight_bytes: given.max_inflight_bytes(max_body_bytes)?,
             max_inflight_per_key: given.number("max_inflight_per_key", 0, 1 << 32)? as usize,
+            max_connections: given.number("max_connections", 0, 1 << 32)? as usize,
             max_watch_sessions: given.number("max_watch_sessions", 0, 1 << 32)? as usize,
             watch_session_ttl_ms: given.number("watch_session_ttl_ms", 100, 86_400_000)?,
             slow_reader_ms: given.number("slow_reader_ms", 100, 3_600_000)?,
@@ -162,6 +173,7 @@ impl Settings {
             cors_allow_origins: given.origins()?,
             connector_allow: given.targets("connector_allow")?,
             connector_deny: given.targets("connector_deny")?,
+            allowed_hosts,
             max_topics: given.number("max_topics", 0, u64::MAX)?,
             max_routers: given.number("max_routers", 0, u64::MAX)?,
             max_total_bytes: given.bytes("max_total_bytes", 0, u64::MAX)?,
@@ -373,6 +385,50 @@ impl Given {
             ));
         }
         Ok(origins)
+    }
+
+    /// Names of hosts that are served without keys, or `*` for all.
+    fn allowed_hosts(
+        &self,
+        advertise_url: &str,
+        members: &[Peer],
+        allow_insecure_no_auth: bool,
+    ) -> Result<Vec<String>, BadSetting> {
+        if !self.has("allowed_hosts") && allow_insecure_no_auth {
+            return Ok(vec!["*".to_owned()]);
+        }
+        let given: Vec<&str> = parse::list(self.text("allowed_hosts").unwrap_or_default()).collect();
+        if given.contains(&"*") && given.len() > 1 {
+            return Err(self.refuse("allowed_hosts", "* stands for all names: give it alone"));
+        }
+        if !given.iter().all(|name| *name == "*" || parse::bare_host(name).is_some()) {
+            let allowed = "allowed is *, or names of hosts without a port, separated by commas";
+            return Err(self.refuse("allowed_hosts", allowed));
+        }
+        if given == ["*"] {
+            return Ok(vec!["*".to_owned()]);
+        }
+        let authority = advertise_url.split_once("://").map_or(advertise_url, |(_, authority)| authority);
+        let own = members.iter().map(|peer| peer.address.as_str()).chain([authority]).map(parse::host_of);
+        let mut names: Vec<String> =
+            given.into_iter().chain(own).chain(["localhost"]).map(str::to_ascii_lowercase).collect();
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// At least one body of the largest size must fit.
+    fn max_inflight_bytes(&self, max_body_bytes: usize) -> Result<usize, BadSetting> {
+        if !self.has("max_inflight_bytes") {
+            return Ok((memory::default_inflight_bytes() as usize).max(max_body_bytes));
+        }
+        match self.bytes("max_inflight_bytes", 0, 1 << 40)? as usize {
+            bytes if bytes > 0 && bytes < max_body_bytes => {
+                let allowed = format!("must be at least max_body_bytes, which is {max_body_bytes}");
+                Err(self.refuse_resolved("max_inflight_bytes", bytes as u64, allowed))
+            }
+            bytes => Ok(bytes),
+        }
     }
 
     /// The secret `name`, or what the file that `file` names holds.

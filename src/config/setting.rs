@@ -77,6 +77,15 @@ pub const SETTINGS: &[Setting] = &[
     switch("probe_auth", "Ask for a key at health and ready too"),
     value("request_timeout_ms", "10000", "Longest time that a request may take to reach its outcome"),
     value("max_body_bytes", "64MiB", "Largest request body; 0: as large as a frame between members allows"),
+    optional(
+        "max_inflight_bytes",
+        "Bytes of bodies and messages held at once, a quarter of them for one key (default: a quarter of the memory, 128MiB to 1GiB); 0: any number",
+    ),
+    value(
+        "max_connections",
+        "0",
+        "Connections of clients; 0: what the limit of open files leaves, at most 20000",
+    ),
     value("max_inflight_per_key", "1000", "Requests of one key that may be under way; 0: any number"),
     value("max_watch_sessions", "10000", "Watch sessions at this member; 0: any number"),
     value("watch_session_ttl_ms", "300000", "How long a watch session without a stream is kept"),
@@ -92,6 +101,10 @@ pub const SETTINGS: &[Setting] = &[
         "Hosts and networks that routers may connect to, b.example,10.0.0.0/8,... (none: all that may be)",
     ),
     optional("connector_deny", "Hosts and networks that routers may not connect to"),
+    optional(
+        "allowed_hosts",
+        "Without keys: names of hosts under which web pages may reach this member, besides localhost and those of --advertise-url and --members; * for all (default with --allow-insecure-no-auth)",
+    ),
     value("max_topics", "100000", "Most topics in the cluster; 0: any number"),
     value("max_routers", "10000", "Most routers in the cluster; 0: any number"),
     value(

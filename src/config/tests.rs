@@ -177,6 +177,13 @@ fn caps_and_origins_are_what_was_given() {
     assert_eq!(settings.cors_allow_origins, Vec::<String>::new());
     assert_eq!((settings.max_topics, settings.max_total_bytes), (100_000, 0));
     assert_eq!(settings.max_inflight_per_key, 1000);
+    assert_eq!(settings.max_connections, 0);
+    assert!((128 << 20..=1 << 30).contains(&settings.max_inflight_bytes), "{}", settings.max_inflight_bytes);
+    let large = [("max_body_bytes", "200MiB"), ("max_inflight_bytes", "200MiB")];
+    assert_eq!(resolve(&large).unwrap().max_inflight_bytes, 200 << 20);
+    assert!(resolve(&large[..1]).unwrap().max_inflight_bytes >= 200 << 20);
+    assert_eq!(resolve(&[("max_inflight_bytes", "0")]).unwrap().max_inflight_bytes, 0);
+    refused(&[("max_inflight_bytes", "1MiB")], &["--max-inflight-bytes", "1048576", "max_body_bytes"]);
     let origins = |text| resolve(&[("cors_allow_origins", text)]).map(|it| it.cors_allow_origins);
     assert_eq!(origins("*").unwrap(), ["*"]);
     assert_eq!(
@@ -236,4 +243,28 @@ fn a_machine_reaches_its_own_member_by_loopback_where_the_address_is_a_wildcard(
     assert_eq!(url(&[("host", "::")]).unwrap(), "http://[::1]:4000");
     assert_eq!(url(&[("host", "10.1.2.3")]).unwrap(), "http://10.1.2.3:4000");
     assert!(url(&[("port", "x")]).unwrap_err().contains("ANTIPHON_PORT"));
+}
+
+#[test]
+fn a_member_without_keys_is_known_by_these_names() {
+    // C-CONV-19
+    let hosts = |pairs: &[(&'static str, &str)]| resolve(pairs).map(|settings| settings.allowed_hosts);
+    assert_eq!(hosts(&[]).unwrap(), ["127.0.0.1", "localhost"]);
+    assert_eq!(hosts(&[("allowed_hosts", "*")]).unwrap(), ["*"]);
+    assert_eq!(hosts(&[("allow_insecure_no_auth", "1")]).unwrap(), ["*"]);
+    assert_eq!(
+        hosts(&[("allow_insecure_no_auth", "1"), ("allowed_hosts", "A.b")]).unwrap(),
+        ["127.0.0.1", "a.b", "localhost"]
+    );
+    let given = [
+        ("allowed_hosts", "one.example, Two"),
+        ("advertise_url", "http://Own.example:80"),
+        ("members", "m1=[::1]:4100,m2=host-2:4100"),
+        ("cluster_secret", SECRET),
+    ];
+    let names = ["::1", "host-2", "localhost", "one.example", "own.example", "two"];
+    assert_eq!(hosts(&given).unwrap(), names);
+    for bad in ["a.b:80", "*,a.b", "http://a.b", "*.a.b"] {
+        refused(&[("allowed_hosts", bad)], &["--allowed-hosts"]);
+    }
 }

@@ -98,6 +98,12 @@ impl Engine {
         LogView { purged, saved: node.applied().saved_index(), held }
     }
 
+    /// Whether clients are told to reach a member of this cluster under `url`, as far as this member knows.
+    pub fn has_member_at(&self, url: &str) -> bool {
+        let members = self.inner.node.membership();
+        members.iter().any(|(_, member, _)| member.client_url.eq_ignore_ascii_case(url))
+    }
+
     /// The cluster; with `Strong`, after a leader has been confirmed. Errors: `no_leader`.
     pub async fn cluster(&self, consistency: Consistency) -> Result<ClusterView, Error> {
         self.fence(consistency).await?;

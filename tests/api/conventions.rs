@@ -4,8 +4,11 @@ use std::collections::BTreeSet;
 use std::io::Read;
 
 use serde_json::{Value, json};
+use tempfile::tempdir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::shared::{Api, ORIGIN, api, got};
+use crate::harness::Cluster;
+use crate::shared::{Api, ORIGIN, api, client, got};
 
 /// C-CONV-01
 #[tokio::test]
@@ -43,6 +46,12 @@ async fn a_body_needs_its_content_type() {
         ("PUT", "/v0/topics/conv-type", "{}"),
         ("POST", "/v0/topics/conv-type/diff", "{}"),
         ("POST", "/v0/append", r#"{"topics":{"conv-type":{"records":[{"data":1}]}}}"#),
+        ("POST", "/v0/topics/conv-type/delete", r#"{"before_seq":0}"#),
+        ("PUT", "/v0/routers/conv-type", r#"{"source":"conv-type","dest":"conv-type-copy"}"#),
+        ("POST", "/v0/routers/conv-type/pause", "{}"),
+        ("POST", "/v0/routers/conv-type/resume", "{}"),
+        ("DELETE", "/v0/routers/conv-type", "{}"),
+        ("POST", "/v0/watch", r#"{"topics":{"conv-type":{}}}"#),
     ] {
         let plain = api.request(method, path).body(body);
         got(method.into(), plain).await.refused(415, "unsupported_media_type");
@@ -114,10 +123,17 @@ async fn malformed_bodies_change_nothing() {
     {
         api.raw("PUT", topic, body).await.refused(400, "invalid_request");
     }
-    let mut not_text = br#"{"records":[{"data":"?"}]}"#.to_vec();
-    let at = not_text.iter().position(|byte| *byte == b'?').expect("is there");
-    not_text[at] = 0xff;
-    api.raw("POST", topic, not_text).await.refused(400, "invalid_request");
+    for (path, body) in [
+        (topic, r#"{"records":[{"data":"?"}]}"#),
+        (topic, r#"{"records":[{"data":1}],"ignored":"?"}"#),
+        ("/v0/topics/conv-malformed/diff", r#"{"ignored":{"?":[]}}"#),
+        ("/v0/watch", r#"{"topics":{},"ignored":"?"}"#),
+    ] {
+        let mut not_text = body.as_bytes().to_vec();
+        let at = not_text.iter().position(|byte| *byte == b'?').expect("is there");
+        not_text[at] = 0xff;
+        api.raw("POST", path, not_text).await.refused(400, "invalid_request");
+    }
     api.topic("conv-malformed").await.refused(404, "topic_not_found");
 }
 
@@ -242,11 +258,104 @@ async fn pages_of_the_allowed_origin_may_call() {
     let answer = preflight(ORIGIN).await;
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (204, Some(ORIGIN)));
     assert!(answer.header("access-control-allow-headers").is_some_and(|it| it.contains("authorization")));
+    let answer = preflight(&api.urls[1]).await;
+    assert_eq!(answer.header("access-control-allow-origin"), Some(api.urls[1].as_str()), "of this cluster");
+    let traced = api.with_key(None).request("OPTIONS", "/v0/topics/conv-cors").header("origin", ORIGIN);
+    let traced = traced.header("access-control-request-method", "POST");
+    let traced = traced.header("access-control-request-headers", "content-type,traceparent,x-b3-traceid");
+    let answer = got("preflight".into(), traced).await;
+    let allowed = answer.header("access-control-allow-headers");
+    assert_eq!(allowed, Some("content-type,traceparent,x-b3-traceid"));
     let answer = preflight("https://other.example").await;
     assert_eq!((answer.status, answer.header("access-control-allow-origin")), (405, None));
     let request = api.request("GET", "/v0/topics").header("origin", ORIGIN);
     let answer = got("GET".into(), request).await;
     assert_eq!(answer.header("access-control-allow-origin"), Some(ORIGIN));
+}
+
+/// C-CONV-19
+#[tokio::test]
+async fn a_member_without_keys_is_no_web_pages_toy() {
+    let member = Cluster::start_in(tempdir().expect("make a directory"), None, 1, &[]).await;
+    let api = Api { urls: member.urls(), http: client(), key: None };
+    let own = api.urls[0].clone();
+    let upgrade = [
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    for (origin, may) in [("https://evil.example", false), ("null", false), (own.as_str(), true)] {
+        let from = |method: &str, path: &str| api.request(method, path).header("origin", origin);
+        let put = got("PUT".into(), from("PUT", "/v0/topics/web")).await;
+        let pause = got("pause".into(), from("POST", "/v0/routers/none/pause")).await;
+        let mut handshake = from("GET", "/v0/ws");
+        for (name, value) in upgrade {
+            handshake = handshake.header(name, value);
+        }
+        let handshake = handshake.send().await.expect("an answer").status().as_u16();
+        if may {
+            assert_eq!((put.status, pause.status, handshake), (201, 404, 101));
+        } else {
+            put.refused(403, "forbidden");
+            pause.refused(403, "forbidden");
+            assert_eq!(handshake, 403);
+        }
+    }
+    let called = |host: &str| api.request("GET", "/v0/topics").header("host", host);
+    let refused = got("GET".into(), called("evil.example:4000")).await;
+    assert!(refused.body["error"]["message"].as_str().is_some_and(|it| it.contains("allowed_hosts")));
+    refused.refused(403, "forbidden");
+    got("GET".into(), called("localhost:1")).await.expect(200);
+    let probe = api.request("GET", "/v0/ready").header("host", "any.example");
+    got("ready".into(), probe).await.expect(200);
+}
+
+/// C-CONV-20
+#[tokio::test]
+async fn head_touches_no_stream() {
+    let api = api().await.at(0);
+    api.write("conv-head", 1).await.expect(201);
+    let head = got("HEAD".into(), api.request("HEAD", "/v0/topics/conv-head")).await;
+    assert!(head.status == 200 && head.bytes.is_empty() && head.header("content-length").is_some());
+    let session = api.post("/v0/watch", json!({ "topics": { "conv-head": {} } })).await.expect(200);
+    let path = session["stream_url"].as_str().expect("a path").to_owned();
+    let mut stream = api.request("GET", &path).send().await.expect("a stream");
+    stream.chunk().await.expect("is open");
+    for path in [path.as_str(), "/v0/ws"] {
+        let head = got("HEAD".into(), api.request("HEAD", path)).await;
+        assert_eq!((head.status, head.header("allow")), (405, Some("GET")), "{path}");
+    }
+    // The stream goes on, and was told nothing.
+    api.write("conv-head", 1).await.expect(200);
+    let mut text = String::new();
+    while !text.contains("\"$seq\":2") {
+        let chunk = stream.chunk().await.expect("comes").expect("the stream is open");
+        text += &String::from_utf8_lossy(&chunk);
+    }
+    assert!(!text.contains("86400000"), "{text}");
+}
+
+/// C-CONV-20, C-DIFF-09
+#[tokio::test]
+async fn a_long_poll_of_a_client_that_ends_its_side_is_answered_at_once() {
+    let api = api().await;
+    let head_seq = api.write("conv-half", 3).await.expect(201)["head_seq"].clone();
+    let body = json!({ "from_seq": head_seq, "wait_ms": 30_000 }).to_string();
+    let address = api.urls[0].trim_start_matches("http://").to_owned();
+    let mut socket = tokio::net::TcpStream::connect(&address).await.expect("connect");
+    let request = format!(
+        "POST /v0/topics/conv-half/diff HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer all\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    socket.write_all(request.as_bytes()).await.expect("send");
+    socket.shutdown().await.expect("end this side");
+    let mut answer = String::new();
+    let reading = socket.read_to_string(&mut answer);
+    tokio::time::timeout(std::time::Duration::from_secs(10), reading).await.expect("at once").expect("whole");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
+    assert!(answer.contains("\"records\":[]"), "{answer}");
 }
 
 /// C-NAME-01, C-NAME-02

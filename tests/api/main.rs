@@ -27,6 +27,7 @@ mod filters;
 mod foreign;
 mod idempotency;
 mod limits;
+mod memory;
 mod mirroring;
 mod openapi;
 mod ops;

@@ -9,6 +9,7 @@ mod append_tail;
 mod bench;
 mod browser;
 mod client;
+mod client_port;
 mod cold_read;
 mod damage;
 mod dev;

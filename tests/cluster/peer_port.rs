@@ -104,7 +104,7 @@ async fn keep_silent(port: u16, count: usize) {
 }
 
 /// The binary under test, which may have `files` open and no more.
-fn antiphon_with_files(files: usize) -> std::process::Command {
+pub fn antiphon_with_files(files: usize) -> std::process::Command {
     let mut command = std::process::Command::new("sh");
     let line = format!("ulimit -n {files} && exec \"$@\"");
     command.args(["-c", &line, "sh"]).arg(antiphon().get_program());

@@ -119,7 +119,7 @@ async fn follow(
     dice: &mut Dice,
     is_last: bool,
 ) -> Option<&'static str> {
-    let app = router(Api { engine, keys: Arc::default(), limits: ApiLimits::default() });
+    let app = router(Api::new(engine, Arc::default(), ApiLimits::default()));
     let can_resume = watcher.lock().session.as_ref().is_some_and(|session| !session.last_id.is_empty());
     if !(can_resume && dice.chance(50)) {
         create(world, watcher, &app, dice).await?;

@@ -164,7 +164,7 @@ impl SimRemote {
                 std::future::pending::<()>().await;
             }
             let answered = clients::at(&world, member, move |engine| async move {
-                let app = router(Api { engine, keys: Arc::default(), limits: ApiLimits::default() });
+                let app = router(Api::new(engine, Arc::default(), ApiLimits::default()));
                 let post = Request::post(PULL_PATH).header("content-type", PULL_CONTENT_TYPE);
                 let response = app.oneshot(post.body(Body::from(request)).ok()?).await.ok()?;
                 let status = response.status().as_u16();

@@ -21,15 +21,9 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 pub const REPLY_ROOM_BYTES: usize = 320;
 pub const SEQ_ROOM_BYTES: usize = 12;
 
-pub async fn append(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Write>) -> Answer {
-    let json = call.json()?;
-    let body = AppendBody::parse(json)?;
-    let header_key = match body.idempotency_key() {
-        Some(_) => None,
-        None => idempotency_key_of_header(&call)?,
-    };
-    let Prepared { draft, is_creation_forbidden } =
-        prepare(&call.caller, &topic, &body, header_key, json.len())?;
+pub async fn append(State(api): State<Api>, TopicCall { mut call, topic }: TopicCall<Write>) -> Answer {
+    let Prepared { draft, is_creation_forbidden } = prepare_call(&call, &topic)?;
+    call.replace_body();
     api.engine.admit()?;
     let (outcome, timings) = api.engine.propose(draft).await?;
     match outcome {
@@ -37,6 +31,16 @@ pub async fn append(State(api): State<Api>, TopicCall { call, topic }: TopicCall
         Outcome::Refused(refusal) => Err(refusal_error(&topic, refusal, is_creation_forbidden)),
         other => Err(internal(format_args!("an append came out as {other:?}"))),
     }
+}
+
+fn prepare_call(call: &Call<Write>, topic: &str) -> Result<Prepared, Error> {
+    let json = call.json()?;
+    let body = AppendBody::parse(json)?;
+    let header_key = match body.idempotency_key() {
+        Some(_) => None,
+        None => idempotency_key_of_header(call)?,
+    };
+    prepare(&call.caller, topic, &body, header_key, json.len())
 }
 
 /// 403 for who would have made a topic with a config and may not.

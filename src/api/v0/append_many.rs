@@ -17,8 +17,9 @@ use crate::engine::Timings;
 use crate::error::{Code, Error};
 use crate::state::{AppendPart, Appended, Create, Draft, Outcome, Refusal};
 
-pub async fn append_many(State(api): State<Api>, call: Call<Write>) -> Answer {
+pub async fn append_many(State(api): State<Api>, mut call: Call<Write>) -> Answer {
     let prepared = prepare(&call)?;
+    call.replace_body();
     api.engine.admit()?;
     let (outcome, timings) = api.engine.propose(prepared.draft).await?;
     let topics = prepared.topics;

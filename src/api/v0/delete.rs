@@ -29,8 +29,9 @@ fn parse_delete(json: &[u8]) -> Result<(Option<u64>, Option<TagMatch>), Error> {
     Ok((body.before_seq, tags))
 }
 
-pub async fn delete(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Delete>) -> Answer {
+pub async fn delete(State(api): State<Api>, TopicCall { mut call, topic }: TopicCall<Delete>) -> Answer {
     let (before_seq, tags) = parse_delete(call.json()?)?;
+    call.forget_body();
     api.engine.admit()?;
     let deleted = api.engine.delete_records(&topic, before_seq, tags).await?;
     let mut reply = Reply::new(call.arrived, 256);

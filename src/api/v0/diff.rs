@@ -5,12 +5,12 @@ use axum::http::StatusCode;
 
 use super::diff_body::{Shown, parse_diff};
 use crate::api::Api;
-use crate::api::call::{Read, TopicCall};
+use crate::api::call::{Call, Read, TopicCall};
 use crate::api::json::{JsonWriter, Raw, ToJson};
 use crate::api::problem::internal;
 use crate::api::reply::{Answer, Reply};
 use crate::codec::Malformed;
-use crate::engine::{LostAtSource, Page, PageRecord, RecordOrigin, Tombstone};
+use crate::engine::{LostAtSource, Page, PageQuery, PageRecord, RecordOrigin, Tombstone};
 use crate::error::Error;
 use crate::record::Record;
 
@@ -18,10 +18,11 @@ use crate::record::Record;
 const RECORD_ROOM_BYTES: usize = 80;
 const PAGE_ROOM_BYTES: usize = 512;
 
-pub async fn diff(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Read>) -> Answer {
+pub async fn diff(State(api): State<Api>, TopicCall { mut call, topic }: TopicCall<Read>) -> Answer {
     let (query, shown) = parse_diff(call.json_or_empty_object()?)?;
+    call.forget_body();
     api.engine.admit()?;
-    let page = api.engine.page(&topic, query).await?;
+    let page = page(&api, &call, &topic, query).await?;
     if let Some(shared) = api.engine.catalog().get(&topic) {
         api.engine.touch(&shared);
     }
@@ -29,6 +30,19 @@ pub async fn diff(State(api): State<Api>, TopicCall { call, topic }: TopicCall<R
     put_page(&mut reply.json, &topic, &page, shown)?;
     let records_scanned = page.records_scanned;
     Ok(reply.finish_with(StatusCode::OK, |json| json.field("records_scanned", records_scanned)))
+}
+
+/// One page. A client that ended its sending side waits no longer than it has to (C-CONV-20).
+async fn page(api: &Api, call: &Call<Read>, topic: &str, query: PageQuery) -> Result<Page, Error> {
+    if query.wait_ms == 0 {
+        return api.engine.page(topic, query).await;
+    }
+    let at_once = PageQuery { wait_ms: 0, ..query.clone() };
+    tokio::select! {
+        biased;
+        page = api.engine.page(topic, query) => page,
+        () = call.peer_ended() => api.engine.page(topic, at_once).await,
+    }
 }
 
 pub fn records_bytes(page: &Page) -> usize {

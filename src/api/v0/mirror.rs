@@ -7,16 +7,16 @@ use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
 use crate::api::Api;
-use crate::api::call::{Call, Read};
+use crate::api::call::{Call, Pull};
 use crate::api::name::check_topic_name;
 use crate::auth::Scope;
 use crate::engine::Sources;
 use crate::error::Error;
 use crate::router::{PULL_CONTENT_TYPE, PullRequest, answer_pull};
 
-pub async fn pull(State(api): State<Api>, mut call: Call<Read>) -> Result<Response, Error> {
+pub async fn pull(State(api): State<Api>, mut call: Call<Pull>) -> Result<Response, Error> {
     let body = call.body_of_type(PULL_CONTENT_TYPE)?;
-    let request = PullRequest::decode(body).map_err(Error::invalid)?;
+    let mut request = PullRequest::decode(body).map_err(Error::invalid)?;
     // The beginning of all names that are asked for must be one that the key may read.
     match &request.query.sources {
         Sources::One(topic) => {
@@ -25,10 +25,18 @@ pub async fn pull(State(api): State<Api>, mut call: Call<Read>) -> Result<Respon
         }
         Sources::Prefix(prefix) => call.caller.check(Scope::Read, Some(prefix))?,
     }
+    call.forget_body();
     api.engine.admit()?;
     let _place = call.caller.enter_pull()?;
     call.count_no_more();
-    let answer = answer_pull(&api.engine, &request).await?;
+    let answer = tokio::select! {
+        biased;
+        answer = answer_pull(&api.engine, &request) => answer?,
+        () = call.peer_ended() => {
+            request.query.wait_ms = 0;
+            answer_pull(&api.engine, &request).await?
+        }
+    };
     let content_type = (CONTENT_TYPE, HeaderValue::from_static(PULL_CONTENT_TYPE));
     Ok((StatusCode::OK, [content_type], answer).into_response())
 }

@@ -18,8 +18,9 @@ use crate::error::{Code, Error};
 use crate::limits::SEQ_LIMIT;
 use crate::state::{Draft, Outcome, PutRouter, Refusal, RouterConfig};
 
-pub async fn put(State(api): State<Api>, RouterCall { call, router }: RouterCall<Admin>) -> Answer {
+pub async fn put(State(api): State<Api>, RouterCall { mut call, router }: RouterCall<Admin>) -> Answer {
     let (mut config, is_start_given) = parse_config(call.json()?)?;
+    call.forget_body();
     check_names(&call.caller, &config)?;
     api.engine.admit()?;
     let put = PutRouter { name: &router, config: config.clone(), is_start_given };

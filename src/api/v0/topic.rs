@@ -13,8 +13,9 @@ use crate::auth::Scope;
 use crate::error::Error;
 use crate::state::{Draft, Outcome, Topic, TopicType};
 
-pub async fn put(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Admin>) -> Answer {
+pub async fn put(State(api): State<Api>, TopicCall { mut call, topic }: TopicCall<Admin>) -> Answer {
     let config = parse_config(call.json_or_empty_object()?, &topic)?;
+    call.forget_body();
     if let Some(dead_letter) = &config.dead_letter {
         call.caller.check(Scope::Admin, Some(dead_letter))?;
     }

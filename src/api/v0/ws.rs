@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRef, FromRequestParts, Request, State};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -20,7 +20,7 @@ use super::frame::{Notice, encode_records, error_message, refusal_message};
 use super::watch::Places;
 use super::ws_message::{Done, carry_out};
 use crate::api::Api;
-use crate::api::call::Gate;
+use crate::api::call::{Gate, check_origin};
 use crate::api::problem::internal;
 use crate::api::reply::Answer;
 use crate::api::write_progress::WriteProgress;
@@ -38,15 +38,16 @@ const GOING_AWAY: u16 = 1001;
 const TRY_AGAIN_LATER: u16 = 1013;
 
 pub async fn open(State(api): State<Api>, request: Request) -> Answer {
-    let gate = Gate { keys: api.keys.clone(), limits: api.limits };
+    let gate = Gate::from_ref(&api);
     let (mut parts, _) = request.into_parts();
+    check_origin(&parts)?;
     let caller = gate.authenticate(&parts.headers)?;
     let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &()).await;
     let upgrade = upgrade.map_err(|rejection| Error::invalid(rejection.body_text()))?;
     api.engine.admit()?;
     let places = (api.engine.enter_stream()?, caller.enter_stream(api.limits.max_streams_per_key)?);
     let progress = parts.extensions.get().cloned().unwrap_or_default();
-    let max_bytes = gate.max_body_bytes();
+    let max_bytes = api.limits.max_body_bytes();
     let upgrade = upgrade
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(0)
