@@ -11,6 +11,14 @@ use bytes::{BufMut, Bytes};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
 
+impl Malformed {
+    /// Whether it is of a form that another version of this program writes, rather than one that nobody does: by its
+    /// words, which name the version then.
+    pub fn is_of_another_version(&self) -> bool {
+        self.0.contains("version")
+    }
+}
+
 impl std::fmt::Display for Malformed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "malformed {}", self.0)

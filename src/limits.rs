@@ -186,6 +186,13 @@ pub const MAX_APPLICANTS: usize = 16;
 /// When one of them is forgotten that does not ask again.
 pub const FORGET_APPLICANT_AFTER: Duration = Duration::from_secs(5);
 
+/// How long the log waits for a file descriptor that it needs for its next segment.
+pub const OUT_OF_FILES_PATIENCE: Duration = Duration::from_secs(120);
+/// Space that is kept for a start on a full disk, and what must be left for a checkpoint to be written.
+pub const BALLAST_BYTES: u64 = 16 << 20;
+pub const CHECKPOINT_ROOM_BYTES: u64 = 2 << 20;
+/// Length of a segment on a disk that has no room for one of the usual length.
+pub const SMALL_SEGMENT_BYTES: u64 = 64 << 10;
 /// Bytes per second that freeing space reads and writes at most.
 pub const RECLAIM_BYTES_PER_S: u64 = 32 << 20;
 

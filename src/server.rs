@@ -7,11 +7,12 @@
 
 mod damage;
 mod file_limit;
+mod loading;
 mod opening;
 
 use std::fs::File;
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ use crate::raft::{
 use crate::router::{self, HttpRemote, Targets};
 use crate::state::ClusterLimits;
 use crate::storage::{Disk, RealDisk, Room};
+use crate::task;
 use crate::telemetry;
 use file_limit::FileShares;
 use opening::Storage;
@@ -120,7 +122,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     if node.is_err() && can_be_filled_again {
         damage::leave_mark_at_start(&storage.log, &*disk, &settings.data_dir)?;
     }
-    let node = node.map_err(|line| anyhow!(line))?;
+    let node = match node {
+        Ok(node) => node,
+        Err(line) => {
+            storage.close();
+            bail!(line);
+        }
+    };
 
     let mut services = Services::default();
     services.spawn("following the cluster", node.clone().follow());
@@ -142,7 +150,13 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     }
     services.spawn("watching the checkpoint", watch_checkpoint(storage.applied.clone(), node.clone()));
     services.spawn("clearing the checkpoint", clear_garbage(storage.applied.clone(), room.clone()));
-    services.spawn("freeing space", free_space_safely(&storage));
+    services.spawn("freeing space", free_space_safely(&storage, disk.clone(), settings.data_dir.clone()));
+    let last_index = storage.log.last_id().map_or(0, |id| id.index);
+    let aside = loading::aside_of(&storage.stores.checkpoint_dir());
+    services.spawn(
+        "removing a damaged checkpoint",
+        damage::remove_damaged_checkpoint(storage.applied.clone(), last_index, aside),
+    );
     services
         .spawn("indexing the log", index_log(storage.log.indexer(), storage.applied.clone(), room.clone()));
     if settings.cluster_secret.is_some() {
@@ -249,14 +263,20 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
             tracing::warn!("some requests did not end in time; their clients must ask again");
         }
     }
-    if outcome.is_err() && can_be_filled_again {
-        damage::leave_mark(&storage.log, &node, &*disk, &settings.data_dir).await?;
-    }
+    let marked = if outcome.is_err() && can_be_filled_again {
+        damage::leave_mark(&storage.log, &node, &*disk, &settings.data_dir).await
+    } else {
+        Ok(())
+    };
     node.shut_down().await;
-    if let Ok(Next::Stop) = outcome {
-        storage.save().await?;
-    }
+    let saved = match outcome {
+        Ok(Next::Stop) => storage.save(&room).await,
+        _ => Ok(()),
+    };
+    // Whatever went wrong before: a log that is not closed has nobody who speaks for its last group.
     storage.close();
+    marked?;
+    saved?;
     if let Ok(Next::Stop) = outcome {
         tracing::info!("stopped");
     }
@@ -267,13 +287,18 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
 }
 
 /// Frees the log's space, once it is sure what of it is in use.
-fn free_space_safely(storage: &Storage) -> impl Future<Output = std::io::Result<()>> + Send + use<> {
+fn free_space_safely(
+    storage: &Storage,
+    disk: Arc<dyn Disk>,
+    data_dir: PathBuf,
+) -> impl Future<Output = std::io::Result<()>> + Send + use<> {
     let (log, applied) = (storage.log.clone(), storage.applied.clone());
     let last_index = log.last_id().map_or(0, |id| id.index);
     let is_restored = storage.is_restored;
     async move {
         if is_restored {
             damage::check_restored(log.clone(), applied.clone(), last_index).await?;
+            task::blocking(move || loading::forget_restore(&*disk, &data_dir)).await?;
         }
         free_space(log.reclaimer(), applied).await
     }

@@ -76,7 +76,7 @@ pub async fn found_alone(node: &Node, keeper: &IdentityKeeper, random: &dyn Rand
     if me.is_initialized() {
         return Ok(());
     }
-    found(node, keeper, random, [(me.node_id, me.member.clone())].into()).await
+    found(node, keeper, random, [(me.node_id, me.member.clone())].into(), None).await
 }
 
 /// Founds the cluster of the static list if this member is the first of it and nobody has done so.
@@ -94,7 +94,9 @@ pub async fn found_listed(
     let mut last_problem = None;
     while !me.is_initialized() {
         match ask_all(node, list).await {
-            Ok(members) => return found(node, keeper, random, members).await,
+            Ok(Blank { members, cluster_id }) => {
+                return found(node, keeper, random, members, cluster_id).await;
+            }
             Err(Waiting::For(problem)) => {
                 if last_problem.as_ref() != Some(&problem) {
                     tracing::warn!("the cluster is not founded yet: {problem}");
@@ -116,10 +118,11 @@ enum Waiting {
     InVain(String),
 }
 
-async fn ask_all(node: &Node, list: &[ListedMember]) -> Result<BTreeMap<u64, Member>, Waiting> {
+async fn ask_all(node: &Node, list: &[ListedMember]) -> Result<Blank, Waiting> {
     let me = node.peers().me();
     let mut members = BTreeMap::from([(me.node_id, me.member.clone())]);
     let mut problem = None;
+    let mut hellos = Vec::new();
     // All are asked, also when one is missing: another one may know of a cluster.
     for (name, address) in list.iter().filter(|(name, _)| *name != me.member.name) {
         match node.peers().ask(address).await {
@@ -129,7 +132,7 @@ async fn ask_all(node: &Node, list: &[ListedMember]) -> Result<BTreeMap<u64, Mem
             Err(refusal) => {
                 problem.get_or_insert(format!("member {name} at {address}: {refusal}"));
             }
-            Ok(hello) if is_in_another_cluster(me, &hello) => {
+            Ok(hello) if hello.is_initialized => {
                 return Err(Waiting::InVain(format!(
                     "this member's data directory is blank, but member {name} is part of a cluster: this one \
                      founds no other, and asks to be let in again"
@@ -142,16 +145,41 @@ async fn ask_all(node: &Node, list: &[ListedMember]) -> Result<BTreeMap<u64, Mem
                 ));
             }
             Ok(hello) => {
-                members.insert(hello.node_id, hello.member);
+                members.insert(hello.node_id, hello.member.clone());
+                hellos.push(hello);
             }
         }
     }
-    problem.map_or(Ok(members), |problem| Err(Waiting::For(problem)))
+    match (problem, begun_cluster(me.cluster_id(), &hellos)) {
+        (Some(problem), _) => Err(Waiting::For(problem)),
+        (None, Ok(cluster_id)) => Ok(Blank { members, cluster_id }),
+        (None, Err(name)) => Err(Waiting::InVain(format!(
+            "this member's data directory is blank, but member {name} is part of a cluster: this one founds no \
+             other, and asks to be let in again"
+        ))),
+    }
 }
 
-/// A member learns the id of its cluster before it has any entry of it.
-fn is_in_another_cluster(me: &Me, hello: &Hello) -> bool {
-    hello.is_initialized || hello.cluster_id.is_some_and(|theirs| me.cluster_id() != Some(theirs))
+/// All members of the list, when none of them has an entry.
+struct Blank {
+    members: BTreeMap<u64, Member>,
+    /// The id that they know already.
+    cluster_id: Option<ClusterId>,
+}
+
+/// A member learns the id of its cluster before it has any entry of it. If nobody has one, a founder that lost its
+/// disk in that moment has founded nothing, and the next one goes on with its id. Gives that, or the name of a
+/// member that knows of another.
+fn begun_cluster(mine: Option<ClusterId>, others: &[Hello]) -> Result<Option<ClusterId>, &str> {
+    let mut known = mine;
+    for hello in others {
+        if let Some(theirs) = hello.cluster_id
+            && *known.get_or_insert(theirs) != theirs
+        {
+            return Err(&hello.member.name);
+        }
+    }
+    Ok(known)
 }
 
 async fn found(
@@ -159,8 +187,9 @@ async fn found(
     keeper: &IdentityKeeper,
     random: &dyn Random,
     members: BTreeMap<u64, Member>,
+    begun: Option<ClusterId>,
 ) -> Result<(), String> {
-    let cluster_id = match node.peers().me().cluster_id() {
+    let cluster_id = match node.peers().me().cluster_id().or(begun) {
         Some(minted_before) => minted_before,
         None => ClusterId(((random.next_u64() as u128) << 64 | random.next_u64() as u128).max(1)),
     };
@@ -168,4 +197,29 @@ async fn found(
     // A member that lost its disk and knows no other cannot know of its loss: this line is the trace of it.
     tracing::info!("founding cluster {} of {} blank member(s)", node.peers().me().cluster, members.len());
     node.found(members).await.map_err(|error| format!("cannot found the cluster: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello(name: &str, cluster_id: Option<u128>) -> Hello {
+        Hello {
+            cluster: "c".into(),
+            cluster_id: cluster_id.map(ClusterId),
+            node_id: 1,
+            member: Member { name: name.into(), peer_address: "p".into(), client_url: "u".into() },
+            is_initialized: false,
+        }
+    }
+
+    #[test]
+    fn a_founding_that_reached_nobody_but_by_its_name_goes_on_under_it() {
+        let id = ClusterId;
+        assert_eq!(begun_cluster(None, &[hello("b", None), hello("c", None)]), Ok(None));
+        assert_eq!(begun_cluster(None, &[hello("b", None), hello("c", Some(7))]), Ok(Some(id(7))));
+        assert_eq!(begun_cluster(Some(id(7)), &[hello("b", Some(7)), hello("c", None)]), Ok(Some(id(7))));
+        assert_eq!(begun_cluster(Some(id(8)), &[hello("b", None), hello("c", Some(7))]), Err("c"));
+        assert_eq!(begun_cluster(None, &[hello("b", Some(6)), hello("c", Some(7))]), Err("c"));
+    }
 }

@@ -39,6 +39,24 @@ impl LogReader {
         };
         stored.into_iter().map(|entry| Ok(raft_entry(entry)?)).collect()
     }
+
+    /// The same, where openraft takes what it gets for all there is: a hole would be entries that this member
+    /// believes to have and never applied.
+    async fn read_whole(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<RaftEntry>> {
+        let entries = self.read(start, end, max_bytes).await?;
+        // Behind its last entry the log has none, and nobody was told otherwise.
+        let has_more = self.0.last_id().is_some_and(|last| start <= last.index);
+        let is_missing = entries.is_empty() && start < end && has_more;
+        let hole = (start..).zip(&entries).find(|(index, entry)| entry.log_id.index() != *index);
+        match hole {
+            None if !is_missing => Ok(entries),
+            hole => {
+                let missing = hole.map_or(start, |(index, _)| index);
+                let what = format!("the log has no entry {missing}, though it is part of {start}..{end}");
+                Err(io::Error::new(io::ErrorKind::NotFound, what))
+            }
+        }
+    }
 }
 
 /// The first index of a range, and the one behind its last.
@@ -78,7 +96,7 @@ impl RaftLogReader<Types> for LogReader {
         let entries =
             stream::try_unfold((self.clone(), start, ahead), move |(reader, next, mut ahead)| async move {
                 if ahead.len() == 0 {
-                    ahead = reader.read(next, end, MAX_APPEND_BYTES).await?.into_iter();
+                    ahead = reader.read_whole(next, end, MAX_APPEND_BYTES).await?.into_iter();
                 }
                 Ok(ahead.next().map(|entry: RaftEntry| {
                     let next = entry.log_id.index() + 1;
@@ -93,7 +111,7 @@ impl RaftLogReader<Types> for LogReader {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<RaftEntry>, io::Error> {
-        self.read(start, end, MAX_APPEND_BYTES).await
+        self.read_whole(start, end, MAX_APPEND_BYTES).await
     }
 }
 
@@ -129,5 +147,47 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn purge(&mut self, log_id: RaftLogId) -> Result<(), io::Error> {
         self.0.purge(entry_id(&log_id)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+    use futures_util::TryStreamExt;
+
+    use super::*;
+    use crate::storage::{EntryId, EntryKind, LogEntry, LogOptions, SimDisk};
+
+    #[tokio::test]
+    async fn a_hole_in_what_openraft_asks_for_is_an_error_and_no_end() {
+        let disk = Arc::new(SimDisk::new(1));
+        let (log, mut writer) = Log::open(disk, Path::new("/log"), LogOptions::default()).unwrap();
+        let entry = |index| LogEntry {
+            id: EntryId { term: 1, index },
+            kind: EntryKind::Blank,
+            stamp_ms: 0,
+            payload: Bytes::new(),
+        };
+        log.append((1..=5).map(entry).collect(), Box::new(|done| done.unwrap())).await.unwrap();
+        let ops = writer.take();
+        writer.step(ops);
+        log.purge(EntryId { term: 1, index: 2 }).await.unwrap();
+        let mut reader = LogReader(log);
+        let indexes = |entries: Vec<RaftEntry>| -> Vec<u64> {
+            entries.iter().map(|entry| entry.log_id.index()).collect()
+        };
+        let whole = reader.entries_stream(3..6).await.try_collect::<Vec<_>>().await;
+        assert_eq!(indexes(whole.unwrap()), [3, 4, 5]);
+        for range in [1..3, 2..6] {
+            let read = reader.entries_stream(range.clone()).await.try_collect::<Vec<_>>().await;
+            assert_eq!(read.unwrap_err().kind(), io::ErrorKind::NotFound, "{range:?}");
+        }
+        let behind = reader.entries_stream(4..8).await.try_collect::<Vec<_>>().await;
+        assert_eq!(indexes(behind.unwrap()), [4, 5], "the log has no more");
+        assert_eq!(indexes(reader.limited_get_log_entries(3, 6).await.unwrap()), [3, 4, 5]);
+        assert!(reader.limited_get_log_entries(2, 6).await.is_err());
     }
 }

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,13 +29,14 @@ use super::types::{
     CommittedLeader, Member, RaftLogId, RaftMembership, RaftStoredMembership, Types, decode_membership,
     encode_membership, entry_id, raft_log_id,
 };
+use crate::codec::Malformed;
 use crate::limits::{LAST_SAVE_TIMEOUT, MAX_APPEND_BYTES, MAX_CHECKPOINT_PAUSE};
 use crate::record::EntryRecords;
 use crate::state::{
     Catalog, Changes, Cluster, ClusterLimits, EvictedBlocks, Freed, Garbage, Missing, MissingBlock,
     NotApplied, Outcome, Routers, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
 };
-use crate::storage::{Checkpoint, Disk, EntryId, Freezer, Frozen, Log, Pin, Room, write_export};
+use crate::storage::{Checkpoint, Disk, EntryId, Freezer, Frozen, Log, Pin, Room, Verdict, write_export};
 use crate::task;
 
 /// Learns what applied entries changed.
@@ -106,8 +108,8 @@ impl Applied {
         let mut state = State::new(log.live().clone());
         // An earlier attempt to load may have counted something.
         state.reset();
-        checkpoint.load(&mut |key, value| Ok(state.restore(key, value)?))?;
-        let orphans = state.restored();
+        checkpoint.load(&mut |key, value| take_in(|| state.restore(key, value)))?;
+        let orphans = take_in(|| Ok(state.restored()))?;
         let saved = SavedPoint::of(&state);
         let applied = Arc::new(Applied {
             catalog: state.catalog().clone(),
@@ -358,7 +360,7 @@ impl Applied {
         loop {
             let cost = Duration::from_micros(self.save_cost_us.load(Ordering::Relaxed));
             tokio::time::sleep(pause_after(cost, interval)).await;
-            if !room.is_exhausted_now().await {
+            if room.has_room_to_save_now().await {
                 self.save().await?;
             }
         }
@@ -396,6 +398,19 @@ impl Applied {
 /// time at most, and applying waits for no more of them.
 fn pause_after(cost: Duration, interval: Duration) -> Duration {
     interval.max((cost * 9).min(MAX_CHECKPOINT_PAUSE))
+}
+
+/// Takes in a part of a checkpoint. An error of this shows only if the checkpoint adds up, so it says nothing of the
+/// disk: it is of a form of another version, or this one has a fault, which would hit every member alike.
+fn take_in<T>(part: impl FnOnce() -> Result<T, Malformed>) -> io::Result<T> {
+    match catch_unwind(AssertUnwindSafe(part)) {
+        Ok(Ok(taken)) => Ok(taken),
+        Ok(Err(malformed)) if malformed.is_of_another_version() => {
+            Err(Verdict::Newer.error(malformed.to_string()))
+        }
+        Ok(Err(malformed)) => Err(Verdict::Bug.error(malformed.to_string())),
+        Err(_) => Err(Verdict::Bug.error("it is whole, and loading it ended in a panic")),
+    }
 }
 
 /// Entries applied under one hold of the state: readers of the whole state (digests, checkpoints) get

@@ -10,7 +10,6 @@
 //!
 //! None of them is urgent: a step that finds nothing to do is followed by a rest.
 use std::io;
-use std::io::ErrorKind::{InvalidData, NotFound, StorageFull};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +19,8 @@ use super::export::Export;
 use super::machine::Applied;
 use super::node::Node;
 use super::retention;
-use crate::limits::RECLAIM_BYTES_PER_S;
-use crate::storage::{Indexer, Reclaimer, Room, is_damage};
+use crate::limits::{MAX_LATE_RECORDS, RECLAIM_BYTES_PER_S};
+use crate::storage::{Indexer, Reclaimer, Room, Verdict};
 use crate::task;
 
 /// Between two looks when there was nothing to do.
@@ -40,7 +39,9 @@ pub async fn purge_log(
 ) -> io::Result<()> {
     loop {
         sleep(REST).await;
-        let decision = retention::decide(&node.standing(export.index(), kept_entries, patience));
+        // A delete that was under way when the export was made may need what was written before it.
+        let export_index = export.index().saturating_sub(kept_entries.min(MAX_LATE_RECORDS));
+        let decision = retention::decide(&node.standing(export_index, kept_entries, patience));
         node.note_hold(decision.held);
         if decision.must_end_transfers {
             node.transfers().end_all();
@@ -58,7 +59,7 @@ pub async fn purge_log(
 pub async fn clear_garbage(applied: Arc<Applied>, room: Arc<Room>) -> io::Result<()> {
     loop {
         // Clearing frees space in the end, and takes some first.
-        if room.is_exhausted_now().await {
+        if !room.has_room_to_save_now().await {
             sleep(REST).await;
             continue;
         }
@@ -80,7 +81,7 @@ pub async fn free_space(mut reclaimer: Reclaimer, applied: Arc<Applied>) -> io::
             Ok(cost_bytes) => {
                 sleep(Duration::from_micros(cost_bytes * 1_000_000 / RECLAIM_BYTES_PER_S)).await;
             }
-            Err(error) if is_damage(&error) || error.kind() == io::ErrorKind::StorageFull => {
+            Err(error) if Verdict::of(&error).lets_a_chore_rest() => {
                 tracing::warn!("space of the log cannot be freed: {error}");
                 sleep(LONG_REST).await;
             }
@@ -111,7 +112,7 @@ pub async fn index_log(mut indexer: Indexer, applied: Arc<Applied>, room: Arc<Ro
                 sleep(INDEX_LAG).await;
             }
             Ok(done) => sleep(Duration::from_micros(done.cost_bytes * 1_000_000 / RECLAIM_BYTES_PER_S)).await,
-            Err(error) if [InvalidData, NotFound, StorageFull].contains(&error.kind()) => {
+            Err(error) if Verdict::of(&error).lets_a_chore_rest() => {
                 // What the index lacks is read by who asks.
                 tracing::warn!("the index of the log cannot be brought up to date: {error}");
                 sleep(LONG_REST).await;

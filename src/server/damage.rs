@@ -94,6 +94,26 @@ pub(super) async fn remove_when_voter(node: Arc<Node>, room: Arc<Room>, data_dir
     .await
 }
 
+/// Removes a checkpoint that another one took the place of, once that one covers all that the log had at the start.
+pub(super) async fn remove_damaged_checkpoint(
+    applied: Arc<Applied>,
+    last_index: u64,
+    aside: PathBuf,
+) -> io::Result<()> {
+    if !aside.exists() {
+        return Ok(());
+    }
+    while applied.saved_index() < last_index {
+        sleep(LOOK_INTERVAL).await;
+    }
+    task::blocking(move || {
+        std::fs::remove_dir_all(&aside)?;
+        tracing::info!("removed the damaged checkpoint in {}", aside.display());
+        Ok(())
+    })
+    .await
+}
+
 /// Applies what the log has beyond a state that was restored, up to `last_index`, and looks whether all that is
 /// in use then is there. What topics gave up after the export may be gone, and must not be missed.
 pub(super) async fn check_restored(log: Log, applied: Arc<Applied>, last_index: u64) -> io::Result<()> {

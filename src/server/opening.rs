@@ -1,44 +1,38 @@
 //! Opening what lies in the data directory, whatever has become of it.
 //!
-//! What can be made again here is made again: a checkpoint from the log, or from its export and the rest of
-//! the log. What cannot, and is certainly damaged, makes this member set its data aside and start blank, to
-//! be filled again by the others, if there are enough others for that. If there are not, or if the disk
-//! refuses (which may pass, and says nothing of what is on it), it ends with one line.
+//! What can be made again here is made again (see `loading`). What cannot, and is certainly damaged, makes this
+//! member set its data aside and start blank, to be filled again by the others, if there are enough others for that.
+//! If there are not, or for any other reason (`storage/verdict.rs` has the table), it ends with one line and has
+//! changed nothing.
 
-use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 
+use super::loading::{self, Loaded};
 use crate::clock::{Random, SystemClock};
 use crate::config::Settings;
 use crate::raft::{Applied, Identity};
 use crate::storage::{
-    Change, Checkpoint, Disk, Log, LogOptions, Mark, OpenError, SledCheckpoint, SledCheckpoints, Stores,
-    is_set_aside, read_export,
+    AtStart, Disk, Log, LogOptions, Mark, OpenError, Room, SledCheckpoints, Stores, Verdict, is_set_aside,
+    lay_rest_of_ballast, release_ballast_if_full,
 };
-
-/// What a restore hands to the checkpoint at once.
-const RESTORE_BATCH_BYTES: usize = 1 << 20;
 
 /// What lies in the data directory: the log and the state.
 pub(super) struct Storage {
     pub stores: Arc<Stores>,
     pub log: Log,
     pub applied: Arc<Applied>,
-    /// The state is that of the export. Entries that topics gave up since may be gone already, until the log
+    /// The state was restored from its export. Entries that topics gave up since may be gone already, until the log
     /// beyond it is applied again.
     pub is_restored: bool,
     writer: std::thread::JoinHandle<()>,
 }
 
-/// Why the data cannot be opened.
-enum Unopened {
-    /// What was confirmed is damaged or lost, and nothing here can replace it: one line.
-    Damage(String),
-    Other(anyhow::Error),
+/// Why the data cannot be opened, in one line, and what that says of them.
+pub(super) struct Unopened {
+    pub verdict: Verdict,
+    pub line: anyhow::Error,
 }
 
 /// Whether the other members are enough to fill this one again when it is blank: they must be a majority.
@@ -53,18 +47,24 @@ pub(super) fn open(
     random: &dyn Random,
 ) -> anyhow::Result<(Identity, Storage)> {
     let dir = &settings.data_dir;
+    release_ballast_if_full(&**disk, dir).with_context(|| format!("cannot use {}", dir.display()))?;
     let identity = Identity::open(&**disk, dir, &settings.cluster, &settings.member, random)
         .map_err(|line| anyhow!(line))?;
     let marked = Mark::read(&**disk, dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mark = match marked {
         Some(mark) => mark,
-        None => match Storage::open(settings, disk) {
+        None => match Storage::open(settings, disk, &identity) {
             Ok(storage) => return Ok((identity, storage)),
-            Err(Unopened::Other(error)) => return Err(error),
-            Err(Unopened::Damage(why)) => Mark { unix_ms: SystemClock::shared().wall_ms(), why },
+            Err(Unopened { verdict, line }) => {
+                match verdict.at_start(can_be_filled_again(settings)) {
+                    AtStart::End if verdict != Verdict::Damage => return Err(line.context(said_of(verdict))),
+                    AtStart::End | AtStart::SetAside => {}
+                }
+                Mark { unix_ms: SystemClock::shared().wall_ms(), why: format!("{line:#}") }
+            }
         },
     };
-    if !can_be_filled_again(settings) {
+    if Verdict::Damage.at_start(can_be_filled_again(settings)) == AtStart::End {
         bail!(
             "{}, and there are not enough other members to fill this one again: restore a backup of {}, or \
              name another --data-dir to begin without its records",
@@ -73,10 +73,20 @@ pub(super) fn open(
         );
     }
     let identity = set_aside(settings, &**disk, random, &mark)?;
-    match Storage::open(settings, disk) {
-        Ok(storage) => Ok((identity, storage)),
-        Err(Unopened::Other(error)) => Err(error),
-        Err(Unopened::Damage(line)) => Err(anyhow!(line)),
+    let storage = Storage::open(settings, disk, &identity).map_err(|unopened| unopened.line)?;
+    Ok((identity, storage))
+}
+
+/// What the operator is to make of it, before the line that says what it is.
+fn said_of(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Damage => "data are damaged",
+        Verdict::Newer => {
+            "data of another version, and nothing was changed: start the version that wrote them"
+        }
+        Verdict::Refused => "data cannot be reached, and nothing was changed",
+        Verdict::Busy => "data cannot be opened for the moment, and nothing was changed",
+        Verdict::Bug => "data are whole, but this version has a fault in loading them; nothing was changed",
     }
 }
 
@@ -106,7 +116,7 @@ pub(super) fn had_data(settings: &Settings) -> anyhow::Result<bool> {
 }
 
 impl Storage {
-    fn open(settings: &Settings, disk: &Arc<dyn Disk>) -> Result<Storage, Unopened> {
+    fn open(settings: &Settings, disk: &Arc<dyn Disk>, identity: &Identity) -> Result<Storage, Unopened> {
         let options = LogOptions {
             segment_bytes: settings.segment_bytes,
             cache_bytes: settings.cache_bytes,
@@ -114,20 +124,39 @@ impl Storage {
         };
         let dir = &settings.data_dir;
         let stores = Stores::open(disk.clone(), dir, settings.segment_bytes, Arc::new(SledCheckpoints));
-        let stores = Arc::new(stores.map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => Unopened::Damage(error.to_string()),
-            _ => Unopened::Other(anyhow!(error).context(format!("cannot use {}", dir.display()))),
+        let stores = Arc::new(stores.map_err(|error| match Verdict::of(&error) {
+            // Without a word of the system's: it is about what was read.
+            verdict @ (Verdict::Damage | Verdict::Newer) if error.raw_os_error().is_none() => {
+                Unopened { verdict, line: anyhow!("{error}") }
+            }
+            _ => anyhow!(error).context(format!("cannot use {}", dir.display())).into(),
         })?);
+        // Whoever is part of a cluster had a log before it spoke for the first time. A blank one must not vote under
+        // the old id, having forgotten what that promised.
+        let had_log = identity.cluster_id.is_some();
+        let has_log = stores.has_log().with_context(|| format!("cannot use {}", dir.display()))?;
+        if had_log && !has_log {
+            let line = anyhow!("the log in {} is missing", stores.log_dir().display());
+            return Err(Unopened { verdict: Verdict::Damage, line });
+        }
         let (log, writer) = Log::open(disk.clone(), &stores.log_dir(), options)?;
-        let (applied, is_restored) = open_state(settings, &**disk, &stores, &log)?;
+        let Loaded { applied, is_restored } = loading::load(settings, &**disk, &stores, &log)?;
         if !is_restored {
             log.check_live()?;
+        }
+        if let Err(error) = lay_rest_of_ballast(&**disk, dir) {
+            tracing::warn!("no space can be kept for the next start: {error}");
         }
         let writer = writer.run_on_thread().context("cannot start the log's writer")?;
         Ok(Storage { stores, log, applied, is_restored, writer })
     }
 
-    pub async fn save(&self) -> anyhow::Result<()> {
+    /// Saves the state once more, if there is room for that.
+    pub async fn save(&self, room: &Room) -> anyhow::Result<()> {
+        if !room.has_room_to_save() {
+            tracing::warn!("there is no room to save the state: the next start applies the log again");
+            return Ok(());
+        }
         self.applied
             .save_last()
             .await
@@ -144,155 +173,13 @@ impl Storage {
 
 impl From<OpenError> for Unopened {
     fn from(error: OpenError) -> Self {
-        if error.is_damage() { Unopened::Damage(error.to_string()) } else { Unopened::Other(error.into()) }
+        Unopened { verdict: error.verdict(), line: error.into() }
     }
 }
 
+/// What is not known to be about the data is not.
 impl From<anyhow::Error> for Unopened {
-    fn from(error: anyhow::Error) -> Self {
-        Unopened::Other(error)
+    fn from(line: anyhow::Error) -> Self {
+        Unopened { verdict: Verdict::Refused, line }
     }
-}
-
-/// The state, and whether it is that of the export.
-fn open_state(
-    settings: &Settings,
-    disk: &dyn Disk,
-    stores: &Stores,
-    log: &Log,
-) -> Result<(Arc<Applied>, bool), Unopened> {
-    let dir = &stores.checkpoint_dir();
-    let error = match load_state(stores, log) {
-        Ok(applied) => return Ok((applied, false)),
-        Err(error) if is_refusal(&error) => {
-            let said = format!("the checkpoint in {} cannot be read", dir.display());
-            return Err(Unopened::Other(error.context(said)));
-        }
-        // A checkpoint is written when the log is synced that far, so it is the log that lost something.
-        Err(error) if error.is::<LogTooShort>() => {
-            return Err(Unopened::Damage(format!(
-                "the log beside the checkpoint in {} {error}",
-                dir.display()
-            )));
-        }
-        Err(error) => error,
-    };
-    let why = format!("the checkpoint in {} cannot be used ({error:#})", dir.display());
-    if log.purged().is_none() {
-        // The whole log is still there, so the state can be made again by applying all of it.
-        tracing::warn!("{why}: rebuilding it from the log");
-        move_aside(dir)?;
-        return Ok((load_state(stores, log)?, false));
-    }
-    match restore_export(settings, disk, stores, log) {
-        Ok(Some(applied)) => {
-            tracing::warn!(
-                "{why}: it was restored from the state that was exported at entry {}",
-                applied.index()
-            );
-            Ok((applied, true))
-        }
-        Ok(None) => Err(Unopened::Damage(format!("{why} and the log alone is not enough to rebuild it"))),
-        Err(error) if is_refusal(&error) => {
-            Err(Unopened::Other(error.context(format!("{why}, nor the exported state"))))
-        }
-        Err(error) => Err(Unopened::Damage(format!("{why}, nor can the exported state ({error:#})"))),
-    }
-}
-
-fn load_state(stores: &Stores, log: &Log) -> anyhow::Result<Arc<Applied>> {
-    let load =
-        || -> anyhow::Result<Arc<Applied>> { Ok(Applied::load(log.clone(), stores.open_checkpoint()?)?) };
-    // sled takes some of what it reads for granted, and what is damaged may be anything: of 180 damaged databases
-    // 143 failed to open or load, and 4 ended in a panic. That is one reason among others, and no noise.
-    let usual = take_hook();
-    set_hook(Box::new(|panic| tracing::debug!("the checkpoint: {panic}")));
-    let loaded = catch_unwind(AssertUnwindSafe(load));
-    set_hook(usual);
-    let applied = loaded.unwrap_or_else(|_| Err(anyhow!("it is damaged")))?;
-    let last_index = log.last_id().map_or(0, |id| id.index);
-    if applied.index() > last_index {
-        return Err(LogTooShort { last_index, applied_index: applied.index() }.into());
-    }
-    let purged_index = log.purged().map_or(0, |id| id.index);
-    if applied.index() < purged_index {
-        bail!("it is at entry {}, but the log begins after {purged_index}", applied.index());
-    }
-    Ok(applied)
-}
-
-/// The log has lost entries that it had confirmed.
-#[derive(Debug)]
-struct LogTooShort {
-    last_index: u64,
-    applied_index: u64,
-}
-
-impl std::fmt::Display for LogTooShort {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { last_index, applied_index } = self;
-        write!(
-            f,
-            "has lost its end: it ends at entry {last_index}, and the checkpoint has seen {applied_index}"
-        )
-    }
-}
-
-impl std::error::Error for LogTooShort {}
-
-/// Whether the system refused something, which says nothing of what is on the disk.
-fn is_refusal(error: &anyhow::Error) -> bool {
-    let code = error.chain().find_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
-    // Files that are not there or not what they were: that is damage.
-    let is_missing = |code| {
-        use rustix::io::Errno;
-        [Errno::NOENT, Errno::NOTDIR, Errno::ISDIR, Errno::INVAL].iter().any(|no| no.raw_os_error() == code)
-    };
-    code.is_some_and(|code| !is_missing(code))
-}
-
-/// Puts what was exported in the place of the checkpoint. `None` if there is no export.
-fn restore_export(
-    settings: &Settings,
-    disk: &dyn Disk,
-    stores: &Stores,
-    log: &Log,
-) -> anyhow::Result<Option<Arc<Applied>>> {
-    let dir = &stores.checkpoint_dir();
-    let fresh = dir.with_extension("restored");
-    if fresh.exists() {
-        std::fs::remove_dir_all(&fresh).with_context(|| format!("cannot remove {}", fresh.display()))?;
-    }
-    let checkpoint = SledCheckpoint::open(&fresh)?;
-    let (mut batch, mut batch_bytes) = (Vec::<Change>::new(), 0);
-    let read = read_export(disk, &settings.data_dir, &mut |key, value| {
-        batch_bytes += key.len() + value.len();
-        batch.push((key.to_vec(), Some(value.to_vec())));
-        if batch_bytes < RESTORE_BATCH_BYTES {
-            return Ok(());
-        }
-        batch_bytes = 0;
-        checkpoint.write(std::mem::take(&mut batch))
-    })?;
-    if read.is_none() {
-        return Ok(None);
-    }
-    checkpoint.write(batch)?;
-    drop(checkpoint);
-    // A kill between the two leaves no checkpoint, and the same again.
-    move_aside(dir)?;
-    std::fs::rename(&fresh, dir).with_context(|| format!("cannot rename {}", fresh.display()))?;
-    disk.sync_dir(&settings.data_dir)?;
-    load_state(stores, log).map(Some)
-}
-
-fn move_aside(dir: &Path) -> anyhow::Result<()> {
-    let aside = dir.with_extension("damaged");
-    if aside.exists() {
-        std::fs::remove_dir_all(&aside).with_context(|| format!("cannot remove {}", aside.display()))?;
-    }
-    if dir.exists() {
-        std::fs::rename(dir, &aside).with_context(|| format!("cannot move {} aside", dir.display()))?;
-    }
-    Ok(())
 }

@@ -11,13 +11,15 @@
 //! removes the mark last. The mark is also what a running member leaves when a read finds damage that the next
 //! start would not look for.
 //!
-//! There is at most one directory of this kind. It goes when the member is a voter again; until then it may be the
-//! last copy of something, should too many others be lost as well. Data that is damaged while one is there was
-//! never a voter's, and is removed.
+//! Such a directory goes when the member is a voter again; until then it may be the last copy of something, should
+//! too many others be lost as well. Data that is damaged while one is there is hardly ever a voter's; but between the
+//! vote and the removal there is a moment, so it is set aside too. There are at most two: the first, which certainly
+//! was a voter's, and the last.
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::ballast;
 use super::disk::{Disk, read_small_file, write_file_atomically};
 
 const MARK: &str = "damaged";
@@ -81,8 +83,12 @@ impl Mark {
         step: &mut dyn FnMut() -> io::Result<()>,
     ) -> io::Result<()> {
         let aside = data_dir.join(self.dir_name());
-        let earlier = find(data_dir)?.filter(|earlier| *earlier != aside);
-        if earlier.is_none() {
+        let earlier: Vec<PathBuf> = find(data_dir)?.into_iter().filter(|earlier| *earlier != aside).collect();
+        if !disk.exists(&aside)? || !disk.exists(&aside.join(IDENTITY))? {
+            for between in earlier.iter().skip(1) {
+                step()?;
+                fs::remove_dir_all(between)?;
+            }
             step()?;
             disk.create_dir_all(&aside)?;
             disk.sync_dir(data_dir)?;
@@ -96,22 +102,18 @@ impl Mark {
             let item = item?;
             let name = item.file_name();
             let stays = name.to_str().is_some_and(|name| {
-                name == LOCK || name == MARK || name.starts_with(IDENTITY) || name.starts_with(PREFIX)
+                [LOCK, MARK, ballast::FILE].contains(&name)
+                    || name.starts_with(IDENTITY)
+                    || name.starts_with(PREFIX)
             });
             if stays {
                 continue;
             }
             step()?;
-            match (&earlier, item.file_type()?.is_dir()) {
-                (None, _) => fs::rename(item.path(), aside.join(&name))?,
-                (Some(_), true) => fs::remove_dir_all(item.path())?,
-                (Some(_), false) => fs::remove_file(item.path())?,
-            }
+            fs::rename(item.path(), aside.join(&name))?;
         }
         disk.sync_dir(data_dir)?;
-        if earlier.is_none() {
-            disk.sync_dir(&aside)?;
-        }
+        disk.sync_dir(&aside)?;
         step()?;
         mint()?;
         step()?;
@@ -120,29 +122,29 @@ impl Mark {
     }
 }
 
-/// The directory with data that was set aside, if there is one.
-fn find(data_dir: &Path) -> io::Result<Option<PathBuf>> {
+/// The directories with data that were set aside, the first one first.
+fn find(data_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
     for item in fs::read_dir(data_dir)? {
         let item = item?;
-        let is_ours = item.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
-        if is_ours && item.file_type()?.is_dir() {
-            return Ok(Some(item.path()));
+        let name = item.file_name();
+        let Some(time) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+        if item.file_type()?.is_dir() {
+            found.push((time.parse().unwrap_or(0u64), item.path()));
         }
     }
-    Ok(None)
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
 /// Whether data of this member was set aside, and it has not been a voter since.
 pub fn is_set_aside(data_dir: &Path) -> io::Result<bool> {
-    Ok(find(data_dir)?.is_some())
+    Ok(!find(data_dir)?.is_empty())
 }
 
 /// Removes what was set aside.
 pub fn remove_set_aside(data_dir: &Path) -> io::Result<()> {
-    while let Some(dir) = find(data_dir)? {
-        fs::remove_dir_all(dir)?;
-    }
-    Ok(())
+    find(data_dir)?.into_iter().try_for_each(fs::remove_dir_all)
 }
 
 #[cfg(test)]
@@ -183,12 +185,14 @@ mod tests {
         outcome.is_err()
     }
 
-    fn expect_blank(dir: &Path, aside: &str, holds: &str) {
-        assert_eq!(names(dir), [aside, "identity", "lock"]);
+    fn expect_blank(dir: &Path, asides: &[&str], hold: &[&str]) {
+        assert_eq!(names(dir), [asides, &["identity", "lock"]].concat());
         assert_eq!(fs::read_to_string(dir.join("identity")).unwrap(), "new");
-        assert_eq!(names(&dir.join(aside)), ["checkpoint", "export", "identity", "log"]);
-        for file in ["identity", "export", "log/file", "checkpoint/file"] {
-            assert_eq!(fs::read_to_string(dir.join(aside).join(file)).unwrap(), holds, "{file}");
+        for (aside, holds) in asides.iter().zip(hold) {
+            assert_eq!(names(&dir.join(aside)), ["checkpoint", "export", "identity", "log"]);
+            for file in ["identity", "export", "log/file", "checkpoint/file"] {
+                assert_eq!(fs::read_to_string(dir.join(aside).join(file)).unwrap(), *holds, "{file}");
+            }
         }
     }
 
@@ -207,27 +211,30 @@ mod tests {
             assert_eq!(found, mark(5));
             found.carry_out(&RealDisk, dir, || fs::write(dir.join("identity"), "new")).unwrap();
             assert_eq!(Mark::read(&RealDisk, dir).unwrap(), None);
-            expect_blank(dir, "damaged-5", "old");
+            expect_blank(dir, &["damaged-5"], &["old"]);
         }
         assert!(kills >= 6, "{kills}");
     }
 
     #[test]
-    fn what_a_voter_had_stays_until_it_is_one_again_and_nothing_else_does() {
+    fn what_a_voter_had_first_and_last_stays_until_it_is_one_again() {
         for kill_at in 1..20 {
             let dir = tempfile::tempdir().unwrap();
             let dir = dir.path();
             fill(dir, "a voter's");
             assert!(!set_aside(dir, 5, 0));
             assert!(is_set_aside(dir).unwrap());
-            fs::remove_file(dir.join("identity")).unwrap();
-            fs::remove_file(dir.join("lock")).unwrap();
-            fill(dir, "half a copy");
-            set_aside(dir, 6, kill_at);
-            if let Some(found) = Mark::read(&RealDisk, dir).unwrap() {
-                found.carry_out(&RealDisk, dir, || fs::write(dir.join("identity"), "new")).unwrap();
+            for (unix_ms, what) in [(6, "half a copy"), (7, "a voter's again, for a moment")] {
+                fs::remove_file(dir.join("identity")).unwrap();
+                fs::remove_file(dir.join("lock")).unwrap();
+                fill(dir, what);
+                set_aside(dir, unix_ms, kill_at);
+                if let Some(found) = Mark::read(&RealDisk, dir).unwrap() {
+                    found.carry_out(&RealDisk, dir, || fs::write(dir.join("identity"), "new")).unwrap();
+                }
+                let last = format!("damaged-{unix_ms}");
+                expect_blank(dir, &["damaged-5", &last], &["a voter's", what]);
             }
-            expect_blank(dir, "damaged-5", "a voter's");
             remove_set_aside(dir).unwrap();
             assert_eq!(names(dir), ["identity", "lock"]);
             assert!(!is_set_aside(dir).unwrap());

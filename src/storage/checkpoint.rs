@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::frozen::Page;
+use super::verdict::Verdict;
 use crate::digest::Digest;
 
 /// One change of the checkpoint: `None` deletes the key.
@@ -33,7 +34,8 @@ pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> io::Result<()>;
 
 /// Where the checkpoint of a member is kept. All calls may block on the disk.
 pub trait Checkpoint: Send + Sync + 'static {
-    /// Hands every key and value to `each`, in key order.
+    /// Hands every key and value to `each`, in key order. An error of `each` comes back only if everything that is
+    /// stored adds up: otherwise it is damaged, whatever `each` made of it.
     fn load(&self, each: Visit<'_>) -> io::Result<()>;
     /// One value.
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
@@ -135,15 +137,17 @@ fn open_database(dir: &Path) -> sled::Result<sled::Db> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
         match config.open() {
-            // sled tells it in words only.
-            Err(sled::Error::Io(error))
-                if error.to_string().contains("could not acquire lock") && Instant::now() < deadline =>
-            {
+            Err(sled::Error::Io(error)) if is_locked(&error) && Instant::now() < deadline => {
                 std::thread::sleep(LOCK_PAUSE);
             }
             opened => return opened,
         }
     }
+}
+
+/// Whether another process, or an earlier database of this one, has it open. sled tells it in words only.
+fn is_locked(error: &io::Error) -> bool {
+    error.to_string().contains("could not acquire lock")
 }
 
 fn damaged() -> io::Error {
@@ -152,13 +156,18 @@ fn damaged() -> io::Error {
 
 impl Checkpoint for SledCheckpoint {
     fn load(&self, each: Visit<'_>) -> io::Result<()> {
-        let mut sum = 0u64;
+        let (mut sum, mut failed) = (0u64, None);
         for item in self.tree.range::<&[u8], _>(above(Some(SUM_KEY))) {
             let (key, value) = item.map_err(into_io)?;
             sum = sum.wrapping_add(item_digest(&key, &value));
-            each(&key, &value)?;
+            if failed.is_none() {
+                failed = each(&key, &value).err();
+            }
         }
-        if sum == *self.sum.lock() { Ok(()) } else { Err(damaged()) }
+        if sum != *self.sum.lock() {
+            return Err(damaged());
+        }
+        failed.map_or(Ok(()), Err)
     }
 
     fn page(&self, after: Option<&[u8]>, max_bytes: usize) -> io::Result<Page> {
@@ -229,7 +238,9 @@ pub(super) fn page_of(
 
 fn into_io(error: sled::Error) -> io::Error {
     match error {
-        sled::Error::Io(error) => error,
+        sled::Error::Io(error) if is_locked(&error) => Verdict::Busy.error(error.to_string()),
+        sled::Error::Io(error) if error.raw_os_error().is_some() => error,
+        // What sled says by itself is said of what it read.
         other => io::Error::new(io::ErrorKind::InvalidData, other),
     }
 }
@@ -309,6 +320,25 @@ mod tests {
         assert_eq!(keys(&checkpoint).unwrap_err().kind(), io::ErrorKind::InvalidData);
         checkpoint.tree.insert([2], vec![9]).unwrap();
         assert_eq!(keys(&checkpoint).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn what_adds_up_and_cannot_be_taken_in_is_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoint = SledCheckpoint::open(dir.path()).unwrap();
+        checkpoint.write(vec![change(1, Some(1)), change(2, Some(2))]).unwrap();
+        let refuse = || checkpoint.load(&mut |_, _| Err(Verdict::Newer.error("of a later form")));
+        assert_eq!(Verdict::of(&refuse().unwrap_err()), Verdict::Newer);
+        checkpoint.tree.insert([2], vec![9]).unwrap();
+        assert_eq!(Verdict::of(&refuse().unwrap_err()), Verdict::Damage);
+    }
+
+    #[test]
+    fn a_database_that_stays_locked_is_no_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let _held = SledCheckpoint::open(dir.path()).unwrap();
+        let error = SledCheckpoint::open(dir.path()).err().expect("it is held");
+        assert_eq!(Verdict::of(&error), Verdict::Busy, "{error}");
     }
 
     /// What a damaged database gives: everything, an error, or a panic of sled's (`None`).

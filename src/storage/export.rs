@@ -17,6 +17,7 @@ use bytes::BufMut;
 use super::checkpoint::Visit;
 use super::disk::{Disk, DiskFile, OpenMode};
 use super::entry::EntryId;
+use super::verdict::Verdict;
 use crate::codec::{Reader, put_blob};
 
 const FILE: &str = "export";
@@ -148,8 +149,12 @@ pub fn read_export(disk: &dyn Disk, dir: &Path, each: Visit<'_>) -> io::Result<O
     let version = reader.u32().map_err(malformed)?;
     let (term, index) = (reader.u64().map_err(malformed)?, reader.u64().map_err(malformed)?);
     let mut chain = reader.u32().map_err(malformed)?;
-    if !magic || chain != crc32c::crc32c(&header[..HEADER_BYTES - 4]) || version != FORMAT_VERSION {
+    if !magic || chain != crc32c::crc32c(&header[..HEADER_BYTES - 4]) {
         return Err(damaged(0));
+    }
+    if version > FORMAT_VERSION {
+        let known = format!("has format version {version}, and this program knows up to {FORMAT_VERSION}");
+        return Err(Verdict::Newer.error(format!("the exported state {} {known}", path.display())));
     }
     loop {
         let (from, head) = take(CHUNK_HEAD_BYTES)?;
@@ -248,6 +253,20 @@ mod tests {
             disk.truncate(&path, len).unwrap();
             assert_eq!(read(&disk).unwrap_err().kind(), io::ErrorKind::InvalidData, "cut to {len}");
         }
+    }
+
+    #[test]
+    fn an_export_of_a_newer_format_is_no_damage() {
+        let disk = SimDisk::new(1);
+        write(&disk, 9, &items(3, 7)).unwrap();
+        let file = disk.open(&dir().join(FILE), OpenMode::Write).unwrap();
+        let mut header = [0; HEADER_BYTES];
+        file.read_exact_at(&mut header, 0).unwrap();
+        header[8..12].copy_from_slice(&(FORMAT_VERSION + 1).to_le_bytes());
+        let crc = crc32c::crc32c(&header[..HEADER_BYTES - 4]);
+        header[HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+        file.write_all_at(&header, 0).unwrap();
+        assert_eq!(Verdict::of(&read(&disk).unwrap_err()), Verdict::Newer);
     }
 
     #[test]

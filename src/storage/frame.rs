@@ -123,10 +123,12 @@ pub enum NoFrame {
     End,
     /// The bytes end before the frame does.
     Short,
-    /// A kind that does not exist, or a length above the bound.
+    /// No kind, or a length above the bound.
     Implausible,
     /// The checksum does not hold.
     Checksum,
+    /// The checksum holds, but the kind is none of this version.
+    OtherKind(u8),
 }
 
 impl std::fmt::Display for NoFrame {
@@ -136,6 +138,7 @@ impl std::fmt::Display for NoFrame {
             Self::Short => "frame cut short",
             Self::Implausible => "implausible frame header",
             Self::Checksum => "wrong checksum",
+            Self::OtherKind(_) => "frame of a kind that this version does not know",
         })
     }
 }
@@ -180,15 +183,16 @@ pub fn decode(bytes: &[u8]) -> Result<Frame<'_>, NoFrame> {
     if *header == [0; FRAME_HEADER_BYTES] {
         return Err(NoFrame::End);
     }
-    let (len, kind) = (u32_at(header, 0) as usize, FrameKind::from_byte(header[12]));
-    let Some(kind) = kind.filter(|_| len <= MAX_PAYLOAD_BYTES) else {
+    let len = u32_at(header, 0) as usize;
+    if header[12] == 0 || len > MAX_PAYLOAD_BYTES {
         return Err(NoFrame::Implausible);
-    };
+    }
     let payload = bytes.get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + len).ok_or(NoFrame::Short)?;
     let crc = u32_at(header, 4);
     if crc != checksum(header, payload) {
         return Err(NoFrame::Checksum);
     }
+    let kind = FrameKind::from_byte(header[12]).ok_or(NoFrame::OtherKind(header[12]))?;
     let lsn = u64_at(header, 16);
     let distance = u64::from(u32_at(header, 12) >> 8);
     let head = FrameHead {

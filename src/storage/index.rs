@@ -7,6 +7,7 @@
 //! Parts know entries by their index and nothing of files, topics or seqs. An index is given once to what is
 //! committed, frames keep it when segments are renamed or rewritten, and any number of topics may refer to one
 //! entry: none of that touches a part.
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ use super::entry::EntryId;
 use super::index_file::{IndexFile, IndexName, is_unborn};
 use super::live::LiveEntries;
 use super::postings::{Found, Posting, PostingMap, Wanted};
+use super::supersede::superseded;
+use super::verdict::Verdict;
 use crate::filter::TagMatch;
 
 /// A look whose file is gone looks again so often: others took its place.
@@ -81,23 +84,24 @@ pub(super) struct Index {
     /// Only the indexer changes them.
     pub parts: RwLock<Parts>,
     /// Files that turned out to be damaged, for the indexer to remove.
-    pub damaged: Mutex<Vec<IndexName>>,
+    pub damaged: Mutex<BTreeSet<IndexName>>,
 }
 
 impl Index {
     /// Takes in the files in `dir` that are good and belong to the log, whose entries `has` knows; removes all
-    /// others. An error is one of the disk.
+    /// others. An error is one of the disk, which says nothing of a file.
     pub(super) fn open(disk: Arc<dyn Disk>, dir: &Path, has: impl Fn(EntryId) -> bool) -> io::Result<Self> {
         let names = disk.list(dir)?;
         let mut all: Vec<IndexName> = names.iter().filter_map(|name| IndexName::parse(name)).collect();
         all.sort_unstable();
         let mut files: Vec<Arc<IndexFile>> = Vec::new();
         let mut unwanted: Vec<String> = names.iter().filter(|name| is_unborn(name)).cloned().collect();
-        for name in &all {
-            let is_superseded = all.iter().any(|other| other.supersedes(*name));
+        let spans: Vec<_> = all.iter().map(|name| name.span()).collect();
+        for (name, is_superseded) in all.iter().zip(superseded(&spans)) {
             let overlaps = files.last().is_some_and(|last| last.name.last_index >= name.first_index);
             match IndexFile::open(disk.as_ref(), dir, *name) {
                 Ok(file) if !is_superseded && !overlaps && has(file.last) => files.push(Arc::new(file)),
+                Err(error) if Verdict::of(&error) == Verdict::Busy => return Err(error),
                 _ => unwanted.push(name.file_name()),
             }
         }
@@ -163,9 +167,11 @@ impl Index {
                 Ok(false) => return Sought::TooMany,
                 Err(error) if error.kind() == io::ErrorKind::NotFound && !is_last => return Sought::FileGone,
                 Err(error) => {
-                    tracing::warn!("{} is read around: {error}", file.name.file_name());
-                    self.damaged.lock().push(file.name);
                     postings.truncate(before);
+                    // What has no descriptor or no memory now has nothing to do with the file.
+                    if Verdict::of(&error) != Verdict::Busy && self.damaged.lock().insert(file.name) {
+                        tracing::warn!("{} is read around: {error}", file.name.file_name());
+                    }
                 }
             }
         }

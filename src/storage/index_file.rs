@@ -24,6 +24,7 @@ use std::sync::Arc;
 use super::disk::{Disk, DiskFile, OpenMode};
 use super::entry::EntryId;
 use super::postings::{Posting, Wanted, put_postings, take_postings};
+use super::supersede::Span;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 
 const SUFFIX: &str = ".idx";
@@ -66,10 +67,8 @@ impl IndexName {
         (found.file_name() == name && first_index <= last_index).then_some(found)
     }
 
-    pub(super) fn supersedes(self, other: Self) -> bool {
-        self.generation > other.generation
-            && self.first_index <= other.first_index
-            && other.last_index <= self.last_index
+    pub(super) fn span(self) -> Span {
+        Span { first: self.first_index, last: self.last_index, generation: self.generation }
     }
 }
 

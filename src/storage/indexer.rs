@@ -23,6 +23,7 @@ use super::index_file::{IndexFile, IndexName, IndexWriter, Rows};
 use super::log::Log;
 use super::postings::{Posting, PostingMap, take_postings};
 use super::reclaim::Reclaimed;
+use super::verdict::{Verdict, is_unreadable};
 use crate::record::EntryRecords;
 
 /// What a step reads of the log, or copies, about.
@@ -54,7 +55,7 @@ impl Indexer {
     }
 
     fn work(&mut self, applied_index: u64) -> io::Result<u64> {
-        let damaged = std::mem::take(&mut *self.index.damaged.lock());
+        let damaged: Vec<IndexName> = std::mem::take(&mut *self.index.damaged.lock()).into_iter().collect();
         if !damaged.is_empty() {
             self.give_up_merge()?;
             self.replace(&damaged, None)?;
@@ -229,12 +230,11 @@ impl Indexer {
 
     /// A file that cannot be read is made again; an error of the disk is passed on.
     fn note_damage(&self, error: io::Error, name: IndexName) -> io::Result<u64> {
-        use io::ErrorKind::{InvalidData, NotFound, UnexpectedEof};
-        if ![InvalidData, NotFound, UnexpectedEof].contains(&error.kind()) {
+        if Verdict::of(&error) != Verdict::Damage && !is_unreadable(&error) {
             return Err(error);
         }
         tracing::warn!("{} is made again: {error}", name.file_name());
-        self.index.damaged.lock().push(name);
+        self.index.damaged.lock().insert(name);
         Ok(FILE_BYTES)
     }
 

@@ -19,6 +19,7 @@ use super::disk::DiskFile;
 use super::packed::{PackedIndex, Row};
 use super::runs::Run;
 use super::segment::SEGMENT_HEADER_BYTES;
+use super::supersede::Span;
 use super::table::TableIndex;
 
 pub(super) const SUFFIX: &str = ".kept";
@@ -55,10 +56,8 @@ impl KeptName {
         (found.file_name() == name).then_some(found)
     }
 
-    pub(super) fn supersedes(self, other: Self) -> bool {
-        self.generation > other.generation
-            && self.first_segment <= other.first_segment
-            && other.last_segment <= self.last_segment
+    pub(super) fn span(self) -> Span {
+        Span { first: self.first_segment, last: self.last_segment, generation: self.generation }
     }
 
     /// The header of a rewritten file of this name.
@@ -73,6 +72,13 @@ impl KeptName {
         bytes[60..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
+}
+
+/// Why a file is not the kept file that its name says.
+#[derive(Debug)]
+pub(super) enum NotKept {
+    Damaged(&'static str),
+    Newer { version: u32, known: u32 },
 }
 
 /// Whether a name is that of a file that was not finished.
@@ -123,15 +129,21 @@ impl KeptFile {
         })
     }
 
-    /// Opens a rewritten file. `Err(what)` inside if it is not what its name says.
-    pub(super) fn open_packed(name: KeptName, file: &dyn DiskFile) -> io::Result<Result<Self, &'static str>> {
+    /// Opens a rewritten file. An error inside if it is not what its name says.
+    pub(super) fn open_packed(name: KeptName, file: &dyn DiskFile) -> io::Result<Result<Self, NotKept>> {
         let len_bytes = file.len_bytes()?;
         let mut header = [0; KEPT_HEADER_BYTES as usize];
         if len_bytes >= KEPT_HEADER_BYTES {
             file.read_exact_at(&mut header, 0)?;
         }
         if header != name.header() {
-            return Ok(Err("bad header of a kept file"));
+            let (checked, crc) = header.split_at(60);
+            let is_ours = header[..8] == MAGIC && crc32c::crc32c(checked).to_le_bytes() == *crc;
+            let version = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
+            return Ok(Err(match is_ours && version > FORMAT_VERSION {
+                true => NotKept::Newer { version, known: FORMAT_VERSION },
+                false => NotKept::Damaged("bad header of a kept file"),
+            }));
         }
         Ok(match PackedIndex::load(file)? {
             Some(index) => Ok(Self {
@@ -143,7 +155,7 @@ impl KeptFile {
                 frames_bytes: index.end_bytes.saturating_sub(KEPT_HEADER_BYTES),
                 places: Places::Packed(index),
             }),
-            None => Err("no good offset table"),
+            None => Err(NotKept::Damaged("no good offset table")),
         })
     }
 
@@ -204,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_come_back_and_later_generations_supersede_what_they_span() {
+    fn names_come_back() {
         let name =
             |first_segment, last_segment, generation| KeptName { first_segment, last_segment, generation };
         let merged = name(3, 0x1F, 2);
@@ -213,7 +225,5 @@ mod tests {
         for other in ["", "a.kept", "0000000000000001.seg", "3-1f-2.kept"] {
             assert_eq!(KeptName::parse(other), None, "{other}");
         }
-        assert!(merged.supersedes(name(3, 3, 0)) && merged.supersedes(name(4, 0x1F, 1)));
-        assert!(!merged.supersedes(merged) && !merged.supersedes(name(2, 4, 0)));
     }
 }

@@ -7,11 +7,12 @@
 use std::path::Path;
 
 use super::disk::{Disk, OpenMode};
-use super::kept::{KeptFile, KeptName};
+use super::kept::{KeptFile, KeptName, NotKept};
 use super::open_error::OpenError;
 use super::recovery::{corrupt, open_segment_at};
 use super::runs::Runs;
 use super::segment;
+use super::supersede::superseded;
 use super::table::{OffsetTable, TableIndex};
 
 /// The kept files of a directory, by name.
@@ -32,9 +33,12 @@ impl<'a> KeptFiles<'a> {
     ) -> Result<Self, OpenError> {
         let mut all: Vec<KeptName> = files.iter().filter_map(|file| KeptName::parse(file)).collect();
         all.sort_unstable();
-        let is_superseded = |name: &KeptName| all.iter().any(|other| other.supersedes(*name));
-        let (superseded, names): (Vec<KeptName>, Vec<KeptName>) =
-            all.iter().partition(|name| is_superseded(name));
+        let is_superseded = superseded(&all.iter().map(|name| name.span()).collect::<Vec<_>>());
+        let pick = |wanted: bool| {
+            let picked = all.iter().zip(&is_superseded).filter(move |(_, is)| **is == wanted);
+            picked.map(|(name, _)| *name).collect::<Vec<KeptName>>()
+        };
+        let (superseded, names) = (pick(true), pick(false));
         if let Some(pair) = names.windows(2).find(|pair| pair[0].last_segment >= pair[1].first_segment) {
             let path = dir.join(pair[1].file_name());
             return Err(corrupt(&path, 0, "another kept file holds the same segments"));
@@ -66,7 +70,12 @@ impl<'a> KeptFiles<'a> {
                 let at_file = |source| OpenError::Io { file: path.to_path_buf(), source };
                 let file = self.disk.open(&path, OpenMode::Read).map_err(at_file)?;
                 let packed = KeptFile::open_packed(*name, file.as_ref()).map_err(at_file)?;
-                Some(packed.map_err(|what| corrupt(&path, 0, what))?)
+                Some(packed.map_err(|why| match why {
+                    NotKept::Damaged(what) => corrupt(&path, 0, what),
+                    NotKept::Newer { version, known } => {
+                        OpenError::NewerFormat { file: path.clone(), version, known }
+                    }
+                })?)
             };
             match file {
                 Some(file) => {

@@ -82,6 +82,11 @@ impl Default for LogOptions {
 }
 
 impl LogOptions {
+    /// Length of a segment file, in whole pages.
+    pub(super) fn segment_len_bytes(&self) -> u64 {
+        self.segment_bytes.next_multiple_of(4096)
+    }
+
     fn check(&self) -> Result<(), OpenError> {
         let what =
             if self.segment_bytes < 2 * SEGMENT_HEADER_BYTES || self.segment_bytes > u64::from(u32::MAX) {
@@ -167,7 +172,8 @@ impl Log {
         options: LogOptions,
     ) -> Result<(Self, LogWriter), OpenError> {
         options.check()?;
-        let recovered = recovery::recover(disk.as_ref(), dir, &options)?;
+        let mut recovered = recovery::recover(disk.as_ref(), dir, &options)?;
+        let next_segment = std::mem::take(&mut recovered.next_segment);
         let (view, position) = View::new(recovered, options.cache_bytes);
         let shared = Arc::new(Shared {
             view: RwLock::new(view),
@@ -185,7 +191,7 @@ impl Log {
             IndexOptions { index_bytes: options.index_bytes, segment_bytes: options.segment_bytes };
         let index = Index::open(disk.clone(), dir, |id| has(&shared.view.read(), id));
         let index = Arc::new(index.map_err(|source| OpenError::Io { file: dir.to_path_buf(), source })?);
-        let writer = LogWriter::new(disk, dir.to_path_buf(), options, shared.clone(), position);
+        let writer = LogWriter::new(disk, dir.to_path_buf(), options, shared.clone(), position, next_segment);
         let close = Arc::new(CloseOnDrop(shared.clone()));
         Ok((Self { shared, index, index_options, _close: close }, writer))
     }
@@ -482,8 +488,9 @@ impl Log {
 
     /// Keeps every file that is there now, and what is in it, until the guard is dropped.
     pub fn pin(&self) -> Pin {
-        let upto = self.shared.view.read().open_segment_id();
-        Pin::new(&self.shared, upto)
+        // The view is held meanwhile: whoever takes a file out of it sees this pin, or is done before it.
+        let view = self.shared.view.read();
+        Pin::new(&self.shared, view.open_segment_id())
     }
 
     /// Whether every live entry lies in some file. Asked once at start, when the live entries were counted: a

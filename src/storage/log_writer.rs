@@ -15,10 +15,11 @@
 //! A frame says how far the log was synced when it was written, so the last group has nobody to speak for it,
 //! and damage to it would look like a torn tail. When nothing came for a moment, the writer therefore adds one
 //! frame that says nothing else, a *witness*: 48 bytes, not synced, once per quiet period. If a power cut
-//! takes it, nothing that was confirmed is gone.
+//! takes it, nothing that was confirmed is gone. A segment keeps room for one, so that it needs nothing of the
+//! disk. A log that is closed in order syncs it and leaves a note beside (see `closing`).
 //!
 //! A segment is changed in an order in which each step proves the one before:
-//! 1. the next segment is made, with its name, and synced;
+//! 1. the next segment is made, with its name, and synced (its space was reserved long before, see `next_segment`);
 //! 2. the rest of the group and the table are written to the old one, which is cut to length and synced;
 //! 3. only then does the next one get its first frame.
 //!
@@ -30,12 +31,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::closing;
 use super::disk::{Disk, DiskFile};
 use super::entry::{EntryId, Vote};
 use super::frame::{self, FrameHead, FrameKind};
 use super::log::{LogOptions, Shared};
+use super::next_segment::NextSegment;
 use super::queue::{Failure, Op, OpBody};
-use super::segment::{self, SEGMENT_HEADER_BYTES, SegmentHeader};
+use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::stats::Counters;
 use super::table::OffsetTable;
 use super::view::{Change, OpenSegment};
@@ -44,6 +47,8 @@ use super::view::{Change, OpenSegment};
 const QUIET: Duration = Duration::from_millis(100);
 /// A buffer that grew for an unusually large group is given back above this size.
 const BUFFER_KEPT_BYTES: usize = 16 << 20;
+/// Room that every segment keeps for the witness of its last group.
+const WITNESS_BYTES: u64 = frame::frame_bytes(0) as u64;
 
 /// Where the log ends, and everything that the next frame or segment header has to repeat.
 pub(super) struct Position {
@@ -59,6 +64,8 @@ pub(super) struct Position {
     pub vote: Option<Vote>,
     pub last: Option<EntryId>,
     pub purged: Option<EntryId>,
+    /// Something behind them calls all frames before this place synced.
+    pub is_witnessed: bool,
 }
 
 impl Position {
@@ -114,8 +121,9 @@ pub struct LogWriter {
     poison: Option<Failure>,
     /// Up to which operation the view knows what is written.
     written_ticket: u64,
-    /// Some frame calls all that is confirmed synced.
-    is_witnessed: bool,
+    /// The last frame of a group that was confirmed; 0 before the first one.
+    confirmed_lsn: u64,
+    next_segment: NextSegment,
 }
 
 impl LogWriter {
@@ -125,9 +133,9 @@ impl LogWriter {
         options: LogOptions,
         shared: Arc<Shared>,
         at: Position,
+        next_segment: NextSegment,
     ) -> Self {
         let (buffer_offset_bytes, prepared_bytes) = (at.end_bytes, at.end_bytes);
-        let is_witnessed = at.next_lsn == 1;
         Self {
             disk,
             dir,
@@ -140,7 +148,8 @@ impl LogWriter {
             changes: Vec::new(),
             poison: None,
             written_ticket: 0,
-            is_witnessed,
+            confirmed_lsn: 0,
+            next_segment,
         }
     }
 
@@ -148,14 +157,14 @@ impl LogWriter {
     pub fn run_on_thread(mut self) -> io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name("antiphon-log".to_string()).spawn(move || {
             loop {
-                let patience = (!self.is_witnessed).then_some(QUIET);
+                let patience = (!self.at.is_witnessed).then_some(QUIET);
                 match self.shared.queue.wait(self.options.write_bytes, patience) {
                     Some(ops) if ops.is_empty() => self.bear_witness(),
                     Some(ops) => self.step(ops),
                     None => break,
                 }
             }
-            self.bear_witness();
+            self.end_in_order();
         })
     }
 
@@ -168,7 +177,7 @@ impl LogWriter {
     pub async fn run_as_slow_task<P: Future<Output = ()>>(mut self, mut pause: impl FnMut() -> P) {
         loop {
             let waiting = self.shared.queue.wait_as_task(self.options.write_bytes);
-            let taken = if self.is_witnessed {
+            let taken = if self.at.is_witnessed {
                 waiting.await
             } else {
                 match tokio::time::timeout(QUIET, waiting).await {
@@ -183,7 +192,7 @@ impl LogWriter {
             pause().await;
             self.step(ops);
         }
-        self.bear_witness();
+        self.end_in_order();
     }
 
     /// What waits now, for [`LogWriter::step`]; empty if nothing does.
@@ -200,7 +209,6 @@ impl LogWriter {
         };
         if written.is_ok() {
             self.written_ticket = last_ticket;
-            self.is_witnessed = false;
             self.publish();
         }
         let cost_bytes = ops.iter().map(|op| u64::from(op.cost_bytes)).sum();
@@ -213,6 +221,11 @@ impl LogWriter {
             done(self.poison.as_ref().map_or(Ok(()), |poison| Err(poison.to_error())));
         }
         self.shared.queue.finish(count, cost_bytes);
+        if self.poison.is_none() {
+            let (disk, dir, at) = (self.disk.as_ref(), &self.dir, &self.at);
+            let filled = (at.end_bytes, at.capacity_bytes);
+            self.next_segment.prepare(disk, dir, at.segment_id + 1, filled, self.options.segment_len_bytes());
+        }
     }
 
     fn publish(&mut self) {
@@ -224,13 +237,28 @@ impl LogWriter {
     /// Writes a frame that speaks for the last group. It is not synced: that comes with the next group, or
     /// never, and then nothing is lost.
     pub fn bear_witness(&mut self) {
-        if self.is_witnessed || self.poison.is_some() {
+        if self.at.is_witnessed || self.poison.is_some() {
             return;
         }
-        self.is_witnessed = true;
         match self.put(FrameKind::Witness, [0; 3], &[]).and_then(|_| self.flush_buffer()) {
             Ok(()) => self.publish(),
             Err(error) => self.fail(&error),
+        }
+    }
+
+    /// The last that is done to a log that is closed: whatever becomes of its end, the next start knows that it was
+    /// confirmed.
+    pub fn end_in_order(&mut self) {
+        self.bear_witness();
+        if self.poison.is_some() || self.confirmed_lsn == 0 {
+            return;
+        }
+        // Everything but the witness is synced already, so an error takes nothing away.
+        let noted = self
+            .sync(&self.at.file)
+            .and_then(|()| closing::write_note(self.disk.as_ref(), &self.dir, self.confirmed_lsn));
+        if let Err(error) = noted {
+            tracing::warn!("the log in {} is closed without a note of its end: {error}", self.dir.display());
         }
     }
 
@@ -284,6 +312,7 @@ impl LogWriter {
             self.flush_buffer()?;
             self.sync(&self.at.file)?;
             self.at.synced_lsn = self.at.next_lsn - 1;
+            self.confirmed_lsn = self.at.synced_lsn;
         }
         let counters = &self.shared.counters;
         Counters::add(&counters.entries, entry_count);
@@ -295,9 +324,11 @@ impl LogWriter {
     /// Encodes one frame and returns its offset. `numbers` are term, index and stamp.
     fn put(&mut self, kind: FrameKind, numbers: [u64; 3], payload: &[u8]) -> io::Result<u64> {
         let frame_bytes = frame::frame_bytes(payload.len()) as u64;
-        if self.at.end_bytes + frame_bytes + self.at.table.frame_bytes_with_one_more()
-            > self.at.capacity_bytes
-        {
+        let kept_bytes = match kind {
+            FrameKind::Witness => self.at.table.frame_bytes(),
+            _ => self.at.table.frame_bytes_with_one_more() + WITNESS_BYTES,
+        };
+        if self.at.end_bytes + frame_bytes + kept_bytes > self.at.capacity_bytes {
             self.rotate(frame_bytes)?;
         }
         let offset_bytes = self.at.end_bytes;
@@ -319,6 +350,7 @@ impl LogWriter {
             stamp_ms,
         };
         self.at.chain = frame::encode(&mut self.buffer, &head, payload);
+        self.at.is_witnessed = kind == FrameKind::Witness;
         self.at.next_lsn += 1;
         self.at.end_bytes += frame::frame_bytes(payload.len()) as u64;
     }
@@ -329,10 +361,12 @@ impl LogWriter {
         let payload = self.at.table.encode(table_offset_bytes);
         self.encode(FrameKind::Table, [0; 3], &payload);
 
-        let needed_bytes = SEGMENT_HEADER_BYTES + frame_bytes + OffsetTable::frame_bytes_for(1, 1);
-        let capacity_bytes = needed_bytes.max(self.options.segment_bytes).next_multiple_of(4096);
-        let header = self.at.header(self.at.segment_id + 1, capacity_bytes);
-        let next_file = segment::create(self.disk.as_ref(), &self.dir, &header)?;
+        let kept_bytes = OffsetTable::frame_bytes_for(1, 1) + WITNESS_BYTES;
+        let needed_bytes = SEGMENT_HEADER_BYTES + frame_bytes + kept_bytes;
+        let wanted_bytes = needed_bytes.next_multiple_of(4096).max(self.options.segment_len_bytes());
+        let header = self.at.header(self.at.segment_id + 1, wanted_bytes);
+        let (next_file, header) =
+            self.next_segment.take(self.disk.as_ref(), &self.dir, header, needed_bytes, wanted_bytes)?;
         Counters::add(&self.shared.counters.bytes_written, SEGMENT_HEADER_BYTES);
 
         self.flush_buffer()?;
@@ -342,7 +376,7 @@ impl LogWriter {
         self.at.synced_lsn = self.at.next_lsn - 1;
         self.at.file = next_file;
         self.at.segment_id = header.segment_id;
-        self.at.capacity_bytes = capacity_bytes;
+        self.at.capacity_bytes = header.capacity_bytes;
         self.at.end_bytes = SEGMENT_HEADER_BYTES;
         self.at.table = OffsetTable::default();
         self.buffer_offset_bytes = SEGMENT_HEADER_BYTES;

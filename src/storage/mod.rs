@@ -27,16 +27,22 @@
 //! | `indexer` | Keeping it behind the log, step by step. |
 //! | `pin` | What a transfer keeps from being freed. |
 //! | `kept_recovery` | Opening kept files. |
+//! | `supersede` | Which files another one has taken the place of. |
 //! | `incoming` | A log made of what another member sends. |
 //! | `stores` | Which log and checkpoint of a data directory are the ones. |
 //! | `recovery` | Opening: torn tail or corruption. |
+//! | `closing` | What an orderly end leaves, for the next opening. |
+//! | `next_segment` | The file that the next rotation needs, made ahead. |
 //! | `checkpoint`, `frozen` | The state as of one point, in sled; the same as of an earlier one. |
 //! | `export` | The same a second time, in a file of its own, for a cluster of one. |
 //! | `aside` | What is done with data that is damaged. |
-//! | `room` | Whether the disk has room for more. |
+//! | `room`, `ballast` | Whether the disk has room for more; what is kept for a start without any. |
+//! | `verdict` | What an error says about stored data, and what follows. |
 //! | `open_error`, `stats` | Reasons not to open; figures. |
 mod aside;
+mod ballast;
 mod checkpoint;
+mod closing;
 pub mod disk;
 mod entry;
 mod export;
@@ -52,6 +58,7 @@ mod kept_set;
 mod live;
 mod log;
 mod log_writer;
+mod next_segment;
 mod open_error;
 mod packed;
 mod packed_file;
@@ -70,10 +77,13 @@ pub mod sim_disk;
 mod sim_file;
 mod stats;
 mod stores;
+mod supersede;
 mod table;
+mod verdict;
 mod view;
 
 pub use aside::{Mark, is_set_aside, remove_set_aside};
+pub use ballast::{lay_rest_of_ballast, release_ballast_if_full};
 pub use checkpoint::{
     Change, Checkpoint, Checkpoints, MemoryCheckpoint, MemoryCheckpoints, SledCheckpoint, SledCheckpoints,
     Visit,
@@ -100,3 +110,4 @@ pub use segment::{FORMAT_VERSION, SEGMENT_HEADER_BYTES};
 pub use sim_disk::SimDisk;
 pub use stats::{LogStats, SYNC_BUCKETS_US};
 pub use stores::{StagedStore, Stores};
+pub use verdict::{AtStart, Verdict, is_out_of_files};

@@ -6,6 +6,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::verdict::Verdict;
+
 #[derive(Debug)]
 pub enum OpenError {
     /// The file system refused.
@@ -16,6 +18,8 @@ pub enum OpenError {
     Missing { dir: PathBuf, index: u64 },
     /// Written by a newer version of this program.
     NewerFormat { file: PathBuf, version: u32, known: u32 },
+    /// Holds a frame of a kind that this version does not know; it is whole.
+    NewerFrame { file: PathBuf, offset_bytes: u64, version: u32 },
     /// Carries the name of a segment and is none.
     Foreign { file: PathBuf },
     /// The options contradict each other or their bounds.
@@ -23,12 +27,17 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// Whether something that was confirmed is certainly damaged or lost, rather than out of reach.
-    pub fn is_damage(&self) -> bool {
+    pub fn verdict(&self) -> Verdict {
         match self {
             // The directory is a member's own, so what has a segment's name was a segment.
-            Self::Corrupt { .. } | Self::Missing { .. } | Self::Foreign { .. } => true,
-            Self::Io { .. } | Self::NewerFormat { .. } | Self::Options { .. } => false,
+            Self::Corrupt { .. } | Self::Missing { .. } | Self::Foreign { .. } => Verdict::Damage,
+            Self::NewerFormat { .. } | Self::NewerFrame { .. } => Verdict::Newer,
+            Self::Options { .. } => Verdict::Refused,
+            // A file that went while the log was opened is no damage of the log's.
+            Self::Io { source, .. } => match Verdict::of(source) {
+                Verdict::Damage => Verdict::Refused,
+                verdict => verdict,
+            },
         }
     }
 }
@@ -47,8 +56,14 @@ impl std::fmt::Display for OpenError {
             ),
             Self::NewerFormat { file, version, known } => write!(
                 f,
-                "log segment {} has format version {version}, and this program knows up to {known}: \
+                "{} has format version {version}, and this program knows up to {known}: \
                  start the newer program again",
+                file.display()
+            ),
+            Self::NewerFrame { file, offset_bytes, version } => write!(
+                f,
+                "log segment {} holds a frame of kind {version} at byte {offset_bytes}, which this program does \
+                 not know: start the newer program again",
                 file.display()
             ),
             Self::Foreign { file } => {

@@ -20,6 +20,12 @@ impl Pins {
     pub(super) fn upto(&self) -> Option<u64> {
         self.0.lock().iter().max().copied()
     }
+
+    /// Whether a file that begins with this segment must stay. Asked while the view is held for writing, the answer
+    /// stays true until that is over.
+    pub(super) fn hold(&self, first_segment: u64) -> bool {
+        self.upto().is_some_and(|upto| first_segment <= upto)
+    }
 }
 
 /// Keeps files from being freed until it is dropped.

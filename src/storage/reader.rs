@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -24,6 +25,7 @@ use super::kept::{KeptFile, KeptName};
 use super::plan::ColdPiece;
 use super::segment;
 use super::table::TableIndex;
+use super::verdict::is_unreadable;
 
 /// Files that are kept open.
 const FILES_KEPT_MAX: usize = 32;
@@ -37,6 +39,8 @@ pub(super) struct Reader {
     pub dir: PathBuf,
     /// Most recently used last.
     open: Mutex<VecDeque<Arc<OpenFile>>>,
+    /// Counts the files that were removed.
+    removals: AtomicU64,
 }
 
 /// Names a file that does not change any more.
@@ -80,14 +84,14 @@ impl std::fmt::Display for DamagedFrame {
 
 impl std::error::Error for DamagedFrame {}
 
-/// Whether an error of a read says that confirmed data is damaged, rather than that the disk refused.
+/// Whether an error of a read says that a confirmed frame is damaged, or cannot be read by the disk any more.
 pub fn is_damage(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<DamagedFrame>())
 }
 
 impl Reader {
     pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf) -> Self {
-        Self { disk, dir, open: Mutex::new(VecDeque::new()) }
+        Self { disk, dir, open: Mutex::new(VecDeque::new()), removals: AtomicU64::new(0) }
     }
 
     /// Reads the entries of `piece` until `room_bytes` of payload are used up; always at least the first if
@@ -114,7 +118,10 @@ impl Reader {
             let ordinal = u64::from(piece.first_ordinal) + done;
             let count = (piece.count - done).min(OFFSETS_MAX);
             let extents = match u32::try_from(ordinal) {
-                Ok(ordinal) => table.extents(file, ordinal, count as u32)?,
+                Ok(ordinal) => {
+                    let extents = table.extents(file, ordinal, count as u32);
+                    extents.map_err(|error| self.read_error(source, table.end_bytes, id, error))?
+                }
                 Err(_) => None,
             };
             let Some(extents) = extents else {
@@ -147,16 +154,14 @@ impl Reader {
         let source = FileId::Kept(kept.name);
         let open = self.open(source)?;
         let file = open.file.as_ref();
-        let Some(row) = kept.find(file, index, term)? else { return Ok(None) };
         // A rewritten file's table has no terms: what lies there says which entry it is.
         let id = |term: Option<u64>| EntryId { term: term.unwrap_or(0), index };
+        let found = kept.find(file, index, term);
+        let found = found.map_err(|error| self.read_error(source, kept.len_bytes, id(term), error))?;
+        let Some(row) = found else { return Ok(None) };
         let mut buf = vec![0; usize::try_from(row.len_bytes).map_err(io::Error::other)?];
-        file.read_exact_at(&mut buf, row.offset_bytes).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                self.damaged(source, row.offset_bytes, id(term), "file too short")
-            }
-            _ => error,
-        })?;
+        file.read_exact_at(&mut buf, row.offset_bytes)
+            .map_err(|error| self.read_error(source, row.offset_bytes, id(term), error))?;
         let term = term.or(row.term).or_else(|| frame::decode(&buf).ok().map(|frame| frame.head.term));
         let len_bytes = buf.len();
         self.decode(source, &buf.into(), 0, len_bytes, row.offset_bytes, id(term)).map(Some)
@@ -185,10 +190,8 @@ impl Reader {
             }
             let read_from = EntryId { index: first.index + next as u64, ..first };
             let mut buf = vec![0; usize::try_from(end - start).unwrap_or(usize::MAX)];
-            file.read_exact_at(&mut buf, start).map_err(|error| match error.kind() {
-                io::ErrorKind::UnexpectedEof => self.damaged(source, start, read_from, "file too short"),
-                _ => error,
-            })?;
+            file.read_exact_at(&mut buf, start)
+                .map_err(|error| self.read_error(source, start, read_from, error))?;
             let buf = Bytes::from(buf);
             for (at, bytes) in &extents[next..behind] {
                 let id = EntryId { index: first.index + next as u64, ..first };
@@ -237,13 +240,23 @@ impl Reader {
                 return Ok(found);
             }
         }
-        let file = self.open_by_name(id)?;
+        let removals = self.removals.load(Ordering::Acquire);
+        let nowhere = EntryId { term: 0, index: 0 };
+        let file = self.open_by_name(id).map_err(|error| self.read_error(id, 0, nowhere, error))?;
         let table = match id {
-            FileId::Segment(_) => TableIndex::locate(file.as_ref())?,
+            FileId::Segment(_) => {
+                let located = TableIndex::locate(file.as_ref());
+                located.map_err(|error| self.read_error(id, file.len_bytes().unwrap_or(0), nowhere, error))?
+            }
             FileId::Kept(_) => None,
         };
         let found = Arc::new(OpenFile { id, file, table });
         let mut open = self.open.lock();
+        // It may have been removed meanwhile; kept open here, it would take its space for as long as nothing else is
+        // read.
+        if self.removals.load(Ordering::Acquire) != removals {
+            return Ok(found);
+        }
         // Two readers may have opened it at the same time; one is enough.
         open.retain(|other| other.id != id);
         open.push_back(found.clone());
@@ -270,7 +283,27 @@ impl Reader {
 
     /// Closes a file that was removed, so that its space is free.
     pub(super) fn forget(&self, id: FileId) {
-        self.open.lock().retain(|other| other.id != id);
+        let mut open = self.open.lock();
+        self.removals.fetch_add(1, Ordering::Release);
+        open.retain(|other| other.id != id);
+    }
+
+    /// What an error of reading something confirmed means: that the file ends too early, or that the disk cannot
+    /// read this place, is as good as damage, as no second look will find what was there.
+    pub(super) fn read_error(
+        &self,
+        source: FileId,
+        offset_bytes: u64,
+        id: EntryId,
+        error: io::Error,
+    ) -> io::Error {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            self.damaged(source, offset_bytes, id, "file too short")
+        } else if is_unreadable(&error) {
+            self.damaged(source, offset_bytes, id, &format!("the disk cannot read it ({error})"))
+        } else {
+            error
+        }
     }
 
     pub(super) fn damaged(&self, source: FileId, offset_bytes: u64, id: EntryId, what: &str) -> io::Error {

@@ -28,6 +28,7 @@ use super::rewrite::{Progress, Rewrite};
 use super::segment;
 use super::stats::Counters;
 use super::table::TableIndex;
+use super::verdict::{Verdict, is_unreadable};
 
 /// Rows that are looked at together.
 const ROWS: u64 = 1024;
@@ -156,6 +157,7 @@ impl Reclaimer {
             return Ok(false);
         }
         let id = first.segment_id;
+        let has_entries = !runs.is_empty();
         let open = self.shared.reader.open(FileId::Segment(id))?;
         let len_bytes = open.file.len_bytes()?;
         let is_live =
@@ -177,7 +179,14 @@ impl Reclaimer {
             Leaving { segment_id: id, len_bytes, kept: kept.as_ref().map(|kept| kept.name), is_moved: false };
         // In memory first, so that nobody waits for the disk. Whoever finds that the old name leads nowhere finds
         // the new one when he looks again; whoever looks for the new one too early tries the old one.
-        self.shared.view.write().leave_chain(id, kept);
+        {
+            let mut view = self.shared.view.write();
+            // What died since it was looked at may be in a cut of the state that was pinned since.
+            if kept.is_none() && has_entries && self.shared.pins.hold(id) {
+                return Ok(false);
+            }
+            view.leave_chain(id, kept);
+        }
         self.leaving = Some(leaving);
         self.leave_on_disk(leaving)?;
         Ok(true)
@@ -210,8 +219,8 @@ impl Reclaimer {
         }
         let entries = self.shared.live.count_in(file.indexes());
         if entries == 0 {
-            self.replace(std::slice::from_ref(file), None)?;
-            return Ok(STEP_BYTES);
+            let is_gone = self.replace(std::slice::from_ref(file), None)?;
+            return Ok(if is_gone { STEP_BYTES } else { 0 });
         }
         if self.assessed.get(&file.name).is_none_or(|known| known.is_outdated(entries, file.frames_bytes)) {
             self.assess(file, entries)?;
@@ -228,10 +237,28 @@ impl Reclaimer {
 
     /// Counts the live bytes of a file.
     fn assess(&mut self, file: &KeptFile, entries: u64) -> io::Result<()> {
+        let is_damaged = self.assessed.get(&file.name).is_some_and(|known| known.is_damaged);
+        if is_damaged {
+            self.assessed.insert(file.name, Assessed { entries, bytes: file.frames_bytes, longest_bytes: 0, is_damaged });
+            return Ok(());
+        }
         let open = self.shared.reader.open(FileId::Kept(file.name))?;
         let (mut from, mut bytes, mut longest_bytes) = (0, 0, 0);
         loop {
-            let mut rows = file.rows(open.file.as_ref(), from, ROWS)?;
+            let mut rows = match file.rows(open.file.as_ref(), from, ROWS) {
+                Ok(rows) => rows,
+                Err(error) if is_unreadable(&error) || Verdict::of(&error) == Verdict::Damage => {
+                    let source = FileId::Kept(file.name);
+                    let first = EntryId { term: 0, index: file.first_index };
+                    let what = format!("its table cannot be read ({error})");
+                    self.leave_alone(file.name, self.shared.reader.damaged(source, 0, first, &what));
+                    let bytes = file.frames_bytes;
+                    let known = Assessed { entries, bytes, longest_bytes: 0, is_damaged: true };
+                    self.assessed.insert(file.name, known);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            };
             if rows.is_empty() {
                 break;
             }
@@ -240,9 +267,17 @@ impl Reclaimer {
             bytes += rows.iter().map(|row| row.len_bytes).sum::<u64>();
             longest_bytes = rows.iter().map(|row| row.len_bytes).max().unwrap_or(0).max(longest_bytes);
         }
-        let is_damaged = self.assessed.get(&file.name).is_some_and(|known| known.is_damaged);
         self.assessed.insert(file.name, Assessed { entries, bytes, longest_bytes, is_damaged });
         Ok(())
+    }
+
+    /// Notes that a file is damaged; it stays as it is.
+    fn leave_alone(&mut self, name: KeptName, error: io::Error) {
+        self.shared.note_damage(&error);
+        tracing::error!(%error, "a damaged file is not rewritten");
+        if let Some(known) = self.assessed.get_mut(&name) {
+            known.is_damaged = true;
+        }
     }
 
     /// Which files, side by side, to rewrite into one, given that it is the turn of the one `at`.
@@ -299,11 +334,7 @@ impl Reclaimer {
                 Ok(Reclaimed { cost_bytes: cost_bytes.max(STEP_BYTES) })
             }
             Ok(Progress::Damaged { name, error }) => {
-                self.shared.note_damage(&error);
-                tracing::error!(%error, "a damaged file is not rewritten");
-                if let Some(known) = self.assessed.get_mut(&name) {
-                    known.is_damaged = true;
-                }
+                self.leave_alone(name, error);
                 rewrite.give_up(&self.shared)?;
                 Ok(Reclaimed { cost_bytes: STEP_BYTES })
             }
@@ -319,7 +350,10 @@ impl Reclaimer {
                     self.assessed.insert(new.name, known);
                     Counters::add(&self.shared.counters.bytes_rewritten, new.frames_bytes);
                 }
-                self.replace(&sources, new)?;
+                let has_name = new.is_some();
+                if !self.replace(&sources, new)? && has_name {
+                    self.unwanted = Some(name);
+                }
                 Ok(Reclaimed { cost_bytes: STEP_BYTES })
             }
             Err(error) => {
@@ -341,17 +375,25 @@ impl Reclaimer {
         Ok(())
     }
 
-    /// Puts `new`, which is durable, in the place of `gone`, which may go.
-    fn replace(&self, gone: &[Arc<KeptFile>], new: Option<KeptFile>) -> io::Result<()> {
+    /// Puts `new`, which is durable, in the place of `gone`, which may go; `false` if a pin came in between, and
+    /// nothing was done.
+    fn replace(&self, gone: &[Arc<KeptFile>], new: Option<KeptFile>) -> io::Result<bool> {
         let names: Vec<KeptName> = gone.iter().map(|file| file.name).collect();
-        self.shared.view.write().kept_mut().swap(&names, new);
+        {
+            let mut view = self.shared.view.write();
+            if names.iter().any(|name| self.shared.pins.hold(name.first_segment)) {
+                return Ok(false);
+            }
+            view.kept_mut().swap(&names, new);
+        }
         let (disk, dir) = (&self.shared.reader.disk, &self.shared.reader.dir);
         for file in gone {
             disk.remove(&dir.join(file.name.file_name()))?;
             self.shared.reader.forget(FileId::Kept(file.name));
             self.freed(1, file.len_bytes);
         }
-        disk.sync_dir(dir)
+        disk.sync_dir(dir)?;
+        Ok(true)
     }
 
     fn freed(&self, files: u64, bytes: u64) {

@@ -19,12 +19,14 @@
 //!
 //! What this cannot see: damage to the very last group of frames, of which no later frame speaks, looks like
 //! a torn tail. That is the price of one sync per group, and it is paid for a moment only: a writer that has
-//! nothing to do leaves a frame that speaks of them (see `log_writer`).
+//! nothing to do leaves a frame that speaks of them (see `log_writer`), and one that is closed a note of its end,
+//! which no damage to the segment can take along (see `closing`).
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::closing;
 use super::disk::{Disk, DiskFile, OpenMode, create_dir_durably};
 use super::entry::{EntryId, Vote};
 use super::frame::{self, Frame, FrameKind, NoFrame};
@@ -32,6 +34,7 @@ use super::kept::{self, KeptFile};
 use super::kept_recovery::KeptFiles;
 use super::log::LogOptions;
 use super::log_writer::Position;
+use super::next_segment::NextSegment;
 use super::open_error::OpenError;
 use super::runs::Runs;
 use super::segment::{self, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
@@ -45,6 +48,7 @@ pub(super) struct Recovered {
     /// Files that left the chain, in order.
     pub kept: Vec<KeptFile>,
     pub position: Position,
+    pub next_segment: NextSegment,
 }
 
 /// One segment file with a good header.
@@ -74,16 +78,19 @@ pub(super) fn recover(disk: &dyn Disk, dir: &Path, options: &LogOptions) -> Resu
         return Err(corrupt(&dir.join(segment::file_name(expected)), 0, "the file is missing"));
     }
     let mut files = KeptFiles::find(disk, dir, &names, ids.first().copied())?;
+    let confirmed_lsn = closing::read_note(disk, dir).map_err(at_dir)?;
     let mut recovered = match ids.first() {
-        Some(first) => Recovery::new(disk, dir, *first)?.read(&ids)?,
-        None => Recovered {
-            runs: Runs::default(),
-            sealed: Vec::new(),
-            kept: Vec::new(),
-            position: first_segment(disk, dir, options)?,
-        },
+        Some(first) => Recovery::new(disk, dir, *first, confirmed_lsn)?.read(&ids)?,
+        None if confirmed_lsn > 0 => {
+            return Err(corrupt(&dir.join(segment::file_name(1)), 0, "all segments are missing"));
+        }
+        None => recovered(first_segment(disk, dir, options)?, Runs::default(), Vec::new()),
     };
-    let is_unborn = |name: &&String| segment::is_unborn(name) || kept::is_unborn(name);
+    let next_id = recovered.position.segment_id + 1;
+    recovered.next_segment = NextSegment::find(disk, dir, next_id).map_err(at_dir)?;
+    let next_name = segment::unborn_name(next_id);
+    let is_unborn =
+        |name: &&String| (segment::is_unborn(name) && **name != next_name) || kept::is_unborn(name);
     recovered.kept = files.open(recovered.runs.first_index())?;
     if !files.superseded.is_empty() {
         // What supersedes them may be visible without its name being durable.
@@ -126,7 +133,7 @@ pub(super) fn open_segment_at(disk: &dyn Disk, path: PathBuf, id: u64) -> Result
 fn first_segment(disk: &dyn Disk, dir: &Path, options: &LogOptions) -> Result<Position, OpenError> {
     let header = SegmentHeader {
         segment_id: 1,
-        capacity_bytes: options.segment_bytes.next_multiple_of(4096),
+        capacity_bytes: options.segment_len_bytes(),
         // 1, so that "synced up to 0" can mean that nothing is.
         first_lsn: 1,
         chain: 0,
@@ -136,11 +143,7 @@ fn first_segment(disk: &dyn Disk, dir: &Path, options: &LogOptions) -> Result<Po
         synced_lsn: 0,
     };
     let path = dir.join(segment::file_name(1));
-    let staged = dir.join(format!("{}.new", segment::file_name(1)));
-    let made = disk
-        .exists(&staged)
-        .and_then(|is_there| if is_there { disk.remove(&staged) } else { Ok(()) })
-        .and_then(|()| segment::create(disk, dir, &header));
+    let made = segment::create(disk, dir, &header);
     let file = made.map_err(|source| OpenError::Io { file: path.clone(), source })?;
     Ok(start_of(&Found { path, file, header }))
 }
@@ -160,7 +163,13 @@ fn start_of(segment: &Found) -> Position {
         vote: header.vote,
         last: header.last,
         purged: header.purged,
+        // The segment before is sealed, and its table and this header speak for it.
+        is_witnessed: true,
     }
+}
+
+fn recovered(position: Position, runs: Runs, sealed: Vec<Sealed>) -> Recovered {
+    Recovered { runs, sealed, kept: Vec::new(), position, next_segment: NextSegment::default() }
 }
 
 /// The first id that is missing between the ends of a sorted list.
@@ -184,14 +193,16 @@ struct Recovery<'a> {
     dir: &'a Path,
     /// Where the first segment that is still there begins.
     start: SegmentHeader,
+    /// Up to here everything is known to have been confirmed.
+    confirmed_lsn: u64,
     runs: Runs,
     sealed: Vec<Sealed>,
 }
 
 impl<'a> Recovery<'a> {
-    fn new(disk: &'a dyn Disk, dir: &'a Path, first: u64) -> Result<Self, OpenError> {
+    fn new(disk: &'a dyn Disk, dir: &'a Path, first: u64, confirmed_lsn: u64) -> Result<Self, OpenError> {
         let start = open_segment(disk, dir, first)?.header;
-        Ok(Self { disk, dir, start, runs: Runs::default(), sealed: Vec::new() })
+        Ok(Self { disk, dir, start, confirmed_lsn, runs: Runs::default(), sealed: Vec::new() })
     }
 
     /// Goes through the segments in order, with two files open at a time.
@@ -200,12 +211,16 @@ impl<'a> Recovery<'a> {
             return Err(OpenError::Options { what: "no segment to read" });
         };
         let mut segment = open_segment(self.disk, self.dir, *first)?;
+        let mut last_body = None;
         for id in &ids[1..] {
             let next = open_segment(self.disk, self.dir, *id)?;
-            if id == last && !has_frames(&next)? {
+            if id == last {
+                last_body = Some(read_body(&next)?);
+            }
+            if last_body.as_deref().is_some_and(|body| !has_frames(&next, body)) {
                 let undone = self.read_interrupted(&segment, &next)?;
                 if let Some(position) = undone {
-                    return Ok(self.recovered(position));
+                    return Ok(recovered(position, self.runs, self.sealed));
                 }
             } else {
                 self.read_sealed(&segment, &next.header)?;
@@ -213,12 +228,9 @@ impl<'a> Recovery<'a> {
             self.sealed.push(Sealed { segment_id: segment.header.segment_id, last: next.header.last });
             segment = next;
         }
-        let position = self.read_last(&segment)?;
-        Ok(self.recovered(position))
-    }
-
-    fn recovered(self, position: Position) -> Recovered {
-        Recovered { runs: self.runs, sealed: self.sealed, kept: Vec::new(), position }
+        let body = last_body.map_or_else(|| read_body(&segment), Ok)?;
+        let position = self.read_last(&segment, body)?;
+        Ok(recovered(position, self.runs, self.sealed))
     }
 
     /// Takes a sealed segment by its table.
@@ -245,7 +257,7 @@ impl<'a> Recovery<'a> {
     /// table can be on the disk without the frames before it. Read it through, and finish the rotation
     /// (`None`: go on with the last) or undo it (the end of `segment` is the end of the log).
     fn read_interrupted(&mut self, segment: &Found, last: &Found) -> Result<Option<Position>, OpenError> {
-        let Scanned { position, end, body, unproven_from_bytes } = self.scan(segment)?;
+        let Scanned { position, end, body, unproven_from_bytes } = self.scan(segment, read_body(segment)?)?;
         match end {
             End::Sealed { lsn }
                 if last.header.chain == position.chain && last.header.first_lsn == lsn + 1 =>
@@ -273,9 +285,9 @@ impl<'a> Recovery<'a> {
         }
     }
 
-    fn read_last(&mut self, last: &Found) -> Result<Position, OpenError> {
+    fn read_last(&mut self, last: &Found, body: Vec<u8>) -> Result<Position, OpenError> {
         let len_bytes = segment_len(last)?;
-        let Scanned { position, end, body, unproven_from_bytes } = self.scan(last)?;
+        let Scanned { position, end, body, unproven_from_bytes } = self.scan(last, body)?;
         match end {
             // Its successor was durable before the table was written.
             End::Sealed { .. } => Err(corrupt(
@@ -295,8 +307,7 @@ impl<'a> Recovery<'a> {
     }
 
     /// Reads frame by frame. The whole segment is in memory meanwhile: 64 MiB, once, at start.
-    fn scan(&mut self, segment: &Found) -> Result<Scanned, OpenError> {
-        let body = read_body(segment)?;
+    fn scan(&mut self, segment: &Found, body: Vec<u8>) -> Result<Scanned, OpenError> {
         self.begin_segment(&segment.header);
         let mut position = start_of(segment);
         // Frames that none behind them has called synced so far: those of the last group or two.
@@ -333,7 +344,16 @@ impl<'a> Recovery<'a> {
                 Err(NoFrame::Short) => "a frame that is cut short",
                 Err(NoFrame::Implausible) => "an implausible frame header",
                 Err(NoFrame::Checksum) => "a wrong checksum",
+                // Whole, and ours: to cut it would be to lose what somebody confirmed.
+                Err(NoFrame::OtherKind(kind)) => {
+                    let (file, version) = (segment.path.clone(), u32::from(kind));
+                    return Err(OpenError::NewerFrame { file, offset_bytes: position.end_bytes, version });
+                }
             };
+            if position.next_lsn <= self.confirmed_lsn {
+                let what = format!("{bad}; the log was closed behind it");
+                return Err(corrupt(&segment.path, position.end_bytes, &what));
+            }
             return match frame::find_witness(rest, position.next_lsn) {
                 None => Ok(scanned(position, End::Open, body, &unproven)),
                 Some(behind) => {
@@ -369,6 +389,7 @@ impl<'a> Recovery<'a> {
             FrameKind::Purge => at.purge(id),
             FrameKind::Table | FrameKind::Witness => {}
         }
+        at.is_witnessed = head.kind == FrameKind::Witness;
         at.chain = frame.crc;
         at.next_lsn = head.lsn + 1;
         at.end_bytes += frame.total_bytes() as u64;
@@ -429,10 +450,10 @@ fn write_again(segment: &Found, body: &[u8], from_bytes: u64, to_bytes: u64) -> 
 }
 
 /// Whether a segment has a frame, a damaged first one included.
-fn has_frames(segment: &Found) -> Result<bool, OpenError> {
-    let body = read_body(segment)?;
+fn has_frames(segment: &Found, body: &[u8]) -> bool {
     let before = segment.header.first_lsn.saturating_sub(1);
-    Ok(frame::decode(&body).is_ok() || frame::find_witness(&body, before).is_some())
+    let has_first = matches!(frame::decode(body), Ok(_) | Err(NoFrame::OtherKind(_)));
+    has_first || frame::find_witness(body, before).is_some()
 }
 
 /// Everything behind the header of a segment.

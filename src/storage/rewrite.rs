@@ -14,7 +14,8 @@ use super::kept::{KeptFile, KeptName};
 use super::log::Shared;
 use super::packed::Row;
 use super::packed_file::PackedFile;
-use super::reader::FileId;
+use super::reader::{FileId, is_damage};
+use super::verdict::is_unreadable;
 
 /// Rows that are looked at together.
 const ROWS: u64 = 1024;
@@ -73,7 +74,16 @@ impl Rewrite {
                 return Ok(if cost_bytes == 0 { Progress::Done } else { Progress::Copied { cost_bytes } });
             };
             let open = shared.reader.open(FileId::Kept(source.name))?;
-            let mut rows = source.rows(open.file.as_ref(), self.at.1, ROWS)?;
+            let mut rows = match source.rows(open.file.as_ref(), self.at.1, ROWS) {
+                Ok(rows) => rows,
+                Err(error) if is_unreadable(&error) || error.kind() == io::ErrorKind::InvalidData => {
+                    let id = EntryId { term: 0, index: source.first_index };
+                    let what = format!("its table cannot be read ({error})");
+                    let error = shared.reader.damaged(FileId::Kept(source.name), 0, id, &what);
+                    return Ok(Progress::Damaged { name: source.name, error });
+                }
+                Err(error) => return Err(error),
+            };
             let indexes: Vec<u64> = rows.iter().map(|row| row.index).collect();
             let row_count = rows.len() as u64;
             if row_count == 0 {
@@ -112,7 +122,14 @@ impl Rewrite {
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(Ok(0)) };
         let bytes = last.offset_bytes + last.len_bytes - first.offset_bytes;
         let mut buf = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
-        from.read_exact_at(&mut buf, first.offset_bytes)?;
+        let mut read = || from.read_exact_at(&mut buf, first.offset_bytes);
+        // A disk may need a second try; damage has consequences.
+        if let Err(error) = read().or_else(|_| read()) {
+            let id = EntryId { term: first.term.unwrap_or(0), index: first.index };
+            let source = FileId::Kept(source.name);
+            let error = shared.reader.read_error(source, first.offset_bytes, id, error);
+            return if is_damage(&error) { Ok(Err(error)) } else { Err(error) };
+        }
         for row in rows {
             let at = (row.offset_bytes - first.offset_bytes) as usize;
             let damaged = |what: &str| {

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::ballast;
 use super::disk::Disk;
+use crate::limits::{BALLAST_BYTES, CHECKPOINT_ROOM_BYTES};
 use crate::task;
 
 /// How often free space is measured. What is written meanwhile comes out of the reserve.
@@ -29,12 +31,22 @@ pub struct Room {
     is_short: AtomicBool,
     is_full: AtomicBool,
     is_exhausted: AtomicBool,
+    has_room_to_save: AtomicBool,
+    has_ballast: AtomicBool,
 }
 
 impl Room {
     pub fn new(disk: Arc<dyn Disk>, dir: PathBuf, reserve_bytes: u64) -> Arc<Self> {
-        let (is_short, is_full, is_exhausted) = Default::default();
-        Arc::new(Room { disk, dir, reserve_bytes, is_short, is_full, is_exhausted })
+        Arc::new(Room {
+            disk,
+            dir,
+            reserve_bytes,
+            is_short: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
+            is_exhausted: AtomicBool::new(false),
+            has_room_to_save: AtomicBool::new(true),
+            has_ballast: AtomicBool::new(false),
+        })
     }
 
     /// Whether there is so little above the reserve that what is kept for others should go.
@@ -52,15 +64,21 @@ impl Room {
         self.is_exhausted.load(Ordering::Acquire)
     }
 
+    /// Whether a checkpoint may be written: it goes on when other small writes wait, because what deletes free is
+    /// freed only behind one.
+    pub fn has_room_to_save(&self) -> bool {
+        self.has_room_to_save.load(Ordering::Acquire)
+    }
+
     /// The same as it is now, where that is near: for what cannot be written again when it failed half way.
-    pub async fn is_exhausted_now(self: &Arc<Self>) -> bool {
+    pub async fn has_room_to_save_now(self: &Arc<Self>) -> bool {
         if self.is_full() {
             let this = self.clone();
             if let Err(error) = task::blocking(move || this.look()).await {
                 tracing::warn!("cannot measure the free space of {}: {error}", self.dir.display());
             }
         }
-        self.is_exhausted()
+        self.has_room_to_save()
     }
 
     /// What is free above the reserve.
@@ -78,6 +96,13 @@ impl Room {
         self.is_short.store(free_bytes < self.reserve_bytes.saturating_mul(2), Ordering::Release);
         self.is_full.store(is_full, Ordering::Release);
         self.is_exhausted.store(free_bytes < self.reserve_bytes / 4, Ordering::Release);
+        self.has_room_to_save.store(free_bytes >= CHECKPOINT_ROOM_BYTES, Ordering::Release);
+        if free_bytes >= self.reserve_bytes.saturating_add(8 * BALLAST_BYTES)
+            && !self.has_ballast.swap(true, Ordering::AcqRel)
+            && let Err(error) = ballast::lay(self.disk.as_ref(), &self.dir, BALLAST_BYTES)
+        {
+            tracing::warn!("no space can be kept for a start on a full disk: {error}");
+        }
         if is_full && !was_full {
             tracing::error!(
                 "only {} MiB are free in {} (--min-free-bytes is {} MiB): writes are refused and reads go on \
@@ -135,13 +160,14 @@ mod tests {
     #[tokio::test]
     async fn where_it_is_near_it_is_measured_once_more() {
         let disk = SimDisk::new(1);
-        let room = Room::new(Arc::new(disk.clone()), PathBuf::from("/data"), 1000);
-        disk.set_free_bytes(999);
+        let reserve_bytes = 4 * CHECKPOINT_ROOM_BYTES;
+        let room = Room::new(Arc::new(disk.clone()), PathBuf::from("/data"), reserve_bytes);
+        disk.set_free_bytes(CHECKPOINT_ROOM_BYTES);
         room.look().unwrap();
-        disk.set_free_bytes(100);
-        assert!(!room.is_exhausted(), "as of the last look");
-        assert!(room.is_exhausted_now().await);
-        disk.set_free_bytes(999);
-        assert!(!room.is_exhausted_now().await);
+        disk.set_free_bytes(CHECKPOINT_ROOM_BYTES - 1);
+        assert!(room.has_room_to_save(), "as of the last look");
+        assert!(!room.has_room_to_save_now().await);
+        disk.set_free_bytes(CHECKPOINT_ROOM_BYTES);
+        assert!(room.has_room_to_save_now().await);
     }
 }

@@ -12,9 +12,12 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::disk::{Disk, DiskFile, OpenMode};
 use super::entry::{EntryId, Vote};
+use super::verdict::is_out_of_files;
+use crate::limits::OUT_OF_FILES_PATIENCE;
 
 /// Raised whenever an older program could misread what a newer one writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -27,6 +30,9 @@ const ENCODED_BYTES: usize = 128;
 const MAGIC: [u8; 8] = *b"ANTPHSEG";
 /// The one Raft group of today; the field keeps the door open for more.
 const GROUP: u32 = 0;
+
+/// Between two attempts to open a file while there is no descriptor for it.
+const OUT_OF_FILES_PAUSE: Duration = Duration::from_millis(20);
 
 const HAS_VOTE: u32 = 1;
 const VOTE_COMMITTED: u32 = 2;
@@ -157,17 +163,70 @@ pub(super) fn is_unborn(name: &str) -> bool {
     name.ends_with(".seg.new")
 }
 
-/// Makes a segment; it and its name are durable on return. Three syncs' worth of time, once per 64 MiB.
-pub(super) fn create(disk: &dyn Disk, dir: &Path, header: &SegmentHeader) -> io::Result<Arc<dyn DiskFile>> {
+/// The name of a segment that is not born yet.
+pub(super) fn unborn_name(segment_id: u64) -> String {
+    format!("{}.new", file_name(segment_id))
+}
+
+/// Reserves the space of a segment under a name that counts for nothing. What an earlier attempt left goes first,
+/// and an error leaves nothing.
+pub(super) fn reserve(
+    disk: &dyn Disk,
+    dir: &Path,
+    segment_id: u64,
+    capacity_bytes: u64,
+) -> io::Result<Arc<dyn DiskFile>> {
+    let path = dir.join(unborn_name(segment_id));
+    if disk.exists(&path)? {
+        disk.remove(&path)?;
+    }
+    let file = disk.open(&path, OpenMode::Create)?;
+    if let Err(error) = file.allocate(capacity_bytes) {
+        // A part of it would only take the room of a smaller one.
+        let _ = disk.remove(&path);
+        return Err(error);
+    }
+    Ok(file)
+}
+
+/// Makes a segment of what was reserved for it; it and its name are durable on return.
+pub(super) fn give_birth(
+    disk: &dyn Disk,
+    dir: &Path,
+    file: &dyn DiskFile,
+    header: &SegmentHeader,
+) -> io::Result<()> {
     let name = file_name(header.segment_id);
-    let unborn = dir.join(format!("{name}.new"));
-    let file = disk.open(&unborn, OpenMode::Create)?;
-    file.allocate(header.capacity_bytes)?;
     file.write_all_at(&header.encode(), 0)?;
     file.sync_data()?;
-    disk.rename(&unborn, &dir.join(name))?;
-    disk.sync_dir(dir)?;
+    disk.rename(&dir.join(unborn_name(header.segment_id)), &dir.join(name))?;
+    while_out_of_files(|| disk.sync_dir(dir))
+}
+
+/// Makes a segment; it and its name are durable on return. Three syncs' worth of time.
+pub(super) fn create(disk: &dyn Disk, dir: &Path, header: &SegmentHeader) -> io::Result<Arc<dyn DiskFile>> {
+    let file = while_out_of_files(|| reserve(disk, dir, header.segment_id, header.capacity_bytes))?;
+    give_birth(disk, dir, file.as_ref(), header)?;
     Ok(file)
+}
+
+/// Does `open` again while this process or the machine has no file descriptor left, for a while: that passes,
+/// and says nothing of the disk.
+pub(super) fn while_out_of_files<T>(mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let deadline = Instant::now() + OUT_OF_FILES_PATIENCE;
+    let mut is_said = false;
+    loop {
+        match open() {
+            Err(error) if is_out_of_files(&error) && Instant::now() < deadline => {
+                if !is_said {
+                    tracing::error!("the log has to wait for a file descriptor: {error}");
+                    is_said = true;
+                }
+                std::thread::sleep(OUT_OF_FILES_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 #[cfg(test)]

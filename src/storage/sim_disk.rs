@@ -33,6 +33,12 @@ struct State {
     syncs_to_fail: u32,
     /// What [`Disk::free_bytes`] says; writes do not change it.
     free_bytes: u64,
+    /// What files may still grow by.
+    space_bytes: Option<u64>,
+    /// So many opens find no file descriptor.
+    opens_to_refuse: u32,
+    /// So many reads of this file find a sector that cannot be read.
+    reads_to_fail: Option<(u64, u32)>,
     dice: Dice,
 }
 
@@ -74,6 +80,9 @@ impl SimDisk {
             fail_at: None,
             syncs_to_fail: 0,
             free_bytes: u64::MAX,
+            space_bytes: None,
+            opens_to_refuse: 0,
+            reads_to_fail: None,
             dice: Dice::new(seed),
         })))
     }
@@ -110,6 +119,9 @@ impl SimDisk {
             fail_at: None,
             syncs_to_fail: 0,
             free_bytes: u64::MAX,
+            space_bytes: None,
+            opens_to_refuse: 0,
+            reads_to_fail: None,
             dice,
         })))
     }
@@ -130,6 +142,23 @@ impl SimDisk {
     /// never becomes durable.
     pub fn fail_syncs(&self, count: u32) {
         self.0.lock().syncs_to_fail = count;
+    }
+
+    /// From now on files may grow by so many bytes altogether; nothing is given back. `None`: without end.
+    pub fn set_space(&self, bytes: Option<u64>) {
+        self.0.lock().space_bytes = bytes;
+    }
+
+    /// The next `count` attempts to open or to make a file find no file descriptor.
+    pub fn refuse_opens(&self, count: u32) {
+        self.0.lock().opens_to_refuse = count;
+    }
+
+    /// The next `count` reads of a file fail as on a bad sector.
+    pub fn fail_reads(&self, path: &Path, count: u32) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.reads_to_fail = Some((state.find(path)?, count));
+        Ok(())
     }
 
     /// What the file system says it has left.
@@ -188,6 +217,18 @@ impl State {
         match self.fail_at {
             Some(fail_at) if self.operations >= fail_at => Err(killed()),
             _ => Ok(()),
+        }
+    }
+
+    /// An error if a file has no room to grow by so many bytes.
+    fn grow(&mut self, bytes: u64) -> io::Result<()> {
+        match &mut self.space_bytes {
+            Some(left) if *left < bytes => Err(rustix::io::Errno::NOSPC.into()),
+            Some(left) => {
+                *left -= bytes;
+                Ok(())
+            }
+            None => Ok(()),
         }
     }
 
@@ -258,6 +299,10 @@ impl Disk for SimDisk {
 
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.0.lock();
+        if state.opens_to_refuse > 0 {
+            state.opens_to_refuse -= 1;
+            return Err(rustix::io::Errno::MFILE.into());
+        }
         let file = if mode == OpenMode::Create {
             state.begin()?;
             let (dir, name) = split(path)?;
@@ -351,7 +396,14 @@ impl SimFile {
 
 impl DiskFile for SimFile {
     fn read_exact_at(&self, buf: &mut [u8], offset_bytes: u64) -> io::Result<()> {
-        let state = self.disk.0.lock();
+        let mut state = self.disk.0.lock();
+        if let Some((file, count)) = &mut state.reads_to_fail
+            && *file == self.file
+            && *count > 0
+        {
+            *count -= 1;
+            return Err(rustix::io::Errno::IO.into());
+        }
         state.contents.get(&self.file).ok_or_else(not_found)?.read(buf, offset_bytes)
     }
 
@@ -369,6 +421,8 @@ impl DiskFile for SimFile {
         if !self.may_write {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "opened to read"));
         }
+        let len_bytes = state.contents.get(&self.file).ok_or_else(not_found)?.len_bytes();
+        state.grow((offset_bytes + part as u64).saturating_sub(len_bytes))?;
         state.contents.get_mut(&self.file).ok_or_else(not_found)?.write(&buf[..part], offset_bytes);
         begun
     }
@@ -391,6 +445,8 @@ impl DiskFile for SimFile {
     }
 
     fn allocate(&self, len_bytes: u64) -> io::Result<()> {
+        let more_bytes = len_bytes.saturating_sub(self.len_bytes()?);
+        self.disk.0.lock().grow(more_bytes)?;
         self.change(|content| content.set_len(len_bytes.max(content.len_bytes())))
     }
 

@@ -15,6 +15,8 @@ use super::checkpoint::{Checkpoint, Checkpoints};
 use super::disk::{Disk, read_small_file, write_file_atomically};
 use super::entry::{EntryId, Vote};
 use super::incoming::IncomingLog;
+use super::segment;
+use super::verdict::Verdict;
 
 /// Names the store that counts.
 const POINTER: &str = "store";
@@ -59,6 +61,13 @@ impl Stores {
 
     pub fn log_dir(&self) -> PathBuf {
         self.dir("log", self.number)
+    }
+
+    /// Whether the store that counts has a log, however much of it is there.
+    pub fn has_log(&self) -> io::Result<bool> {
+        let dir = self.log_dir();
+        let names = if self.disk.exists(&dir)? { self.disk.list(&dir)? } else { Vec::new() };
+        Ok(names.iter().any(|name| segment::parse_file_name(name).is_some()))
     }
 
     pub fn checkpoint_dir(&self) -> PathBuf {
@@ -122,9 +131,12 @@ fn read_pointer(disk: &dyn Disk, data_dir: &Path) -> io::Result<u64> {
     let parse = || {
         let (number, crc) = std::str::from_utf8(&bytes).ok()?.trim_end().split_once(' ')?;
         let is_right = u32::from_str_radix(crc, 16).ok()? == crc32c::crc32c(number.as_bytes());
-        number.parse().ok().filter(|_| is_right)
+        is_right.then(|| number.to_owned())
     };
-    parse().ok_or_else(|| invalid(format!("{} is damaged", path.display())))
+    let text = parse().ok_or_else(|| invalid(format!("{} is damaged", path.display())))?;
+    let number = text.parse();
+    number
+        .map_err(|_| Verdict::Newer.error(format!("{} is of a form that is not known here", path.display())))
 }
 
 fn lost(path: &Path) -> io::Error {

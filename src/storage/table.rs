@@ -79,6 +79,11 @@ impl OffsetTable {
         Some((start, end.saturating_sub(start)))
     }
 
+    /// Bytes of the frame that would seal the segment as it is.
+    pub(super) fn frame_bytes(&self) -> u64 {
+        Self::frame_bytes_for(self.spans.len(), self.offsets.len())
+    }
+
     /// Bytes of the frame that would seal the segment after one more entry: room that must stay free.
     pub(super) fn frame_bytes_with_one_more(&self) -> u64 {
         Self::frame_bytes_for(self.spans.len() + 1, self.offsets.len() + 1)

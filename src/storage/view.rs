@@ -28,6 +28,8 @@ use super::table::OffsetTable;
 
 /// What an entry costs in the cache beside its payload.
 const CACHED_OVERHEAD_BYTES: usize = 128;
+/// Pieces of sealed segments that one read with a budget takes up at most.
+const PIECES_MAX: usize = 16;
 
 struct Cached {
     entry: LogEntry,
@@ -114,7 +116,7 @@ pub(super) struct View {
 
 impl View {
     pub(super) fn new(recovered: Recovered, cache_limit_bytes: usize) -> (Self, Position) {
-        let Recovered { runs, sealed, kept, position } = recovered;
+        let Recovered { runs, sealed, kept, position, next_segment: _ } = recovered;
         let (open, vote) = (position.open_segment(), position.vote);
         let (last, purged) = (position.last, position.purged);
         let view = Self {
@@ -331,7 +333,12 @@ impl View {
         let hot_start = self.cache.front().map_or(next, |cached| cached.entry.id.index).max(start);
         let cold_end = end.min(hot_start);
         let mut room_bytes = max_bytes;
+        // What sealed pieces hold is not known here; a reader with a budget needs few of them, and asks again.
+        let pieces_max = if max_bytes == usize::MAX { usize::MAX } else { PIECES_MAX };
         for run in self.runs.overlapping(start, cold_end) {
+            if plan.cold.len() == pieces_max {
+                return plan;
+            }
             let index = run.first_index.max(start);
             let count = run.end_index().min(cold_end) - index;
             let ordinal = run.ordinal_of(index);

@@ -35,6 +35,7 @@ mod start;
 mod stop;
 mod storage_full;
 mod streams;
+mod unopened;
 mod watch_client;
 mod watch_oracle;
 mod watch_soak;

@@ -3,8 +3,10 @@
 //! `rig` drives a log on a simulated disk, step by step, beside a model of what was handed over and what was
 //! confirmed; the other files are named after the promises that they check.
 mod behaviour;
+mod closing;
 mod damage;
 mod freeing;
+mod full_disk;
 mod histories;
 mod kill_points;
 mod rig;

@@ -304,7 +304,9 @@ fn describe(steps: &[Step]) -> String {
 
 /// All segment files of a disk.
 pub fn segments(disk: &SimDisk) -> Vec<PathBuf> {
-    disk.list(&dir()).expect("list").iter().map(|name| dir().join(name)).collect()
+    let names = disk.list(&dir()).expect("list");
+    let holds_frames = |name: &&String| name.ends_with(".seg") || name.ends_with(".kept");
+    names.iter().filter(holds_frames).map(|name| dir().join(name)).collect()
 }
 
 pub fn read_file(disk: &SimDisk, path: &Path) -> Vec<u8> {
