@@ -62,7 +62,8 @@ mod tests {
     fn a_start_without_room_takes_the_ballast_and_lays_what_is_left_of_it() {
         let (disk, dir) = (SimDisk::new(1), Path::new("/data"));
         disk.create_dir_all(dir).unwrap();
-        let len_bytes = || disk.open(&dir.join(FILE), OpenMode::Read).map(|file| file.len_bytes().unwrap()).ok();
+        let len_bytes =
+            || disk.open(&dir.join(FILE), OpenMode::Read).map(|file| file.len_bytes().unwrap()).ok();
         lay(&disk, dir, BALLAST_BYTES).unwrap();
         for (free_bytes, is_there) in [(BALLAST_BYTES, true), (BALLAST_BYTES - 1, false)] {
             disk.set_free_bytes(free_bytes);
