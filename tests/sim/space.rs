@@ -145,7 +145,8 @@ fn used_bytes(disk: &dyn Disk) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// What is live, as much again that is dead, the entries that the log keeps, and the files at its end.
+/// What is live, as much again that is dead, the entries that the log keeps, and the files at its end: the one that was
+/// made ahead too.
 fn allowed_bytes(world: &World, applied: &Applied) -> io::Result<u64> {
     let log = applied.log();
     let bytes_of = |entries: &[LogEntry]| {
@@ -158,5 +159,5 @@ fn allowed_bytes(world: &World, applied: &Applied) -> io::Result<u64> {
     let kept = world.setup.kept_log_entries * 5 / 4 + 100;
     let kept_bytes = bytes_of(&log.entries(last.saturating_sub(kept)..last + 1, usize::MAX)?);
     let files = log.stats().kept_files + 4;
-    Ok(2 * live_bytes + kept_bytes + 4 * world.setup.log_options.segment_bytes + files * FILE_BYTES)
+    Ok(2 * live_bytes + kept_bytes + 5 * world.setup.log_options.segment_bytes + files * FILE_BYTES)
 }
