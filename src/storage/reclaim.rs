@@ -239,7 +239,10 @@ impl Reclaimer {
     fn assess(&mut self, file: &KeptFile, entries: u64) -> io::Result<()> {
         let is_damaged = self.assessed.get(&file.name).is_some_and(|known| known.is_damaged);
         if is_damaged {
-            self.assessed.insert(file.name, Assessed { entries, bytes: file.frames_bytes, longest_bytes: 0, is_damaged });
+            self.assessed.insert(
+                file.name,
+                Assessed { entries, bytes: file.frames_bytes, longest_bytes: 0, is_damaged },
+            );
             return Ok(());
         }
         let open = self.shared.reader.open(FileId::Kept(file.name))?;
