@@ -10,6 +10,10 @@ COPY . .
 RUN cargo build --release --locked --bin antiphon && cp target/release/antiphon /antiphon && rm -r target
 
 FROM ${RUNTIME_IMAGE}
+COPY LICENSE-MIT LICENSE-APACHE /usr/share/doc/antiphon/
+LABEL org.opencontainers.image.title="antiphon" \
+      org.opencontainers.image.description="A replicated event bus" \
+      org.opencontainers.image.licenses="MIT OR Apache-2.0"
 # The number is fixed, as it owns the files of the volume.
 RUN groupadd --gid 10001 antiphon \
  && useradd --uid 10001 --gid antiphon --no-create-home --home-dir /var/lib/antiphon --shell /usr/sbin/nologin antiphon \

@@ -99,6 +99,9 @@ struct Key {
     pulls: AtomicUsize,
     /// Bytes of bodies and messages that are held for it.
     held_bytes: AtomicUsize,
+    /// Watch sessions, and the memory of those and of WebSockets.
+    watch_sessions: AtomicUsize,
+    watch_bytes: AtomicUsize,
 }
 
 /// Why the setting `api_keys` cannot be used. Names the entry by its ordinal only: its text is secret.
@@ -143,6 +146,9 @@ impl Keys {
             if secret.is_empty() {
                 return Err(bad("has an empty key"));
             }
+            if secret.contains(|c: char| c.is_whitespace() || c.is_control()) {
+                return Err(bad("has a key with white space in it; entries are separated by commas"));
+            }
             let grant = Grant::parse(fields.next(), fields.next()).map_err(bad)?;
             let digest = digest_of(secret);
             match keys.iter_mut().find(|key| key.digest == digest) {
@@ -154,6 +160,8 @@ impl Keys {
                     streams: AtomicUsize::new(0),
                     pulls: AtomicUsize::new(0),
                     held_bytes: AtomicUsize::new(0),
+                    watch_sessions: AtomicUsize::new(0),
+                    watch_bytes: AtomicUsize::new(0),
                 }),
             }
         }
@@ -208,18 +216,19 @@ impl fmt::Debug for Caller {
     }
 }
 
-/// A place among the requests or the streams of a key that are under way; dropping it gives it back.
+/// A place among the requests, the streams or the sessions of a key, or a part of its memory; dropping it gives
+/// it back.
 #[must_use]
 pub struct Place {
-    counted: Option<(Arc<Key>, Counter)>,
+    counted: Option<(Arc<Key>, Counter, usize)>,
 }
 
 type Counter = fn(&Key) -> &AtomicUsize;
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some((key, counter)) = &self.counted {
-            counter(key).fetch_sub(1, Ordering::AcqRel);
+        if let Some((key, counter, amount)) = &self.counted {
+            counter(key).fetch_sub(*amount, Ordering::AcqRel);
         }
     }
 }
@@ -228,17 +237,17 @@ impl Caller {
     /// Takes a place among the at most `max` requests of the caller's key (0: any number). 429 `throttled`
     /// if all are taken (C-LIMIT-09). Without keys there is nothing to count by.
     pub fn enter(&self, max: usize) -> Result<Place, Error> {
-        self.count(|key| &key.inflight, max, "max_inflight_per_key")
+        self.count(|key| &key.inflight, 1, max, "max_inflight_per_key")
     }
 
     /// The same among its streams (C-LIMIT-08).
     pub fn enter_stream(&self, max: usize) -> Result<Place, Error> {
-        self.count(|key| &key.streams, max, "max_sse_connections_per_key")
+        self.count(|key| &key.streams, 1, max, "max_sse_connections_per_key")
     }
 
     /// The same among the pulls of mirrors, which wait for minutes and do nothing: there may be one per mirror.
     pub fn enter_pull(&self) -> Result<Place, Error> {
-        self.count(|key| &key.pulls, MAX_PULLS_PER_KEY, "max_pulls_per_key")
+        self.count(|key| &key.pulls, 1, MAX_PULLS_PER_KEY, "max_pulls_per_key")
     }
 
     /// Counts the bytes that are held for the caller's key; `None` without keys.
@@ -246,10 +255,21 @@ impl Caller {
         self.key.as_ref().map(|key| &key.held_bytes)
     }
 
-    fn count(&self, counter: Counter, max: usize, limit: &str) -> Result<Place, Error> {
+    /// The same among its watch sessions (C-LIMIT-16).
+    pub fn enter_watch_session(&self, max: usize) -> Result<Place, Error> {
+        self.count(|key| &key.watch_sessions, 1, max, "max_watch_sessions_per_key")
+    }
+
+    /// Takes `bytes` of the at most `max` that the watch sessions and sockets of the key may hold.
+    pub fn hold_watch_bytes(&self, bytes: usize, max: usize) -> Result<Place, Error> {
+        self.count(|key| &key.watch_bytes, bytes, max, "watch_memory_bytes_per_key")
+    }
+
+    fn count(&self, counter: Counter, amount: usize, max: usize, limit: &str) -> Result<Place, Error> {
         let Some(key) = self.key.as_ref().filter(|_| max > 0) else { return Ok(Place { counted: None }) };
-        let place = Place { counted: Some((key.clone(), counter)) };
-        if counter(key).fetch_add(1, Ordering::AcqRel) < max {
+        let place = Place { counted: Some((key.clone(), counter, amount)) };
+        let before = counter(key).fetch_add(amount, Ordering::AcqRel);
+        if before.saturating_add(amount) <= max {
             return Ok(place);
         }
         Err(Error::over_limit(limit, max as u64))
@@ -377,7 +397,14 @@ mod tests {
     #[test]
     fn a_bad_entry_is_named_by_its_ordinal_and_not_by_its_text() {
         // C-AUTH-06, C-AUTH-09
-        for setting in ["good,topsecret:topsecret", "good,topsecret:r+", "good,topsecret:R", "good,:r"] {
+        for setting in [
+            "good,topsecret:topsecret",
+            "good,topsecret:r+",
+            "good,topsecret:R",
+            "good,:r",
+            "good,topsecret\ntopsecret",
+            "good,top secret:r",
+        ] {
             let bad = Keys::parse(setting).unwrap_err();
             assert_eq!(bad.entry, 2);
             assert!(!bad.to_string().contains("topsecret") && !bad.to_string().contains("good"));
@@ -445,6 +472,26 @@ mod tests {
         assert_eq!(caller.enter_pull().err().expect("all places are taken").code, Code::Throttled);
         drop(pulls.pop());
         let _again = caller.enter_pull().unwrap();
+    }
+
+    #[test]
+    fn the_sessions_of_a_key_are_counted_and_their_memory() {
+        // C-LIMIT-12, C-LIMIT-13, C-LIMIT-16
+        let keys = Keys::parse("a,b").unwrap();
+        let caller = |key| keys.authenticate(Some(key)).unwrap();
+        let session = caller("a").enter_watch_session(1).unwrap();
+        let error = caller("a").enter_watch_session(1).err().expect("all places are taken");
+        assert_eq!(error, Error::over_limit("max_watch_sessions_per_key", 1));
+        drop(session);
+        let _session = caller("a").enter_watch_session(1).unwrap();
+        let held = caller("a").hold_watch_bytes(60, 100).unwrap();
+        assert!(caller("a").hold_watch_bytes(41, 100).is_err());
+        let _rest = caller("a").hold_watch_bytes(40, 100).unwrap();
+        let _other_key = caller("b").hold_watch_bytes(100, 100).unwrap();
+        drop(held);
+        let _again = caller("a").hold_watch_bytes(60, 100).unwrap();
+        let off = Keys::default().authenticate(None).unwrap();
+        let _any = (off.enter_watch_session(1).unwrap(), off.enter_watch_session(1).unwrap());
     }
 
     #[test]

@@ -55,6 +55,12 @@ pub const MIN_HEARTBEAT_MS: u64 = 1000;
 pub const MAX_HEARTBEAT_MS: u64 = 60_000;
 /// A stream whose reader takes nothing for so long is closed, in milliseconds.
 pub const SLOW_READER_MS: u64 = 30_000;
+/// Most bytes of one message on a WebSocket, and the time from its first byte to its last.
+pub const MAX_SOCKET_MESSAGE_BYTES: usize = 8 << 20;
+pub const SOCKET_MESSAGE_TIME: Duration = Duration::from_secs(30);
+/// How often a WebSocket is asked for a sign of life, and when one that gives none is given up.
+pub const SOCKET_PING_INTERVAL: Duration = Duration::from_secs(30);
+pub const SOCKET_SILENT_AFTER: Duration = Duration::from_secs(90);
 /// Publishes of one WebSocket that may wait for their turn, and their bytes (one always fits).
 pub const MAX_WAITING_PUBLISHES: usize = 64;
 pub const MAX_WAITING_PUBLISH_BYTES: usize = 4 << 20;
@@ -71,8 +77,16 @@ pub const MAX_FILTER_STEPS: usize = 32;
 pub const MAX_FILTER_IN: usize = 64;
 /// Most bytes of a filter as JSON.
 pub const MAX_FILTER_BYTES: usize = 64 << 10;
+/// Bytes of frames that the readers of all topics share.
+pub const MAX_LANE_BYTES: usize = 64 << 20;
 /// Most bytes of all filters of one watch: they stay in memory as long as its session.
-pub const MAX_WATCH_FILTER_BYTES: usize = 256 << 10;
+pub const MAX_WATCH_FILTER_BYTES: usize = 64 << 10;
+/// Most memory of what decides which records one watch or one WebSocket shows: parsed, a filter takes up to some
+/// 32 times its text.
+pub const MAX_VIEW_BYTES: usize = 2 << 20;
+/// Memory of all watch sessions and WebSockets of one member, and those of one key's.
+pub const MAX_WATCH_MEMORY_BYTES: usize = 256 << 20;
+pub const MAX_WATCH_MEMORY_BYTES_PER_KEY: usize = MAX_WATCH_MEMORY_BYTES / 4;
 
 /// Most characters of a router name.
 pub const MAX_ROUTER_NAME_CHARS: usize = 255;

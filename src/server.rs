@@ -46,7 +46,7 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a stopping member waits for another one to lead.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long it waits for requests that are under way.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What comes after a member has ended well.
 #[derive(Debug, PartialEq, Eq)]
@@ -212,6 +212,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         probe_auth: settings.probe_auth,
         max_inflight_per_key: settings.max_inflight_per_key,
         max_streams_per_key: settings.max_sse_connections_per_key,
+        max_watch_sessions_per_key: settings.max_watch_sessions_per_key,
         ..ApiLimits::default()
     };
     let guard = if keys.is_off() { WebGuard::new(settings.allowed_hosts.clone()) } else { WebGuard::off() };
@@ -241,7 +242,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         settings.advertise_url
     );
 
-    let outcome = tokio::select! {
+    let mut outcome = tokio::select! {
         biased;
         signal = told_to_stop() => {
             tracing::info!("{}: stopping", signal?);
@@ -256,10 +257,29 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         telemetry::stopping();
         engine.drain();
         node.hand_over(HAND_OVER_TIMEOUT).await;
+    }
+    if let Ok(Next::Stop) = outcome
+        && settings.drain_ms > 0
+    {
+        tracing::info!("serving on for {} ms; told again it stops at once", settings.drain_ms);
+        tokio::select! {
+            biased;
+            signal = told_to_stop() => {
+                tracing::info!("{} again: stopping now", signal?);
+            }
+            reason = node.stopped() => outcome = Err(anyhow!("this member cannot go on: {reason}")),
+            failed = services.failed() => outcome = Err(failed),
+            () = tokio::time::sleep(Duration::from_millis(settings.drain_ms)) => {}
+        }
+    }
+    if outcome.is_ok() {
+        // It may have come back.
+        node.hand_over(HAND_OVER_TIMEOUT).await;
+        engine.close();
         let _ = stop_clients.send(true);
         // A WebSocket is no request any more.
         let all_ended = async { tokio::join!(&mut serving, engine.streams_ended()) };
-        if tokio::time::timeout(DRAIN_TIMEOUT, all_ended).await.is_err() {
+        if tokio::time::timeout(CLOSE_TIMEOUT, all_ended).await.is_err() {
             tracing::warn!("some requests did not end in time; their clients must ask again");
         }
     }

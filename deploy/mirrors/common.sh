@@ -41,7 +41,7 @@ start() {
   for name in "$@"; do
     NAMES+=("$name")
     "$ANTIPHON" serve --cluster "$name" --member m1 --data-dir "$WORK_DIR/$name" \
-      --host 127.0.0.1 --port "$((BASE_PORT + ${#NAMES[@]} - 1))" 2>"$WORK_DIR/$name.log" &
+      --drain-ms 0 --host 127.0.0.1 --port "$((BASE_PORT + ${#NAMES[@]} - 1))" 2>"$WORK_DIR/$name.log" &
     PIDS+=($!)
   done
   for name in "$@"; do
@@ -60,14 +60,14 @@ start() {
 # mirror FROM TO: has cluster TO take over all topics of cluster FROM, now and as they appear, also what FROM got from
 # others.
 mirror() {
-  curl --fail-with-body -sS -X PUT "$(url_of "$2")/v0/routers/from-$1" -H 'Content-Type: application/json' \
+  curl --fail -sS -X PUT "$(url_of "$2")/v0/routers/from-$1" -H 'Content-Type: application/json' \
     -d "{\"source\": \"*\", \"dest\": \"*\", \"remote\": {\"urls\": [\"$(url_of "$1")\"], \"relays\": [\"*\"]}}" >/dev/null
   echo "$2 mirrors $1"
 }
 
 # write CLUSTER TEXT: writes one record to the topic `news` there.
 write() {
-  curl --fail-with-body -sS "$(url_of "$1")/v0/topics/news" -H 'Content-Type: application/json' \
+  curl --fail -sS "$(url_of "$1")/v0/topics/news" -H 'Content-Type: application/json' \
     -d "{\"records\": [{\"data\": \"$2\"}]}" >/dev/null
   echo "written in $1: $2"
 }

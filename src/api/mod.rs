@@ -10,6 +10,7 @@ mod connections;
 mod cors;
 mod cursor;
 mod envelope;
+mod event_id;
 mod exchange;
 mod gzip;
 mod json;
@@ -26,6 +27,7 @@ mod shape;
 mod sse;
 mod v0;
 mod web_guard;
+mod web_socket;
 mod write_progress;
 
 use std::sync::Arc;
@@ -37,10 +39,11 @@ use axum::http::header::ALLOW;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
-use crate::auth::Keys;
-use crate::engine::Engine;
+use crate::auth::{Caller, Keys, Place};
+use crate::budget::{Budget, Charge};
+use crate::engine::{Engine, Hold};
 use crate::error::{Code, Error};
-use crate::limits::BODY_GRACE_MS;
+use crate::limits::{BODY_GRACE_MS, MAX_WATCH_MEMORY_BYTES, MAX_WATCH_MEMORY_BYTES_PER_KEY};
 use byte_budget::ByteBudget;
 use call::Gate;
 pub use cors::Cors;
@@ -62,6 +65,8 @@ pub struct ApiLimits {
     pub max_inflight_per_key: usize,
     /// Streams of one key that may be open; 0 means unlimited.
     pub max_streams_per_key: usize,
+    /// Watch sessions of one key; 0 means unlimited.
+    pub max_watch_sessions_per_key: usize,
     /// Time that any body may take to come.
     pub body_grace: Duration,
 }
@@ -74,6 +79,7 @@ impl Default for ApiLimits {
             probe_auth: false,
             max_inflight_per_key: 0,
             max_streams_per_key: 0,
+            max_watch_sessions_per_key: 0,
             body_grace: Duration::from_millis(BODY_GRACE_MS),
         }
     }
@@ -93,11 +99,28 @@ pub struct Api {
     pub keys: Arc<Keys>,
     pub limits: ApiLimits,
     budget: Arc<ByteBudget>,
+    /// What watch sessions and WebSockets hold.
+    watch_memory: Arc<Budget>,
 }
 
 impl Api {
     pub fn new(engine: Engine, keys: Arc<Keys>, limits: ApiLimits) -> Self {
-        Api { engine, keys, limits, budget: ByteBudget::new(limits.max_inflight_bytes) }
+        let budget = ByteBudget::new(limits.max_inflight_bytes);
+        Api { engine, keys, limits, budget, watch_memory: Budget::new(MAX_WATCH_MEMORY_BYTES) }
+    }
+
+    /// What a watch session of `bytes` takes up. Errors: `throttled`.
+    fn hold_session(&self, caller: &Caller, bytes: usize) -> Result<Hold, Error> {
+        let place = caller.enter_watch_session(self.limits.max_watch_sessions_per_key)?;
+        Ok(Box::new((place, self.hold_watch_bytes(caller, bytes)?)))
+    }
+
+    /// Memory that `caller` has kept here between requests. Errors: `throttled`.
+    fn hold_watch_bytes(&self, caller: &Caller, bytes: usize) -> Result<(Place, Charge), Error> {
+        let place = caller.hold_watch_bytes(bytes, MAX_WATCH_MEMORY_BYTES_PER_KEY)?;
+        let charge = self.watch_memory.charge(bytes);
+        let max_bytes = self.watch_memory.max_bytes() as u64;
+        Ok((place, charge.ok_or_else(|| Error::over_limit("watch_memory_bytes", max_bytes))?))
     }
 }
 

@@ -3,7 +3,7 @@
 //! The stream is a body that hyper asks for more, not a task with a queue: what is not asked for is not made.
 //! So a slow reader costs nothing but its place, finds larger frames when it comes back, and holds nobody up.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,8 +17,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use tokio::time::Instant;
 
-use super::cursor::encode_base64;
-use super::json::JsonWriter;
+use super::event_id::EventIds;
 use super::v0::frame::{Notice, encode_records, error_event};
 use super::write_progress::WriteProgress;
 use crate::auth::Place;
@@ -37,14 +36,12 @@ const SHUTDOWN_RETRY_MS: u64 = 1000;
 /// Frames up to this size are copied behind their id: one chunk costs less than two.
 const COPY_BYTES: usize = 4 << 10;
 
-/// Cursors by topic that a client has come with.
-pub type Rewind = HashMap<String, u64>;
-
 /// An open stream.
 pub struct EventStream {
     engine: Engine,
     watcher: Watcher,
     open: OpenStream,
+    ids: EventIds,
     /// Which topic of the session each slot of the watcher is.
     topics: Vec<usize>,
     /// Written and not handed over yet.
@@ -59,17 +56,19 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    /// Opens the session's stream in place of an older one; `None` if the session is gone.
+    /// Opens the session's stream in place of an older one, from no later than the cursors that the client has come
+    /// with; `None` if the session is gone.
     pub fn open(
         engine: &Engine,
         session: &Arc<Session>,
-        rewind: Rewind,
+        came_with: Vec<Option<u64>>,
         progress: Option<Arc<WriteProgress>>,
         places: (StreamPlace, Place),
     ) -> Option<Self> {
         let watcher = engine.watcher(encode_records);
         let mut this = EventStream {
             open: session.open(watcher.bell())?,
+            ids: EventIds::new(&session.subscription.topics),
             engine: engine.clone(),
             watcher,
             topics: Vec::new(),
@@ -82,7 +81,7 @@ impl EventStream {
             _places: places,
         };
         for (ordinal, topic) in session.subscription.topics.iter().enumerate() {
-            this.follow(session, ordinal, topic, rewind.get(&*topic.name).copied());
+            this.follow(session, ordinal, topic, came_with.get(ordinal).copied().flatten());
         }
         Some(this)
     }
@@ -97,7 +96,7 @@ impl EventStream {
         let Some(shared) = found else {
             // Deleted while nobody was looking, whatever has its name now (C-WATCH-16).
             let frame = Notice::Deleted { head_seq: cursor }.event(&topic.name);
-            self.put(id_of(session), frame);
+            self.put(self.ids.line(&session.subscription.topics), frame);
             return;
         };
         let (head_seq, earliest_seq) = {
@@ -143,7 +142,7 @@ impl EventStream {
                 self.end(error_event(410, "session_taken_over", None));
                 continue;
             }
-            if self.engine.is_draining() {
+            if self.engine.is_closing() {
                 self.end(error_event(503, "shutting_down", Some(SHUTDOWN_RETRY_MS)));
                 continue;
             }
@@ -200,7 +199,7 @@ impl EventStream {
             Step::CaughtUp { head_seq } => Notice::CaughtUp { head_seq }.event(name),
             Step::Deleted { head_seq } => Notice::Deleted { head_seq }.event(name),
         };
-        self.put(id_of(&session), frame);
+        self.put(self.ids.line(topics), frame);
     }
 
     fn put(&mut self, mut id: BytesMut, frame: Bytes) {
@@ -220,21 +219,4 @@ fn this_moment(engine: &Engine) -> Bytes {
 
 fn failure_event(error: &Error) -> Bytes {
     error_event(u64::from(error.code.status()), error.code.name(), None)
-}
-
-/// The line with the cursors of all topics (C-WATCH-13).
-fn id_of(session: &Session) -> BytesMut {
-    let topics = &session.subscription.topics;
-    let mut json = JsonWriter::with_capacity(48 * topics.len());
-    json.object(|json| {
-        for topic in topics {
-            json.field_named(&topic.name, topic.cursor.load(Ordering::Acquire));
-        }
-    });
-    let id = encode_base64(&json.finish());
-    let mut line = BytesMut::with_capacity(id.len() + 8);
-    line.extend_from_slice(b"id: ");
-    line.extend_from_slice(id.as_bytes());
-    line.extend_from_slice(b"\n");
-    line
 }

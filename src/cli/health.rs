@@ -1,8 +1,8 @@
 //! `antiphon health`: whether a member answers, as an exit code.
 //!
 //! It is for container health checks and unit files, whose small images hold no `curl`. Inside a
-//! member's own container it needs no argument: it reads the same two variables as `serve` does, so the
-//! check cannot drift away from what it checks.
+//! member's own container it needs no argument: it reads the same variables as `serve` does, its keys among them, so
+//! the check cannot drift away from what it checks.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use reqwest::{Response, Url};
 
 use super::fail;
-use crate::config::{Given, Source, client_url, variable};
+use crate::config::{Given, Secret, Source, client_key, client_url, variable};
 
 /// Longest part of an answer that is looked at: what answers at the port may not be a member at all.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
@@ -25,6 +25,15 @@ pub(super) fn command() -> Command {
                 .long("url")
                 .value_name("URL")
                 .help("The member [default: this machine, as ANTIPHON_HOST and ANTIPHON_PORT say]"),
+        )
+        .arg(
+            Arg::new("key")
+                .long("key")
+                .value_name("KEY")
+                .env("ANTIPHON_KEY")
+                .hide_env_values(true)
+                .allow_hyphen_values(true)
+                .help("API key, where probe_auth is set [default: the first of this machine's member]"),
         )
         .arg(
             Arg::new("ready")
@@ -43,21 +52,26 @@ pub(super) fn command() -> Command {
 }
 
 pub(super) fn run(matches: &ArgMatches) -> ExitCode {
-    let member = match matches.get_one::<String>("url") {
+    let url = matches.get_one::<String>("url");
+    let member = match url {
         Some(url) => given_url(url),
-        None => local_url(),
+        None => client_url(&given()).map_err(anyhow::Error::from),
     };
     let member = match member {
         Ok(member) => member,
         Err(error) => return fail(2, &format!("{error:#}")),
     };
+    let key =
+        matches.get_one::<String>("key").filter(|key| !key.is_empty()).map(|key| Secret::new(key.clone()));
+    // A key of this machine's member is for that member alone.
+    let key = key.or_else(|| url.is_none().then(|| client_key(&given())).flatten());
     // It has a default.
     let timeout_ms = matches.get_one::<u64>("timeout-ms").copied().unwrap_or(3000);
     let path = if matches.get_flag("ready") { "/v0/ready" } else { "/v0/health" };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime
         .context("start the runtime")
-        .and_then(|runtime| runtime.block_on(ask(&member, path, Duration::from_millis(timeout_ms))));
+        .and_then(|runtime| runtime.block_on(ask(&member, path, key, Duration::from_millis(timeout_ms))));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &format!("{error:#}")),
@@ -76,23 +90,28 @@ pub(super) fn given_url(text: &str) -> anyhow::Result<String> {
     }
 }
 
-/// Where the member of this machine serves clients, by the variables that `serve` reads.
-fn local_url() -> anyhow::Result<String> {
+/// The member of this machine, by the variables that `serve` reads.
+fn given() -> Given {
     let mut given = Given::default();
-    for name in ["host", "port"] {
+    for name in ["host", "port", "api_keys", "api_keys_file"] {
         if let Some(value) = std::env::var_os(variable(name)) {
             given.set(name, value.to_string_lossy().into_owned(), Source::Variable);
         }
     }
-    Ok(client_url(&given)?)
+    given
 }
 
 /// Asks `member` at `path`; an error says why the answer was not a good one.
-async fn ask(member: &str, path: &str, timeout: Duration) -> anyhow::Result<()> {
+async fn ask(member: &str, path: &str, key: Option<Secret>, timeout: Duration) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?;
     // One bound around everything, as the reply may trickle.
     let asking = async {
-        let response = client.get(format!("{member}{path}")).send().await.map_err(root_cause)?;
+        let request = client.get(format!("{member}{path}"));
+        let request = match &key {
+            Some(key) => request.bearer_auth(key.expose()),
+            None => request,
+        };
+        let response = request.send().await.map_err(root_cause)?;
         let status = response.status().as_u16();
         Ok::<_, anyhow::Error>((status, beginning(response).await))
     };

@@ -89,6 +89,8 @@ impl LocalCluster {
             .arg(format!("--{EXIT_WITH_STDIN}"))
             .args(["--cluster", cluster, "--member", name])
             .args(["--host", "127.0.0.1", "--port", &place.client_port.to_string()])
+            // Nobody has to be sent elsewhere.
+            .args(["--drain-ms", "0"])
             .args(["--peer-listen", &place.peer_address(), "--members", &members.join(",")])
             .arg("--data-dir")
             .arg(self.dir.join(name))

@@ -57,7 +57,6 @@ fn command() -> Command {
     Command::new("antiphon")
         .about("A replicated event bus")
         .version(env!("CARGO_PKG_VERSION"))
-        .disable_help_subcommand(true)
         .subcommand(serve::command())
         .subcommand(dev::command())
         .subcommand(append::command())

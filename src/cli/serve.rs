@@ -14,7 +14,10 @@ use rustix::process::{Signal, getpid, kill_process};
 use tokio::runtime::{Builder, Runtime};
 
 use super::fail;
-use crate::config::{Given, Kind, SETTINGS, Settings, Source, flag, unknown_variables, variable};
+use crate::auth::Keys;
+use crate::config::{
+    Given, Kind, SETTINGS, Settings, Source, flag, settings_in_sections, unknown_variables, variable,
+};
 use crate::server::Next;
 use crate::{server, telemetry};
 
@@ -25,7 +28,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(10);
 pub(super) const EXIT_WITH_STDIN: &str = "exit-with-stdin";
 
 pub(super) fn command() -> Command {
-    let flags = SETTINGS.iter().map(|setting| {
+    let flags = settings_in_sections().map(|(setting, section)| {
         let help = match (setting.kind, setting.default) {
             (Kind::Value, Some(default)) => format!("{} [default: {default}]", setting.help),
             _ => setting.help.to_owned(),
@@ -34,7 +37,8 @@ pub(super) fn command() -> Command {
             .long(flag(setting.name).trim_start_matches('-').to_owned())
             .env(variable(setting.name))
             .hide_env_values(true)
-            .value_name("VALUE")
+            .value_name(setting.unit())
+            .help_heading(section)
             .help(help);
         match setting.kind {
             Kind::Switch => arg.num_args(0..=1).default_missing_value("1"),
@@ -52,10 +56,21 @@ pub(super) fn command() -> Command {
 }
 
 pub(super) fn run(matches: &ArgMatches) -> ExitCode {
-    let settings = match Settings::resolve(&given(matches)) {
+    let given = given(matches);
+    // Known before the settings are known to be good: what is wrong with them goes into the log too.
+    let is_json = given.is_log_json();
+    let fail = |code, message: &str| match is_json {
+        true => telemetry::fatal(code, message),
+        false => fail(code, message),
+    };
+    let settings = match Settings::resolve(&given) {
         Ok(settings) => settings,
         Err(bad) => return fail(2, &bad.to_string()),
     };
+    let keys = settings.api_keys.as_ref().map(|keys| Keys::parse(keys.expose())).transpose();
+    if let Err(bad) = keys {
+        return fail(2, &bad.to_string());
+    }
     match serve(settings, matches.get_flag(EXIT_WITH_STDIN)) {
         Ok(Next::Stop) => ExitCode::SUCCESS,
         Ok(Next::StartAgain) => fail(1, &start_again()),

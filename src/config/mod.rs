@@ -17,7 +17,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub use secret::Secret;
-pub use setting::{BadSetting, Given, Kind, SETTINGS, Setting, Source, flag, unknown_variables, variable};
+pub use setting::{
+    BadSetting, Given, Kind, SETTINGS, Setting, Source, flag, settings_in_sections, unknown_variables,
+    variable,
+};
 pub use target::TargetRule;
 
 use crate::limits::{MAX_BODY_BYTES, MAX_MEMBERS, MIN_CLUSTER_SECRET_CHARS};
@@ -64,6 +67,7 @@ pub struct Settings {
     pub api_keys: Option<Secret>,
     pub allow_insecure_no_auth: bool,
     pub probe_auth: bool,
+    pub drain_ms: u64,
     pub request_timeout_ms: u64,
     pub max_body_bytes: usize,
     /// Bytes of bodies and messages; 0: any number.
@@ -74,6 +78,8 @@ pub struct Settings {
     pub max_connections: usize,
     /// 0: any number.
     pub max_watch_sessions: usize,
+    /// 0: any number.
+    pub max_watch_sessions_per_key: usize,
     pub watch_session_ttl_ms: u64,
     pub slow_reader_ms: u64,
     /// 0: any number.
@@ -123,9 +129,7 @@ impl Settings {
         let join = given.join()?;
         let peer_advertise = given.peer_advertise(&peer_listen, &members, &member, &join)?;
         let advertise_url = given.advertise_url(&host, port, &peer_advertise)?;
-        let api_keys = given
-            .secret("api_keys", "api_keys_file")?
-            .filter(|keys| keys.expose().split(',').any(|key| !key.trim().is_empty()));
+        let api_keys = given.api_keys()?;
         let allow_insecure_no_auth = given.switch("allow_insecure_no_auth")?;
         if api_keys.is_none() && !allow_insecure_no_auth && !parse::is_loopback(&host) {
             // Contract C-AUTH-08.
@@ -160,12 +164,14 @@ impl Settings {
             api_keys,
             allow_insecure_no_auth,
             probe_auth: given.switch("probe_auth")?,
+            drain_ms: given.number("drain_ms", 0, 600_000)?,
             request_timeout_ms: given.number("request_timeout_ms", 100, 600_000)?,
             max_body_bytes,
             max_inflight_bytes: given.max_inflight_bytes(max_body_bytes)?,
             max_inflight_per_key: given.number("max_inflight_per_key", 0, 1 << 32)? as usize,
             max_connections: given.number("max_connections", 0, 1 << 32)? as usize,
             max_watch_sessions: given.number("max_watch_sessions", 0, 1 << 32)? as usize,
+            max_watch_sessions_per_key: given.number("max_watch_sessions_per_key", 0, 1 << 32)? as usize,
             watch_session_ttl_ms: given.number("watch_session_ttl_ms", 100, 86_400_000)?,
             slow_reader_ms: given.number("slow_reader_ms", 100, 3_600_000)?,
             max_sse_connections: given.number("max_sse_connections", 0, 1 << 32)? as usize,
@@ -241,6 +247,14 @@ pub fn client_url(given: &Given) -> Result<String, BadSetting> {
         _ => host,
     };
     Ok(format!("http://{}", parse::join_host_port(&host, port)))
+}
+
+/// The first key of the member that `given` describes, if there are any that can be read.
+pub fn client_key(given: &Given) -> Option<Secret> {
+    let keys = given.api_keys().ok().flatten()?;
+    let first = keys.expose().split(',').map(str::trim).find(|entry| !entry.is_empty())?;
+    let (key, _) = first.split_once(':').unwrap_or((first, ""));
+    Some(Secret::new(key.trim().to_owned()))
 }
 
 impl Given {
@@ -448,6 +462,23 @@ impl Given {
                 Ok(Some(Secret::new(text)))
             }
             Err(error) => Err(self.refuse(file, format!("cannot be read: {error}"))),
+        }
+    }
+
+    /// The list of keys, `None` if there are none. In a file an entry may have a line of its own, and a line that
+    /// begins with `#` is a comment.
+    fn api_keys(&self) -> Result<Option<Secret>, BadSetting> {
+        let Some(keys) = self.secret("api_keys", "api_keys_file")? else { return Ok(None) };
+        let is_file = self.has("api_keys_file");
+        let lines = keys.expose().lines().filter(|line| !line.trim_start().starts_with('#'));
+        let keys = if is_file { Secret::new(lines.collect::<Vec<_>>().join(",")) } else { keys };
+        if keys.expose().split(',').any(|key| !key.trim().is_empty()) {
+            return Ok(Some(keys));
+        }
+        match is_file {
+            // Whoever names a file does not mean that everybody may do everything.
+            true => Err(self.refuse("api_keys_file", "holds no key")),
+            false => Ok(None),
         }
     }
 

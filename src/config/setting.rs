@@ -75,6 +75,11 @@ pub const SETTINGS: &[Setting] = &[
     optional("api_keys_file", "File that holds the keys instead"),
     switch("allow_insecure_no_auth", "Serve every address without keys"),
     switch("probe_auth", "Ask for a key at health and ready too"),
+    value(
+        "drain_ms",
+        "10000",
+        "How long a member that is told to stop says that it is not ready and serves on",
+    ),
     value("request_timeout_ms", "10000", "Longest time that a request may take to reach its outcome"),
     value("max_body_bytes", "64MiB", "Largest request body; 0: as large as a frame between members allows"),
     optional(
@@ -88,6 +93,7 @@ pub const SETTINGS: &[Setting] = &[
     ),
     value("max_inflight_per_key", "1000", "Requests of one key that may be under way; 0: any number"),
     value("max_watch_sessions", "10000", "Watch sessions at this member; 0: any number"),
+    value("max_watch_sessions_per_key", "1000", "The same of one key; 0: any number"),
     value("watch_session_ttl_ms", "300000", "How long a watch session without a stream is kept"),
     value("slow_reader_ms", "30000", "When a stream ends whose reader takes nothing"),
     value("max_sse_connections", "10000", "Open event streams and WebSockets at this member; 0: any number"),
@@ -138,6 +144,46 @@ pub const SETTINGS: &[Setting] = &[
     ),
 ];
 
+/// Where help begins a new section: the setting that stands there, and what it is called.
+const SECTIONS: &[(&str, &str)] = &[
+    ("cluster", "The member and its cluster"),
+    ("cluster_secret", "Secrets and keys"),
+    ("drain_ms", "Requests and streams"),
+    ("max_topics", "What the cluster may hold"),
+    ("heartbeat_ms", "Leadership"),
+    ("runtime_threads", "Threads, disk and memory"),
+    ("log", "Logging"),
+    ("kept_log_entries", "Members that lag"),
+];
+
+/// Each setting with the section of help that it belongs to.
+pub fn settings_in_sections() -> impl Iterator<Item = (&'static Setting, &'static str)> {
+    let mut section = "";
+    SETTINGS.iter().map(move |setting| {
+        if let Some((_, begun)) = SECTIONS.iter().find(|(first, _)| *first == setting.name) {
+            section = begun;
+        }
+        (setting, section)
+    })
+}
+
+impl Setting {
+    /// What help calls its value.
+    pub fn unit(&self) -> &'static str {
+        match self.name {
+            "data_dir" => "DIR",
+            name if name.ends_with("_ms") => "MS",
+            name if name.ends_with("_bytes") => "SIZE",
+            name if name.ends_with("_file") => "FILE",
+            name if name.ends_with("_url") => "URL",
+            name if name.starts_with("max_") || name.ends_with("_entries") || name.ends_with("_threads") => {
+                "N"
+            }
+            _ => "VALUE",
+        }
+    }
+}
+
 /// `--x-y` for `x_y`.
 pub fn flag(name: &str) -> String {
     format!("--{}", name.replace('_', "-"))
@@ -148,10 +194,14 @@ pub fn variable(name: &str) -> String {
     format!("ANTIPHON_{}", name.to_ascii_uppercase())
 }
 
+/// Variables that the commands read which are clients.
+const CLIENT_VARIABLES: [&str; 2] = ["ANTIPHON_URL", "ANTIPHON_KEY"];
+
 /// The names among `variables` that look like ours and are not: a typo there would be silent.
 pub fn unknown_variables(variables: impl Iterator<Item = String>) -> Vec<String> {
     let mut unknown: Vec<String> = variables
         .filter(|found| found.starts_with("ANTIPHON_"))
+        .filter(|found| !CLIENT_VARIABLES.contains(&found.as_str()))
         .filter(|found| !SETTINGS.iter().any(|setting| *found == variable(setting.name)))
         .collect();
     unknown.sort();
@@ -194,6 +244,11 @@ impl Given {
             Some((text, _)) => Some(text.expose()),
             None => SETTINGS.iter().find(|setting| setting.name == name).and_then(|setting| setting.default),
         }
+    }
+
+    /// Whether log lines are to be JSON, as far as that can be told.
+    pub fn is_log_json(&self) -> bool {
+        self.text("log_format") == Some("json")
     }
 
     pub(super) fn has(&self, name: &str) -> bool {

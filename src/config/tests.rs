@@ -150,6 +150,36 @@ fn a_secret_may_come_from_a_file_and_then_only_from_there() {
 }
 
 #[test]
+fn keys_in_a_file_have_a_line_each_and_comments() {
+    // C-AUTH-02
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("keys");
+    let path = path.to_str().unwrap();
+    let keys = |content: &str| {
+        std::fs::write(path, content).unwrap();
+        resolve(&[("api_keys_file", path)])
+            .map(|settings| settings.api_keys.map(|keys| keys.expose().to_owned()))
+    };
+    assert_eq!(keys("alpha"), Ok(Some("alpha".into())));
+    let several = "# of the gateway\nalpha:r:a\r\n\n  # and others\n  beta:w , gamma\n";
+    let joined = keys(several).unwrap().unwrap();
+    let entries: Vec<&str> = joined.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
+    assert_eq!(entries, ["alpha:r:a", "beta:w", "gamma"]);
+    // Who names a file does not mean that everybody may do everything.
+    for empty in ["", "\n", "# alpha\n", " , \n"] {
+        let line = keys(empty).unwrap_err();
+        assert!(line.contains("--api-keys-file") && line.contains("holds no key"), "{line}");
+    }
+    // What a check of the member itself presents.
+    std::fs::write(path, several).unwrap();
+    let first = |pairs: &[_]| client_key(&given(pairs)).map(|key| key.expose().to_owned());
+    assert_eq!(first(&[("api_keys_file", path)]), Some("alpha".into()));
+    assert_eq!(first(&[("api_keys", " , one : r , two")]), Some("one".into()));
+    assert_eq!(first(&[]), None);
+    assert_eq!(first(&[("api_keys_file", "/nonexistent/file")]), None);
+}
+
+#[test]
 fn election_timeouts_leave_room_for_a_late_heartbeat() {
     refused(&[("heartbeat_ms", "300")], &["--election-timeout-min-ms", "500", "twice heartbeat_ms"]);
     refused(&[("election_timeout_max_ms", "500")], &["--election-timeout-max-ms", "above"]);
@@ -267,4 +297,12 @@ fn a_member_without_keys_is_known_by_these_names() {
     for bad in ["a.b:80", "*,a.b", "http://a.b", "*.a.b"] {
         refused(&[("allowed_hosts", bad)], &["--allowed-hosts"]);
     }
+}
+
+#[test]
+fn every_section_of_help_begins_with_a_setting_that_there_is() {
+    let mut sections: Vec<&str> = settings_in_sections().map(|(_, section)| section).collect();
+    assert!(sections.iter().all(|section| !section.is_empty()));
+    sections.dedup();
+    assert_eq!(sections.len(), 8, "{sections:?}");
 }

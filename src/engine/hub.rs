@@ -9,14 +9,18 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::changes::Changes;
-use super::lane::{Lane, View};
+use super::lane::{Lane, Shelf, View};
 use crate::raft::ApplyObserver;
 use crate::state::SharedTopic;
+
+/// A frame is shared for two to three of these.
+const FRAME_TICK: Duration = Duration::from_secs(1);
 
 /// Wakes readers when topics change.
 #[derive(Default)]
@@ -29,6 +33,7 @@ pub struct Hub {
     prefixes: Mutex<Vec<(Arc<str>, Arc<Ear>)>>,
     next_bell: AtomicU64,
     bells: Mutex<HashMap<u64, Weak<Inner>>>,
+    shelf: Arc<Shelf>,
 }
 
 /// Those who follow one topic.
@@ -57,7 +62,7 @@ impl Feed {
         }
     }
 
-    fn lane(&mut self, view: &Arc<View>) -> Arc<Lane> {
+    fn lane(&mut self, view: &Arc<View>, shelf: &Arc<Shelf>) -> Arc<Lane> {
         if let Some(lane) = self.lanes.get(view).and_then(Weak::upgrade) {
             return lane;
         }
@@ -66,7 +71,7 @@ impl Feed {
             // As seldom as their number doubles.
             self.sweep_at = 2 * self.lanes.len() + 8;
         }
-        let lane = Arc::new(Lane::new(view.clone()));
+        let lane = Arc::new(Lane::new(view.clone(), shelf.clone()));
         self.lanes.insert(view.clone(), Arc::downgrade(&lane));
         lane
     }
@@ -204,10 +209,18 @@ impl Hub {
         bells.into_iter().for_each(|bell| BellHandle(bell).ring());
     }
 
+    /// Lets go of shared frames that are old, again and again.
+    pub async fn age_frames(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(FRAME_TICK).await;
+            self.shelf.tick();
+        }
+    }
+
     /// The frames that those share who follow the topic instance `epoch` with the same `view`. To be called by
     /// who listens to it.
     pub fn lane(&self, epoch: u64, view: &Arc<View>) -> Arc<Lane> {
-        self.feeds.lock().entry(epoch).or_default().lane(view)
+        self.feeds.lock().entry(epoch).or_default().lane(view, &self.shelf)
     }
 }
 

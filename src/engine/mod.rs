@@ -35,7 +35,7 @@ mod tokens;
 mod watcher;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -57,7 +57,7 @@ pub use pull_news::{Ask, Listed, News, TopicNews};
 pub use read_index::Fence;
 pub use readiness::Readiness;
 pub use routers::RouterView;
-pub use sessions::{Binding, OpenStream, Session, SessionTopic, Subscription};
+pub use sessions::{Binding, Hold, OpenStream, Session, SessionTopic, Subscription};
 pub use streams::StreamPlace;
 pub use tokens::{SecretMissing, TokenKeys};
 pub use watcher::{Next, Watcher};
@@ -77,6 +77,14 @@ pub enum Consistency {
     Strong,
     /// It sees what this member has applied.
     Eventual,
+}
+
+/// How far a member is with leaving its clients.
+#[derive(Debug, Clone, Copy)]
+enum Leaving {
+    Not,
+    Draining,
+    Closing,
 }
 
 /// What the engine is told from outside.
@@ -123,7 +131,8 @@ struct Inner {
     streams: streams::Streams,
     has_caught_up: AtomicBool,
     confirmed: readiness::Confirmed,
-    is_draining: AtomicBool,
+    /// How far this member is with leaving: a [`Leaving`].
+    leaving: AtomicU8,
     /// Elections that this member has seen, as terms that began while it ran.
     elections: AtomicU64,
 }
@@ -148,7 +157,7 @@ impl Engine {
             started: Instant::now(),
             has_caught_up: AtomicBool::new(false),
             confirmed: readiness::Confirmed::default(),
-            is_draining: AtomicBool::new(false),
+            leaving: AtomicU8::new(Leaving::Not as u8),
             elections: AtomicU64::new(0),
             node,
             log,
@@ -165,6 +174,7 @@ impl Engine {
         task::spawn(engine.clone().count_elections());
         task::spawn(engine.clone().propose_what_is_due());
         task::spawn(engine.clone().sweep_sessions());
+        task::spawn(engine.inner.hub.clone().age_frames());
         let handler: Arc<dyn PeerHandler> = engine.inner.clone();
         engine.inner.node.set_handler(&handler);
         engine
@@ -189,14 +199,24 @@ impl Engine {
         self.inner.node.time().clock().wall_ms()
     }
 
-    /// From now on new requests are refused; those under way go on.
+    /// From now on this member says that it is not ready, so that requests are sent elsewhere; those that come are
+    /// served as before (C-OPS-05).
     pub fn drain(&self) {
-        self.inner.is_draining.store(true, Ordering::Release);
-        self.inner.hub.wake_all();
+        self.inner.leaving.fetch_max(Leaving::Draining as u8, Ordering::AcqRel);
     }
 
     pub fn is_draining(&self) -> bool {
-        self.inner.is_draining.load(Ordering::Acquire)
+        self.inner.leaving.load(Ordering::Acquire) >= Leaving::Draining as u8
+    }
+
+    /// From now on new requests are refused; those under way go on, streams end.
+    pub fn close(&self) {
+        self.inner.leaving.fetch_max(Leaving::Closing as u8, Ordering::AcqRel);
+        self.inner.hub.wake_all();
+    }
+
+    pub fn is_closing(&self) -> bool {
+        self.inner.leaving.load(Ordering::Acquire) >= Leaving::Closing as u8
     }
 
     fn deadline(&self) -> Instant {

@@ -31,7 +31,7 @@ pub struct PageQuery {
     /// Budget for the records' bytes; the first record is delivered whatever its size.
     pub max_bytes: usize,
     /// Records with one of these `node` labels are passed over.
-    pub drop_nodes: Vec<String>,
+    pub drop_nodes: Arc<[String]>,
     /// Records that do not pass it are passed over.
     pub filter: Option<Arc<Filter>>,
     /// The topic instance that `from_seq` belongs to.
@@ -49,7 +49,7 @@ impl PageQuery {
             from_ts_ms: None,
             limit,
             max_bytes,
-            drop_nodes: Vec::new(),
+            drop_nodes: Arc::default(),
             filter: None,
             epoch: None,
             consistency: Consistency::Eventual,
@@ -234,7 +234,7 @@ impl Engine {
             scanned += page.records_scanned;
             page.records_scanned = scanned;
             let has_something = !page.records.is_empty() || page.tombstone.is_some() || !page.caught_up;
-            let Some((bell, _)) = waiting.as_ref().filter(|_| !has_something && !self.is_draining()) else {
+            let Some((bell, _)) = waiting.as_ref().filter(|_| !has_something && !self.is_closing()) else {
                 return Ok(page);
             };
             if tokio::time::timeout_at(deadline, bell.wait()).await.is_err() {

@@ -249,7 +249,7 @@ impl Engine {
             }
             let news = self.news(prefix, &ask, &wanted).await;
             let (examined, topics) = self.pull_wanted(query).await?;
-            let is_over = self.is_draining() || Instant::now() >= deadline;
+            let is_over = self.is_closing() || Instant::now() >= deadline;
             if news.is_something() || !topics.is_empty() || is_over {
                 return Ok(PullReply { next_epoch, news, examined, topics });
             }

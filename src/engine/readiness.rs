@@ -132,7 +132,7 @@ impl Engine {
 
     /// Whether data requests are served at all. Errors: `not_ready`, `shutting_down`.
     pub fn admit(&self) -> Result<(), Error> {
-        if self.is_draining() {
+        if self.is_closing() {
             return Err(Error::new(Code::ShuttingDown, "this member is shutting down"));
         }
         if !self.inner.has_caught_up.load(Ordering::Acquire) {

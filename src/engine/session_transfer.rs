@@ -1,7 +1,8 @@
 //! Taking a watch session over from the member that holds it (C-WATCH-05).
 //!
 //! The one that got the GET asks the maker, which is named in the id. A maker that gave the session away
-//! before says to whom, and notes at once that the asker has it now. The session moves only if its key was shown.
+//! before says to whom, and notes at once that the asker has it now. The session moves only if its key was shown,
+//! and only to where there is room for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,17 +11,19 @@ use std::time::Duration;
 use bytes::{BufMut, BytesMut};
 
 use super::sessions::{
-    Binding, Session, SessionTopic, Subscription, Whereabouts, is_same, not_the_maker, unknown_session,
+    Binding, Hold, Session, SessionTopic, Subscription, Whereabouts, is_same, not_the_maker, unknown_session,
 };
 use super::{Engine, Inner, View};
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
-use crate::error::Error;
+use crate::error::{Code, Error};
 use crate::filter::Filter;
 use crate::raft::PeerHandler;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
-/// From the maker to the present holder, and once more if it moved meanwhile.
-const MAX_HOPS: usize = 3;
+/// From the maker to the present holder, once more if it moved meanwhile, and once more to say that there is room.
+const MAX_HOPS: usize = 4;
+/// Room for a session that is made before its size is known.
+const USUAL_SESSION_BYTES: usize = 4 << 10;
 
 /// What a member is asked.
 struct Ask {
@@ -28,6 +31,8 @@ struct Ask {
     binding: Option<Binding>,
     /// Name of the member that wants the session.
     taker: String,
+    /// What the taker has room for.
+    max_bytes: usize,
 }
 
 enum Reply {
@@ -39,6 +44,8 @@ enum Reply {
         subscription: Subscription,
         applied_index: u64,
     },
+    /// It needs so many bytes.
+    TooLarge(usize),
 }
 
 impl Ask {
@@ -47,6 +54,7 @@ impl Ask {
         put_blob(&mut out, self.wid.as_bytes());
         put_binding(&mut out, self.binding.as_ref());
         put_blob(&mut out, self.taker.as_bytes());
+        put_varint(&mut out, self.max_bytes as u64);
         out
     }
 
@@ -56,6 +64,7 @@ impl Ask {
             wid: reader.text()?.to_owned(),
             binding: binding(&mut reader)?,
             taker: reader.text()?.to_owned(),
+            max_bytes: usize::try_from(reader.varint()?).map_err(|_| reader.malformed())?,
         };
         reader.finish()?;
         Ok(ask)
@@ -95,6 +104,12 @@ fn encode_taken(subscription: &Subscription, applied_index: u64) -> BytesMut {
     out
 }
 
+fn encode_too_large(bytes: usize) -> BytesMut {
+    let mut out = BytesMut::from(&[4u8][..]);
+    put_varint(&mut out, bytes as u64);
+    out
+}
+
 impl Reply {
     fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes, "a watch session");
@@ -106,6 +121,7 @@ impl Reply {
                 let applied_index = reader.varint()?;
                 Reply::Taken { subscription: subscription(&mut reader)?, applied_index }
             }
+            4 => Reply::TooLarge(usize::try_from(reader.varint()?).map_err(|_| reader.malformed())?),
             _ => return Err(reader.malformed()),
         };
         reader.finish()?;
@@ -117,6 +133,10 @@ fn put_subscription(out: &mut BytesMut, subscription: &Subscription) {
     let Subscription { binding, topics, heartbeat_ms } = subscription;
     put_binding(out, binding.as_ref());
     put_varint(out, *heartbeat_ms);
+    // All of a session's views pass over the same nodes.
+    let drop_nodes = topics.first().map_or(&[][..], |topic| &topic.view.drop_nodes);
+    put_varint(out, drop_nodes.len() as u64);
+    drop_nodes.iter().for_each(|node| put_blob(out, node.as_bytes()));
     // Each view once, however many topics share it.
     let mut views: Vec<&Arc<View>> = Vec::new();
     let places: Vec<usize> = topics
@@ -145,19 +165,13 @@ fn put_view(out: &mut BytesMut, view: &View) {
     put_varint(out, u64::from(view.form));
     put_varint(out, view.limit as u64);
     put_varint(out, view.max_bytes as u64);
-    put_varint(out, view.drop_nodes.len() as u64);
-    view.drop_nodes.iter().for_each(|node| put_blob(out, node.as_bytes()));
     let filter = view.filter.as_ref().map_or(String::new(), |filter| filter.to_string());
     put_blob(out, filter.as_bytes());
 }
 
-fn view(reader: &mut Reader<'_>) -> Result<Arc<View>, Malformed> {
+fn view(reader: &mut Reader<'_>, drop_nodes: Arc<[String]>) -> Result<Arc<View>, Malformed> {
     let form = u32::try_from(reader.varint()?).map_err(|_| reader.malformed())?;
     let (limit, max_bytes) = (reader.varint()? as usize, reader.varint()? as usize);
-    let mut drop_nodes = Vec::new();
-    for _ in 0..reader.count(1)? {
-        drop_nodes.push(reader.text()?.to_owned());
-    }
     let filter = match reader.text()? {
         "" => None,
         text => Some(Arc::new(Filter::parse_canonical(text).map_err(|_| reader.malformed())?)),
@@ -168,9 +182,14 @@ fn view(reader: &mut Reader<'_>) -> Result<Arc<View>, Malformed> {
 fn subscription(reader: &mut Reader<'_>) -> Result<Subscription, Malformed> {
     let binding = binding(reader)?;
     let heartbeat_ms = reader.varint()?;
+    let mut drop_nodes = Vec::new();
+    for _ in 0..reader.count(1)? {
+        drop_nodes.push(reader.text()?.to_owned());
+    }
+    let drop_nodes: Arc<[String]> = drop_nodes.into();
     let mut views = Vec::new();
-    for _ in 0..reader.count(5)? {
-        views.push(view(reader)?);
+    for _ in 0..reader.count(4)? {
+        views.push(view(reader, drop_nodes.clone())?);
     }
     let mut topics = Vec::new();
     for _ in 0..reader.count(5)? {
@@ -193,30 +212,62 @@ fn maker_of(wid: &str) -> Option<&str> {
 
 impl Engine {
     /// Finds a session, wherever it is, and holds it from then on. Errors: `not_found`; `unauthorized` for who
-    /// did not make it.
-    pub async fn session(&self, wid: &str, binding: Option<&Binding>) -> Result<Arc<Session>, Error> {
+    /// did not make it; `throttled` where `hold` gives nothing for so many bytes, or too many are held here;
+    /// `not_ready` while this member has not applied what the session was made of.
+    pub async fn session(
+        &self,
+        wid: &str,
+        binding: Option<&Binding>,
+        hold: impl Fn(usize) -> Result<Hold, Error>,
+    ) -> Result<Arc<Session>, Error> {
+        let session = self.find_session(wid, binding, hold).await?;
+        if !self.wait_applied(session.applied_index, self.deadline()).await {
+            let message = "this member has not caught up with the one that held this watch session";
+            return Err(Error::new(Code::NotReady, message)
+                .with_detail(serde_json::json!({ "member": self.member(), "reason": "catching_up" })));
+        }
+        Ok(session)
+    }
+
+    async fn find_session(
+        &self,
+        wid: &str,
+        binding: Option<&Binding>,
+        hold: impl Fn(usize) -> Result<Hold, Error>,
+    ) -> Result<Arc<Session>, Error> {
         let mut ask_whom = match self.inner.watch_sessions.find(wid) {
             Whereabouts::Here(session) if session.is_bound_to(binding) => return Ok(session),
             Whereabouts::Here(_) => return Err(not_the_maker()),
             Whereabouts::At(member, _) => member,
             Whereabouts::Unknown => maker_of(wid).ok_or_else(unknown_session)?.to_owned(),
         };
-        let ask = Ask { wid: wid.to_owned(), binding: binding.copied(), taker: self.member().to_owned() };
+        let mut ask = Ask {
+            wid: wid.to_owned(),
+            binding: binding.copied(),
+            taker: self.member().to_owned(),
+            max_bytes: USUAL_SESSION_BYTES,
+        };
+        let mut held = None;
         for _ in 0..MAX_HOPS {
             if ask_whom == self.member() {
                 break;
             }
+            // Before it is let go over there.
+            self.inner.watch_sessions.make_room()?;
+            let taken = match held.take() {
+                Some(taken) => taken,
+                None => hold(ask.max_bytes)?,
+            };
             let reply = self.inner.node.ask_handler(&ask_whom, &ask.encode(), ASK_TIMEOUT).await;
             let reply = reply.and_then(|reply| Reply::decode(&reply).map_err(|error| error.to_string()));
             match reply {
                 Ok(Reply::Taken { subscription, applied_index }) => {
-                    // What the maker looked up may not be applied here yet.
-                    self.wait_applied(applied_index, self.deadline()).await;
-                    let session = Session::new(wid.to_owned(), subscription);
+                    let session = Session::new(wid.to_owned(), subscription, applied_index, taken);
                     self.inner.watch_sessions.adopt(session.clone());
                     return Ok(session);
                 }
-                Ok(Reply::At(member)) => ask_whom = member,
+                Ok(Reply::At(member)) => (ask_whom, held) = (member, Some(taken)),
+                Ok(Reply::TooLarge(bytes)) => ask.max_bytes = bytes,
                 Ok(Reply::WrongKey) => return Err(not_the_maker()),
                 Ok(Reply::Unknown) => break,
                 Err(error) => {
@@ -239,9 +290,14 @@ impl Inner {
         match sessions.find(&ask.wid) {
             Whereabouts::Here(session) if !session.is_bound_to(ask.binding.as_ref()) => encode_wrong_key(),
             Whereabouts::Here(session) => {
+                let bytes = session.subscription.memory_bytes();
+                if bytes > ask.max_bytes {
+                    return encode_too_large(bytes);
+                }
                 sessions.give_to(&session, &ask.taker);
                 // Written after its stream was told to end: what that still hands out on its way may come again.
-                encode_taken(&session.subscription, self.node.applied().index())
+                let applied_index = self.node.applied().index().max(session.applied_index);
+                encode_taken(&session.subscription, applied_index)
             }
             Whereabouts::At(_, binding) if !is_same(binding.as_ref(), ask.binding.as_ref()) => {
                 encode_wrong_key()
@@ -280,9 +336,10 @@ mod tests {
             cursor: AtomicU64::new(cursor),
             is_recreated: AtomicBool::new(is_recreated),
         };
-        let shared = View::new(5, 256, 1 << 18, vec!["edge".into()], None);
+        let nodes: Arc<[String]> = Arc::from(["edge".to_owned()]);
+        let shared = View::new(5, 256, 1 << 18, nodes.clone(), None);
         let filter = Filter::parse(r#"["Or",["m:*",["data.a\"\u0001","In",[1.50,null,"\u00e9"]]]]"#).unwrap();
-        let own = View::new(5, 256, 1 << 18, vec!["edge".into()], Some(Arc::new(filter)));
+        let own = View::new(5, 256, 1 << 18, nodes, Some(Arc::new(filter)));
         let sent = Subscription {
             binding: Some([7; 32]),
             topics: vec![
@@ -297,17 +354,20 @@ mod tests {
             panic!("it is a session");
         };
         assert_eq!(encode_taken(&subscription, applied_index), reply);
+        assert_eq!(subscription.memory_bytes(), sent.memory_bytes());
         // C-FILT-02
         let views: Vec<&Arc<View>> = subscription.topics.iter().map(|topic| &topic.view).collect();
         assert_eq!(views, [&shared, &own, &shared]);
         assert!(Arc::ptr_eq(views[0], views[2]), "still one");
         assert!(matches!(Reply::decode(&encode_at("m3")), Ok(Reply::At(member)) if member == "m3"));
+        assert!(matches!(Reply::decode(&encode_too_large(70_000)), Ok(Reply::TooLarge(70_000))));
         assert!(matches!(Reply::decode(&encode_unknown()), Ok(Reply::Unknown)));
         assert!(matches!(Reply::decode(&encode_wrong_key()), Ok(Reply::WrongKey)));
         (0..reply.len()).for_each(|cut| assert!(Reply::decode(&reply[..cut]).is_err()));
-        let ask = Ask { wid: "wid_m1.x".into(), binding: None, taker: "m2".into() };
+        let ask = Ask { wid: "wid_m1.x".into(), binding: None, taker: "m2".into(), max_bytes: 4096 };
         let decoded = Ask::decode(&ask.encode()).unwrap();
         assert_eq!((decoded.wid.as_str(), decoded.binding, decoded.taker.as_str()), ("wid_m1.x", None, "m2"));
+        assert_eq!(decoded.max_bytes, 4096);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! remembers where it went. Replicating them would put a write through the log for every reconnect; a client whose
 //! session is lost with its member makes a new one, from cursors that it has itself.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,6 +23,9 @@ use crate::error::{Code, Error};
 const REMEMBER_MOVED: Duration = Duration::from_secs(24 * 3600);
 /// Most sessions whose way is remembered.
 const MAX_MOVED: usize = 100_000;
+
+/// Places and memory that are given back when a session, or what takes up as much, is dropped.
+pub type Hold = Box<dyn Any + Send + Sync>;
 
 /// What binds a session to the key that made it, without telling the key.
 pub type Binding = [u8; 32];
@@ -49,6 +53,9 @@ pub struct Subscription {
     pub heartbeat_ms: u64,
 }
 
+/// What a session takes beside its topics and their views, about.
+const SESSION_BYTES: usize = 512;
+
 impl Subscription {
     pub fn topics_of(places: &[(StartPlace, Arc<View>)]) -> Vec<SessionTopic> {
         let topics = places.iter().map(|(place, view)| SessionTopic {
@@ -60,15 +67,26 @@ impl Subscription {
         });
         topics.collect()
     }
+
+    /// What it takes in memory; the same at every member.
+    pub fn memory_bytes(&self) -> usize {
+        let of_one = |topic: &SessionTopic| size_of::<SessionTopic>() + topic.name.len();
+        SESSION_BYTES
+            + self.topics.iter().map(of_one).sum::<usize>()
+            + View::memory_bytes(self.topics.iter().map(|topic| &topic.view))
+    }
 }
 
 /// A session at the member that holds it.
 pub struct Session {
     pub wid: String,
     pub subscription: Subscription,
+    /// A member that has not applied so much does not know the session's topics as they were looked up.
+    pub applied_index: u64,
     /// Which stream is the present one; it goes up with every stream that is opened.
     generation: AtomicU64,
     state: Mutex<State>,
+    _hold: Hold,
 }
 
 struct State {
@@ -102,9 +120,15 @@ impl Drop for OpenStream {
 }
 
 impl Session {
-    pub fn new(wid: String, subscription: Subscription) -> Arc<Self> {
-        let state = State { stream: None, idle_since: Instant::now(), is_gone: false };
-        Arc::new(Session { wid, subscription, generation: AtomicU64::new(0), state: Mutex::new(state) })
+    pub fn new(wid: String, subscription: Subscription, applied_index: u64, hold: Hold) -> Arc<Self> {
+        Arc::new(Session {
+            wid,
+            subscription,
+            applied_index,
+            generation: AtomicU64::new(0),
+            state: Mutex::new(State { stream: None, idle_since: Instant::now(), is_gone: false }),
+            _hold: hold,
+        })
     }
 
     /// Opens a stream, which takes the place of an older one; `None` if the session is gone.
@@ -221,18 +245,29 @@ impl Sessions {
 
     /// Errors: `throttled` (C-LIMIT-06).
     fn add(&self, session: Arc<Session>) -> Result<(), Error> {
-        if self.max > 0 && self.count() >= self.max {
-            self.sweep();
-        }
+        self.make_room()?;
         let mut held = self.held.lock();
-        if self.max > 0 && held.here >= self.max {
-            return Err(Error::over_limit("max_watch_sessions", self.max as u64));
-        }
+        self.check_room(held.here)?;
         held.insert(session);
         Ok(())
     }
 
-    /// Holds a session that was another member's.
+    fn check_room(&self, here: usize) -> Result<(), Error> {
+        if self.max > 0 && here >= self.max {
+            return Err(Error::over_limit("max_watch_sessions", self.max as u64));
+        }
+        Ok(())
+    }
+
+    /// Errors: `throttled` if no further session may be held here, even without those that nobody uses.
+    pub fn make_room(&self) -> Result<(), Error> {
+        self.check_room(self.count()).or_else(|_| {
+            self.sweep();
+            self.check_room(self.count())
+        })
+    }
+
+    /// Holds a session that was another member's, whether there is room or not: the other one has let it go.
     pub fn adopt(&self, session: Arc<Session>) {
         self.held.lock().insert(session);
     }
@@ -283,9 +318,10 @@ impl Engine {
         wid
     }
 
-    /// Keeps a session. Errors: `throttled`.
-    pub fn add_session(&self, wid: String, subscription: Subscription) -> Result<(), Error> {
-        self.inner.watch_sessions.add(Session::new(wid, subscription))
+    /// Keeps a session, and `hold` as long as it is there. Errors: `throttled`.
+    pub fn add_session(&self, wid: String, subscription: Subscription, hold: Hold) -> Result<(), Error> {
+        let applied_index = self.inner.node.applied().index();
+        self.inner.watch_sessions.add(Session::new(wid, subscription, applied_index, hold))
     }
 
     /// How long a session without a stream is kept.
@@ -320,9 +356,12 @@ pub(super) fn not_the_maker() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::Budget;
+    use crate::filter::Filter;
 
     fn session(wid: &str, binding: Option<Binding>) -> Arc<Session> {
-        Session::new(wid.into(), Subscription { binding, topics: Vec::new(), heartbeat_ms: 1000 })
+        let subscription = Subscription { binding, topics: Vec::new(), heartbeat_ms: 1000 };
+        Session::new(wid.into(), subscription, 0, Box::new(()))
     }
 
     #[tokio::test(start_paused = true)]
@@ -371,8 +410,49 @@ mod tests {
         sessions.give_to(&first, "m2");
         assert!(matches!(sessions.find("a"), Whereabouts::At(member, None) if member == "m2"));
         sessions.add(session("c", None)).unwrap();
+        assert!(sessions.make_room().is_err(), "nor is one asked for that another member has");
         sessions.adopt(first);
         assert_eq!(sessions.count(), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_session_holds_is_given_back_with_it() {
+        // C-LIMIT-12
+        let budget = Budget::new(10);
+        let sessions = Sessions::new(0, Duration::from_secs(300));
+        let subscription = Subscription { binding: None, topics: Vec::new(), heartbeat_ms: 1000 };
+        let hold = Box::new(budget.charge(10).unwrap());
+        sessions.add(Session::new("w".into(), subscription, 0, hold)).unwrap();
+        let Whereabouts::Here(found) = sessions.find("w") else { panic!("it is here") };
+        let stream = found.open(BellHandle::default()).unwrap();
+        drop(found);
+        sessions.moved("w", "m2", None);
+        assert_eq!(budget.held_bytes(), 10, "its stream is still there");
+        drop(stream);
+        assert_eq!(budget.held_bytes(), 0);
+    }
+
+    #[test]
+    fn memory_that_topics_share_counts_once() {
+        // C-LIMIT-16
+        let topic = |view: &Arc<View>| SessionTopic {
+            name: "t".into(),
+            epoch: 1,
+            view: view.clone(),
+            cursor: AtomicU64::new(0),
+            is_recreated: AtomicBool::new(false),
+        };
+        let of = |topics| Subscription { binding: None, topics, heartbeat_ms: 1 }.memory_bytes();
+        let nodes: Arc<[String]> = vec!["n".repeat(128); 64].into();
+        let filter = |json: &str| Some(Arc::new(Filter::parse(json).unwrap()));
+        let view = |json: &str| View::new(1, 1, 1, nodes.clone(), filter(json));
+        let (one, other) = (view("\"a\""), view("\"b\""));
+        let single = of(vec![topic(&one)]);
+        assert!(single > 64 * 128, "{single}");
+        let twice = of(vec![topic(&one), topic(&one)]);
+        assert_eq!(twice - single, size_of::<SessionTopic>() + 1);
+        let another = of(vec![topic(&one), topic(&other)]) - twice;
+        assert!(another > size_of::<Filter>() && another < 1000, "{another}");
     }
 
     #[tokio::test]

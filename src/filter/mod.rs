@@ -126,6 +126,21 @@ impl Filter {
 }
 
 impl Filter {
+    /// What it takes in memory, itself included; at most some 32 times its JSON.
+    pub fn memory_bytes(&self) -> usize {
+        size_of::<Filter>() + self.heap_bytes()
+    }
+
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Filter::And(filters) | Filter::Or(filters) => {
+                ALLOCATION_BYTES + filters.iter().map(Filter::memory_bytes).sum::<usize>()
+            }
+            Filter::Not(filter) => ALLOCATION_BYTES + filter.memory_bytes(),
+            Filter::Leaf(field, op) => field.heap_bytes() + op.heap_bytes(),
+        }
+    }
+
     /// How often asking it walks over a record, at most: decoding it, and each leaf that looks into `meta` or
     /// `data`, however long its path is (C-FILT-07).
     pub fn walks(&self) -> usize {
@@ -141,7 +156,49 @@ impl Filter {
     }
 }
 
+/// What the allocator adds to a piece of memory, and what it is rounded up by.
+const ALLOCATION_BYTES: usize = 16;
+
+/// What the characters of a text take.
+fn text_bytes(text: &str) -> usize {
+    if text.is_empty() { 0 } else { ALLOCATION_BYTES + text.len().next_multiple_of(ALLOCATION_BYTES) }
+}
+
+impl Scalar {
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Scalar::Null | Scalar::Bool(_) => 0,
+            Scalar::Number(text) | Scalar::Text(text) => text_bytes(text),
+        }
+    }
+}
+
+impl Op {
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Op::Eq(scalar) | Op::NotEq(scalar) | Op::Order(_, scalar) => scalar.heap_bytes(),
+            Op::Glob(prefix) => text_bytes(prefix),
+            Op::In(scalars) => {
+                let of_one = |scalar: &Scalar| size_of::<Scalar>() + scalar.heap_bytes();
+                ALLOCATION_BYTES + scalars.iter().map(of_one).sum::<usize>()
+            }
+            Op::Exists(_) => 0,
+        }
+    }
+}
+
 impl Field {
+    fn heap_bytes(&self) -> usize {
+        match self {
+            Field::Tag | Field::Node | Field::Key | Field::Channel => 0,
+            Field::Meta(key) => text_bytes(key),
+            Field::Data(path) => {
+                let of_one = |step: &String| size_of::<String>() + text_bytes(step);
+                text_bytes(&path.text) + ALLOCATION_BYTES + path.steps.iter().map(of_one).sum::<usize>()
+            }
+        }
+    }
+
     fn find<'a>(&self, record: &Record<'a>) -> Option<Found<'a>> {
         let text = |header: Option<&'a str>| Some(Found::Text(Cow::Borrowed(header?.as_bytes())));
         match self {

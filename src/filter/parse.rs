@@ -62,7 +62,9 @@ fn parse_filter(json: &[u8], depth: usize, leaves: &mut usize) -> Result<Filter,
                 return Err(bad(format_args!("{first:?} takes a list")));
             }
             let inner = elements(list).map(|filter| parse_filter(filter, depth + 1, leaves));
-            let inner = inner.collect::<Result<Vec<_>, _>>()?;
+            let mut inner = inner.collect::<Result<Vec<_>, _>>()?;
+            // Filters are kept for long.
+            inner.shrink_to_fit();
             if inner.is_empty() {
                 return Err(bad(format_args!("the list of {first:?} is empty")));
             }
@@ -112,7 +114,7 @@ fn parse_path(path: &str) -> Result<Vec<String>, Error> {
         if path.split('.').any(str::is_empty) {
             return Err(bad(format_args!("the path {path:?} has an empty step")));
         }
-        return Ok(path.split('.').map(str::to_owned).collect());
+        return Ok(path.split('.').map(str::to_owned).collect::<Box<[String]>>().into_vec());
     };
     let steps = pointer.split('/').map(|step| {
         let unescaped = step.replace("~1", "/").replace("~0", "~");
@@ -120,7 +122,9 @@ fn parse_path(path: &str) -> Result<Vec<String>, Error> {
         let escapes = step.matches("~0").count() + step.matches("~1").count();
         if tildes == escapes { Ok(unescaped) } else { Err(bad(format_args!("{path:?} is no JSON pointer"))) }
     });
-    steps.collect()
+    let mut steps = steps.collect::<Result<Vec<_>, _>>()?;
+    steps.shrink_to_fit();
+    Ok(steps)
 }
 
 fn parse_op(op: &str, json: &[u8]) -> Result<Op, Error> {
@@ -133,7 +137,8 @@ fn parse_op(op: &str, json: &[u8]) -> Result<Op, Error> {
         "NotEq" => Ok(Op::NotEq(parse_scalar(json)?)),
         "Glob" => Ok(Op::Glob(parse_glob(json)?)),
         "In" => {
-            let scalars = elements(json).map(parse_scalar).collect::<Result<Vec<_>, _>>()?;
+            let mut scalars = elements(json).map(parse_scalar).collect::<Result<Vec<_>, _>>()?;
+            scalars.shrink_to_fit();
             if !json.starts_with(b"[") || scalars.is_empty() || scalars.len() > MAX_FILTER_IN {
                 return Err(bad(format_args!("\"In\" takes an array of 1 to {MAX_FILTER_IN} scalars")));
             }

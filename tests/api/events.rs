@@ -7,6 +7,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
 use crate::harness::PATIENCE;
 use crate::shared::Api;
@@ -77,6 +78,17 @@ impl Events {
         let event = self.event().await.unwrap_or_else(|| panic!("the stream ended before {name}"));
         assert_eq!(event.name, name, "{event:?}");
         event
+    }
+
+    /// The next event with this name, which may come after any number of `other` ones.
+    pub async fn expect_among(&mut self, name: &str, other: &str) -> Event {
+        loop {
+            let event = self.event().await.unwrap_or_else(|| panic!("the stream ended before {name}"));
+            if event.name != other {
+                assert_eq!(event.name, name, "{event:?}");
+                return event;
+            }
+        }
     }
 
     /// Reads records of `topic` until this seq; gives their seqs.
@@ -150,6 +162,10 @@ pub async fn socket_over(api: &Api, stream: tokio::net::TcpStream) -> Result<Soc
     }
 }
 
+pub fn close_frame(code: u16) -> CloseFrame {
+    CloseFrame { code: code.into(), reason: "bye".into() }
+}
+
 impl Socket {
     pub async fn send(&mut self, command: Value) {
         self.raw(Message::text(command.to_string())).await;
@@ -157,6 +173,23 @@ impl Socket {
 
     pub async fn raw(&mut self, message: Message) {
         self.0.send(message).await.expect("send a message");
+    }
+
+    /// What lies below.
+    pub fn connection(&mut self) -> &mut tokio::net::TcpStream {
+        self.0.get_mut()
+    }
+
+    /// The code of the Close with which the member ends the socket; `None` for one without a code.
+    pub async fn close_code(&mut self) -> Option<u16> {
+        let mut code = None;
+        while let Some(message) = timeout(PATIENCE, self.0.next()).await.expect("no end in time") {
+            match message.expect("the connection ends in order") {
+                Message::Close(frame) => code = Some(frame.map(|frame| u16::from(frame.code))),
+                other => panic!("an unexpected message: {other:?}"),
+            }
+        }
+        code.expect("a Close came")
     }
 
     /// The next message; `None` once the socket is closed.

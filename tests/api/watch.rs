@@ -54,6 +54,9 @@ async fn a_session_tells_where_each_topic_starts() {
     assert_eq!(detail["topic"], "watch-none");
     let made = api.post("/v0/watch?lenient=true", unknown).await.expect(200);
     assert_eq!(made["topics"].as_object().map(|topics| topics.len()), Some(1));
+    // C-LIMIT-16: a session of nothing would only take a place.
+    let none = json!({ "topics": { "watch-none": {}, "watch-none-2": {} } });
+    api.post("/v0/watch?lenient=true", none).await.refused(404, "topic_not_found");
     // C-EPOCH-07
     let later = json!({ "topics": { "watch-make": { "epoch": u64::MAX } } });
     api.post("/v0/watch", later).await.refused(400, "invalid_request");
@@ -71,7 +74,68 @@ async fn a_watch_has_1_to_256_topics() {
         api.post("/v0/watch", topics(count)).await.refused(400, "invalid_request");
     }
     api.post("/v0/watch", json!({})).await.refused(400, "invalid_request");
+    api.write("watch-many-255", 1).await.expect(201);
     api.post("/v0/watch?lenient=1", topics(256)).await.expect(200);
+    // C-LIMIT-16
+    let filter = json!(["tag", "In", vec!["x".repeat(1000); 64]]);
+    let filtered = |count: usize| {
+        let topics =
+            (0..count).map(|number| (format!("watch-many-{}", 255 - number), json!({ "filter": filter })));
+        json!({ "topics": topics.collect::<serde_json::Map<String, Value>>() })
+    };
+    api.post("/v0/watch?lenient=1", filtered(1)).await.expect(200);
+    api.post("/v0/watch?lenient=1", filtered(2)).await.refused(400, "invalid_request");
+}
+
+/// C-WATCH-09, C-WATCH-13
+#[tokio::test]
+async fn the_largest_watch_goes_on_from_its_last_id() {
+    let api = api().await;
+    let name = |number: usize| format!("{:x<255}", format!("watch-largest-{number}-"));
+    for first in (0..256).step_by(64) {
+        let topics = (first..first + 64).map(|number| (name(number), json!({ "records": [{ "data": 1 }] })));
+        let topics = topics.collect::<serde_json::Map<String, Value>>();
+        api.post("/v0/append", json!({ "topics": topics })).await.expect(201);
+    }
+    let topics = (0..256).map(|number| (name(number), json!({}))).collect::<serde_json::Map<String, Value>>();
+    let body = json!({ "topics": topics });
+    let mut stream = watch(&api, body.clone()).await;
+    let mut id = String::new();
+    for _ in 0..256 {
+        let record = stream.expect_among("record", "caught-up").await;
+        assert!(record.id.len() <= 4 << 10, "{}", record.id.len());
+        id = record.id;
+    }
+    drop(stream);
+    // Another session, at another member, that begins at the beginning: an id only rewinds, so with it nothing is
+    // told a second time only if the session was told so far itself.
+    api.write(&name(7), 1).await.expect(200);
+    let url = session(&api, body).await;
+    let mut first = events(&api, &url, &[]).await;
+    for _ in 0..256 {
+        first.expect_among("record", "caught-up").await;
+    }
+    drop(first);
+    let mut again = events(&api, &url, &[("last-event-id", &id)]).await;
+    let record = again.expect_among("record", "caught-up").await;
+    assert_eq!((seqs_of(&record.data), &record.data["topic"]), (vec![2], &json!(name(7))));
+}
+
+/// C-CONV-20, C-WATCH-10
+#[tokio::test]
+async fn asking_about_a_stream_does_not_take_it_over() {
+    let api = api().await;
+    api.write("watch-head", 1).await.expect(201);
+    let url = session(&api, json!({ "topics": { "watch-head": {} } })).await;
+    let mut stream = events(&api, &url, &[]).await;
+    stream.expect("record").await;
+    stream.expect("caught-up").await;
+    for path in [url.as_str(), "/v0/ws"] {
+        let head = got(format!("HEAD {path}"), api.request("HEAD", path)).await;
+        assert_eq!((head.status, head.header("allow")), (405, Some("GET")), "{path}");
+    }
+    api.write("watch-head", 1).await.expect(200);
+    stream.expect("record").await;
 }
 
 /// C-WATCH-12, C-WATCH-13, C-WATCH-15, C-WATCH-18

@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::events::{Socket, narrow_connection, seqs_of, socket, socket_over, stream_count};
+use crate::events::{Socket, close_frame, narrow_connection, seqs_of, socket, socket_over, stream_count};
 use crate::harness::{Cluster, PATIENCE, eventually};
 use crate::shared::{Api, api, client, got};
 
@@ -199,6 +200,58 @@ async fn gaps_nodes_and_deletion_are_as_over_http() {
     // Unlike an event stream the socket stays.
     socket.send(json!({ "op": "ping" })).await;
     socket.expect("pong").await;
+}
+
+/// C-WS-07
+#[tokio::test]
+async fn the_end_of_a_socket_is_told_to_both_sides() {
+    let api = api().await.at(0);
+    let mut socket = open(&api).await;
+    socket.raw(Message::Close(Some(close_frame(4001)))).await;
+    assert_eq!(socket.close_code().await, Some(4001));
+    let mut socket = open(&api).await;
+    socket.raw(Message::Close(None)).await;
+    assert_eq!(socket.close_code().await, None);
+    // All of it is sent before the answer is read.
+    let mut socket = open(&api).await;
+    socket.raw(Message::text("x".repeat((8 << 20) + 1))).await;
+    assert_eq!(socket.close_code().await, Some(1009));
+    let mut socket = open(&api).await;
+    socket.connection().write_all(b"\x81\x82\0\0\0\0\xff\xfe").await.expect("send a frame");
+    assert_eq!(socket.close_code().await, Some(1007));
+    let mut socket = open(&api).await;
+    socket.connection().write_all(b"\x81\x02xx").await.expect("send a frame");
+    assert_eq!(socket.close_code().await, Some(1002));
+}
+
+/// C-LIMIT-16
+#[tokio::test]
+async fn the_filters_of_a_socket_are_bounded_together() {
+    let api = api().await;
+    let name = |number: usize| format!("ws-filters-{number}");
+    let topics = (0..40).map(|number| (name(number), json!({ "records": [{ "data": 1 }] })));
+    api.post("/v0/append", json!({ "topics": topics.collect::<serde_json::Map<_, _>>() })).await.expect(201);
+    let mut socket = open(&api).await;
+    // Each is small enough alone.
+    let filter = json!(["tag", "In", (0..64).map(|number| format!("{number:01000}")).collect::<Vec<_>>()]);
+    let mut followed = 0;
+    for number in 0..40 {
+        socket.send(json!({ "op": "subscribe", "topic": name(number), "filter": filter })).await;
+        let answer = loop {
+            let message = socket.next().await.expect("the socket goes on");
+            if matches!(message["op"].as_str(), Some("subscribed" | "error")) {
+                break message;
+            }
+        };
+        followed += (answer["op"] == "subscribed") as usize;
+        if answer["op"] == "error" {
+            assert_eq!(answer["code"], "invalid_request", "{answer}");
+        }
+    }
+    assert!((10..35).contains(&followed), "{followed}");
+    socket.send(json!({ "op": "unsubscribe", "topic": name(0) })).await;
+    socket.send(json!({ "op": "subscribe", "topic": name(39), "filter": filter })).await;
+    while socket.next().await.expect("the socket goes on")["op"] != "subscribed" {}
 }
 
 /// C-WS-06

@@ -6,7 +6,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::harness::{antiphon, one_cluster};
+use crate::harness::{Cluster, antiphon, one_cluster};
 
 /// Runs `bench` with a temporary directory of its own; gives its output, once nothing is left there.
 async fn bench(arguments: &str) -> Output {
@@ -157,4 +157,17 @@ async fn bench_names_what_it_cannot_do_in_one_line() {
         assert_eq!(output.status.code(), Some(code), "{line}");
         assert!(line.lines().count() == 1 && line.contains(part), "{line}");
     }
+}
+
+#[tokio::test]
+async fn a_cluster_with_keys_can_be_measured() {
+    let cluster = Cluster::start_with(1, &["--api-keys", "all,reader:r"]).await;
+    let url = cluster.members[0].url();
+    let arguments = "--duration-s 0.5 --warmup-s 0 --connections 2 --json";
+    for verb in ["append", "read --preload 1000", "watch --watchers 3 --rate 50"] {
+        let report = json(&bench(&format!("{verb} {arguments} --leader --url {url} --key all")).await);
+        assert!(report["errors"]["count"] == 0, "{report}");
+    }
+    let output = bench(&format!("append {arguments} --url {url} --key reader")).await;
+    assert!(String::from_utf8_lossy(&output.stderr).contains("403"), "{output:?}");
 }

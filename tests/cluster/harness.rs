@@ -283,6 +283,9 @@ impl Cluster {
             .arg("--data-dir")
             .arg(&member.data_dir)
             .args(&self.arguments);
+        if !self.arguments.iter().any(|argument| argument == "--drain-ms") {
+            command.args(["--drain-ms", "0"]);
+        }
         if self.members.len() > 1 {
             let all = (self.members.iter().enumerate())
                 .map(|(number, peer)| format!("{}=127.0.0.1:{}", peer.name, self.peer_port(number)));

@@ -47,6 +47,39 @@ async fn health_tells_alive_from_ready_and_both_from_gone() {
     assert!(line.contains(&format!("127.0.0.1:{port}")) && line.contains("refused"), "{line}");
 }
 
+/// C-AUTH-19
+#[tokio::test]
+async fn health_presents_a_key() {
+    let mut cluster = Cluster::start_with(1, &["--api-keys", "first:r,second"]).await;
+    // Only now, as the harness itself asks without a key.
+    cluster.members[0].terminate().await;
+    let mut command = cluster.command(0);
+    command.args(["--probe-auth", "1"]);
+    cluster.spawn_as(0, command);
+    let port = cluster.members[0].client_port;
+    let with = |name: &str, value: &str, arguments: &[&str]| {
+        let mut command = check(port, arguments);
+        command.env(name, value);
+        command
+    };
+    eventually("it is ready", PATIENCE, async || {
+        passes(with("ANTIPHON_KEY", "second", &["--ready"])).then_some(())
+    })
+    .await;
+    assert!(passes(check(port, &["--key", "first"])));
+    // As in the member's own container.
+    assert!(passes(with("ANTIPHON_API_KEYS", "first:r,second", &[])));
+    let url = format!("http://127.0.0.1:{port}");
+    for refused in [
+        check(port, &[]),
+        check(port, &["--key", "third"]),
+        // A key of this machine's member is not for others.
+        with("ANTIPHON_API_KEYS", "first", &["--url", &url]),
+    ] {
+        assert!(one_line(refused, 1).contains("401"));
+    }
+}
+
 #[test]
 fn health_waits_no_longer_than_it_is_told_and_names_a_bad_address() {
     let port = free_ports(1)[0];

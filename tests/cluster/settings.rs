@@ -40,6 +40,57 @@ fn a_mistake_is_one_line_that_names_setting_value_and_what_is_allowed() {
 }
 
 #[test]
+fn keys_that_cannot_be_used_are_a_wrong_setting() {
+    let keys = [("ANTIPHON_API_KEYS", "good,hunter2:x")];
+    let line = refused(&["serve"], &keys, &["api_keys", "entry 2"]);
+    assert!(!line.contains("hunter2"), "{line}");
+}
+
+#[test]
+fn the_last_line_is_json_where_the_log_is() {
+    let run = |arguments: &[&str]| {
+        let output = antiphon().args(["serve", "--log-format", "json"]).args(arguments).output();
+        let output = output.expect("run antiphon");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        let mut lines = stderr.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
+        (output.status.code(), lines.next_back().expect("a line"))
+    };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("a port").port().to_string();
+    let dir = tempfile::tempdir().expect("make a directory");
+    let dir = dir.path().to_str().expect("a path");
+    let (code, line) = run(&["--port", &port, "--data-dir", dir, "--log", "off"]);
+    let message = line["message"].as_str().expect("a message");
+    assert!(code == Some(1) && message.contains(&port) && line["level"] == "ERROR", "{line}");
+    let (code, line) = run(&["--port", "x"]);
+    assert!(code == Some(2) && line["message"].as_str().is_some_and(|it| it.contains("--port")), "{line}");
+}
+
+#[test]
+fn variables_of_clients_are_no_mistake() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("a port").port().to_string();
+    let mut command = antiphon();
+    command.args(["serve", "--port", &port]).env("ANTIPHON_URL", "http://m1:4000").env("ANTIPHON_KEY", "k");
+    // But for the warning that there are no keys this is the only line.
+    command.env("ANTIPHON_LOG", "error");
+    assert!(one_line(command, 1).contains(&port));
+    let mut command = antiphon();
+    command.args(["serve", "--port", &port]).envs([("ANTIPHON_KEY", "k"), ("ANTIPHON_KEZ", "k")]);
+    let output = command.output().expect("run antiphon");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("ANTIPHON_KEZ") && !text.contains("ANTIPHON_KEY"), "{text}");
+}
+
+#[test]
+fn help_is_a_command_too() {
+    for arguments in [&["help"][..], &["help", "serve"]] {
+        let output = antiphon().args(arguments).output().expect("run antiphon");
+        assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
+    }
+}
+
+#[test]
 fn a_service_link_in_the_port_variable_is_explained() {
     let link = [("ANTIPHON_PORT", "tcp://10.0.0.1:4000")];
     refused(&["serve"], &link, &["ANTIPHON_PORT", "tcp://10.0.0.1:4000", "service", "--port"]);

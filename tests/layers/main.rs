@@ -14,7 +14,7 @@ use words::{Word, words};
 
 /// The layers of the design, lowest first.
 const LAYERS: [&[&str]; 9] = [
-    &["error", "codec", "digest", "limits", "clock", "record", "config", "task", "telemetry", "filter"],
+    &["error", "budget", "codec", "digest", "limits", "clock", "record", "config", "task", "telemetry", "filter"],
     &["storage"],
     &["state"],
     &["raft"],

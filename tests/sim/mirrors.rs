@@ -354,7 +354,7 @@ pub fn query(from_seq: u64, consistency: Consistency) -> PageQuery {
         from_ts_ms: None,
         limit: 1000,
         max_bytes: 1 << 20,
-        drop_nodes: Vec::new(),
+        drop_nodes: Default::default(),
         filter: None,
         epoch: None,
         consistency,

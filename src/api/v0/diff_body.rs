@@ -78,7 +78,7 @@ pub fn parse_diff(json: &[u8]) -> Result<(PageQuery, Shown), Error> {
         from_ts_ms: body.from_ts,
         limit: clamp(body.limit, DEFAULT_PAGE_RECORDS, MAX_PAGE_RECORDS),
         max_bytes: clamp(body.max_batch_bytes, DEFAULT_PAGE_BYTES, MAX_PAGE_BYTES),
-        drop_nodes: body.node.map_or(Vec::new(), |labels| labels.0),
+        drop_nodes: body.node.map_or(Arc::default(), |labels| labels.0.into()),
         filter: body.filter.map(|json| Filter::parse(json.get()).map(Arc::new)).transpose()?,
         epoch: body.epoch,
         consistency: parse_consistency(body.consistency.as_ref().map(Text::as_str))?,
@@ -176,9 +176,9 @@ mod tests {
     fn node_is_a_label_or_several() {
         // C-NODE-03
         let nodes = |json: &str| parse(json).map(|(query, _)| query.drop_nodes);
-        assert_eq!(nodes(r#"{"node":"a"}"#), Ok(vec!["a".to_owned()]));
-        assert_eq!(nodes(r#"{"node":["a","b"]}"#), Ok(vec!["a".to_owned(), "b".to_owned()]));
-        assert_eq!(nodes(r#"{"node":[]}"#), Ok(Vec::new()));
+        assert_eq!(nodes(r#"{"node":"a"}"#), Ok(["a".to_owned()].into()));
+        assert_eq!(nodes(r#"{"node":["a","b"]}"#), Ok(["a".to_owned(), "b".to_owned()].into()));
+        assert_eq!(nodes(r#"{"node":[]}"#), Ok([].into()));
         for bad in [r#"{"node":1}"#, r#"{"node":["a",1]}"#, r#"{"node":{"a":1}}"#] {
             assert!(nodes(bad).is_err(), "{bad}");
         }

@@ -9,12 +9,12 @@ use axum::http::{HeaderMap, StatusCode};
 use super::watch_body::WatchRequest;
 use crate::api::Api;
 use crate::api::call::{Call, Read, StreamCall};
-use crate::api::cursor::decode_base64;
+use crate::api::event_id::EventIds;
 use crate::api::json::JsonWriter;
 use crate::api::query::Query;
 use crate::api::reply::{Answer, Reply};
-use crate::api::sse::{EventStream, Rewind};
-use crate::engine::{Engine, StartAt, StartPlace, Subscription, View};
+use crate::api::sse::EventStream;
+use crate::engine::{Engine, Session, StartAt, StartPlace, Subscription, View};
 use crate::error::{Code, Error};
 
 const LAST_EVENT_ID: &str = "last-event-id";
@@ -26,13 +26,19 @@ pub async fn create(State(api): State<Api>, mut call: Call<Read>) -> Answer {
     request.lenient = call.query().flag("lenient", false);
     api.engine.admit()?;
     let places = start_places(&api.engine, &request).await?;
+    if places.is_empty() {
+        // All were unknown. A session of nothing would take a place and never say anything.
+        let first = request.topics.first().map_or("", |topic| &topic.name);
+        return Err(Error::topic_not_found(first));
+    }
     let wid = api.engine.new_wid();
     let subscription = Subscription {
         binding: call.caller.binding(&wid),
         topics: Subscription::topics_of(&places),
         heartbeat_ms: request.heartbeat_ms,
     };
-    api.engine.add_session(wid.clone(), subscription)?;
+    let hold = api.hold_session(&call.caller, subscription.memory_bytes())?;
+    api.engine.add_session(wid.clone(), subscription, hold)?;
     places.iter().for_each(|(place, _)| api.engine.touch(&place.shared));
     let mut reply = Reply::new(call.arrived, 256 + 128 * places.len());
     reply.json.field("wid", wid.as_str());
@@ -82,9 +88,11 @@ pub async fn open(State(api): State<Api>, call: StreamCall) -> Answer {
     }
     let wid = &call.name;
     api.engine.admit()?;
-    let session = api.engine.session(wid, call.caller.binding(wid).as_ref()).await?;
+    let binding = call.caller.binding(wid);
+    let hold = |bytes| api.hold_session(&call.caller, bytes);
+    let session = api.engine.session(wid, binding.as_ref(), hold).await?;
     let places = (api.engine.enter_stream()?, call.caller.enter_stream(api.limits.max_streams_per_key)?);
-    let rewind = rewind(&call.parts.headers, Query::new(call.parts.uri.query()));
+    let rewind = rewind(&call.parts.headers, Query::new(call.parts.uri.query()), &session);
     let progress = call.parts.extensions.get().cloned();
     let stream = EventStream::open(&api.engine, &session, rewind, progress, places);
     let stream = stream.ok_or_else(|| Error::new(Code::NotFound, "this watch session is gone"))?;
@@ -103,25 +111,18 @@ fn takes_events(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Where the client says that it has got; what is no id of ours says nothing (C-WATCH-09).
-fn rewind(headers: &HeaderMap, query: Query<'_>) -> Rewind {
+/// Where the client says that it has got, per topic of its session; what is no id of ours says nothing
+/// (C-WATCH-09).
+fn rewind(headers: &HeaderMap, query: Query<'_>, session: &Session) -> Vec<Option<u64>> {
     let header = headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok());
     let cursor = query.text("cursor").ok().flatten();
-    let text = header.or(cursor.as_deref()).unwrap_or_default();
-    let decoded = decode_base64(text).unwrap_or_default();
-    serde_json::from_slice(&decoded).unwrap_or_default()
+    let id = header.or(cursor.as_deref()).unwrap_or_default();
+    EventIds::new(&session.subscription.topics).cursors(id, &session.subscription.topics)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::cursor::encode_base64;
-
-    fn headers(name: &'static str, value: &str) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.insert(name, value.parse().unwrap());
-        headers
-    }
 
     #[test]
     fn a_stream_is_for_who_takes_events() {
@@ -135,20 +136,9 @@ mod tests {
             ("text/html", false),
             ("", false),
         ] {
-            assert_eq!(takes_events(&headers("accept", accept)), expected, "{accept}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_id_of_ours_is_as_good_as_none() {
-        // C-WATCH-09
-        let id = encode_base64(br#"{"a":7,"b":0}"#);
-        let expected = Rewind::from([("a".to_owned(), 7), ("b".to_owned(), 0)]);
-        assert_eq!(rewind(&headers(LAST_EVENT_ID, &id), Query::new(None)), expected);
-        let query = format!("cursor={id}");
-        assert_eq!(rewind(&HeaderMap::new(), Query::new(Some(&query))), expected);
-        for bad in ["", "7", "!", &encode_base64(b"[1]"), &encode_base64(br#"{"a":-1}"#)] {
-            assert_eq!(rewind(&headers(LAST_EVENT_ID, bad), Query::new(None)), Rewind::new(), "{bad}");
+            let mut headers = HeaderMap::new();
+            headers.insert(ACCEPT, accept.parse().unwrap());
+            assert_eq!(takes_events(&headers), expected, "{accept}");
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::filter::Filter;
 use crate::limits::{
     DEFAULT_PAGE_BYTES, DEFAULT_PAGE_RECORDS, MAX_HEARTBEAT_MS, MAX_NODE_BYTES, MAX_PAGE_BYTES,
-    MAX_PAGE_RECORDS, MAX_TOPICS_PER_WATCH, MAX_WATCH_FILTER_BYTES, MIN_HEARTBEAT_MS,
+    MAX_PAGE_RECORDS, MAX_TOPICS_PER_WATCH, MAX_VIEW_BYTES, MAX_WATCH_FILTER_BYTES, MIN_HEARTBEAT_MS,
 };
 
 const DEFAULT_FRAME_BYTES: usize = 256 << 10;
@@ -195,6 +195,7 @@ impl WatchRequest {
         let mut drop_nodes = body.node.map_or(Vec::new(), |labels| labels.0);
         // No record has a longer one, and a session would keep it.
         drop_nodes.retain(|label| label.len() <= MAX_NODE_BYTES);
+        let drop_nodes: Arc<[String]> = drop_nodes.into();
         let topics = checked(topics)?;
         let own = topics.iter().filter_map(|(_, _, filter)| *filter);
         let filter_bytes: usize = own.chain(body.filter).map(|filter| filter.get().len()).sum();
@@ -212,8 +213,10 @@ impl WatchRequest {
             let view = if filter.is_some() { view(filter)? } else { shared.clone() };
             Ok::<_, Error>(WatchedTopic { name, start, view })
         });
+        let topics: Vec<WatchedTopic> = topics.collect::<Result<_, _>>()?;
+        check_views(topics.iter().map(|topic| &topic.view))?;
         Ok(WatchRequest {
-            topics: topics.collect::<Result<_, _>>()?,
+            topics,
             heartbeat_ms: body
                 .heartbeat_ms
                 .map_or(DEFAULT_HEARTBEAT_MS, |it| it.0.clamp(MIN_HEARTBEAT_MS, MAX_HEARTBEAT_MS)),
@@ -226,6 +229,17 @@ impl WatchRequest {
     pub fn check_caller(&self, caller: &Caller) -> Result<(), Error> {
         self.topics.iter().try_for_each(|topic| caller.check(Scope::Read, Some(&topic.name)))
     }
+}
+
+/// Errors: `invalid_request` if what decides which records are shown takes too much memory.
+pub fn check_views<'a>(views: impl Iterator<Item = &'a Arc<View>>) -> Result<usize, Error> {
+    let bytes = View::memory_bytes(views);
+    if bytes > MAX_VIEW_BYTES {
+        return Err(Error::invalid(format!(
+            "the filters of a watch take at most {MAX_VIEW_BYTES} bytes of memory, not {bytes}"
+        )));
+    }
+    Ok(bytes)
 }
 
 fn clamped(value: u64, least: usize, most: usize) -> usize {
@@ -309,6 +323,31 @@ mod tests {
         };
         assert!(with(MAX_WATCH_FILTER_BYTES).is_ok());
         assert!(with(MAX_WATCH_FILTER_BYTES + 8).is_err());
+    }
+
+    #[test]
+    fn what_filters_take_in_memory_is_bounded() {
+        // C-LIMIT-16: the shortest texts that make the most memory.
+        let memory = |filters: &[String]| {
+            let topics = filters.iter().enumerate();
+            let topics: Vec<String> =
+                topics.map(|(number, filter)| format!("\"t{number}\":{{\"filter\":{filter}}}")).collect();
+            let request = post(&format!("{{\"topics\":{{{}}}}}", topics.join(","))).unwrap();
+            View::memory_bytes(request.topics.iter().map(|topic| &topic.view))
+        };
+        let numbers = vec!["1"; 64].join(",");
+        let steps = vec!["a"; 500].join(".");
+        for one in [format!("[\"tag\",\"In\",[{numbers}]]"), format!("[\"data.{steps}\",\"Exists\",true]")] {
+            let filters = vec![one.clone(); (MAX_WATCH_FILTER_BYTES / one.len()).min(MAX_TOPICS_PER_WATCH)];
+            let bytes = memory(&filters);
+            assert!(bytes > 10 * MAX_WATCH_FILTER_BYTES && bytes <= MAX_VIEW_BYTES, "{bytes}");
+        }
+        // Nodes are kept once, whatever filters there are.
+        let nodes = vec![format!("\"{}\"", "n".repeat(128)); 64].join(",");
+        let topics: Vec<String> =
+            (0..256).map(|number| format!("\"t{number}\":{{\"filter\":\"x\"}}")).collect();
+        let request = post(&format!("{{\"topics\":{{{}}},\"node\":[{nodes}]}}", topics.join(","))).unwrap();
+        assert!(check_views(request.topics.iter().map(|topic| &topic.view)).unwrap() < 256 << 10);
     }
 
     #[test]

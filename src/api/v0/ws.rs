@@ -7,85 +7,104 @@
 use std::collections::{HashMap, VecDeque};
 use std::future::pending;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
-use axum::extract::{FromRef, FromRequestParts, Request, State};
+use axum::extract::{FromRef, Request, State};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 use super::frame::{Notice, encode_records, error_message, refusal_message};
 use super::watch::Places;
+use super::watch_body::check_views;
 use super::ws_message::{Done, carry_out};
 use crate::api::Api;
 use crate::api::call::{Gate, check_origin};
 use crate::api::problem::internal;
 use crate::api::reply::Answer;
+use crate::api::web_socket::{Bounds, Ending, GOING_AWAY, Message, TRY_AGAIN_LATER, WebSocket, upgrade};
 use crate::api::write_progress::WriteProgress;
 use crate::auth::{Caller, Place};
-use crate::engine::{Next, Step, StreamPlace, Watcher};
+use crate::engine::{Hold, Next, Step, StreamPlace, View, Watcher};
 use crate::error::{Code, Error};
-use crate::limits::{MAX_TOPICS_PER_WATCH, MAX_WAITING_PUBLISH_BYTES, MAX_WAITING_PUBLISHES};
-
-/// What a socket reads at once. The default would cost every idle one 128 KiB.
-const READ_BUFFER_BYTES: usize = 4 << 10;
-/// How long a client may take to close after it was told to.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Close code of RFC 6455 for a server that goes away.
-const GOING_AWAY: u16 = 1001;
-const TRY_AGAIN_LATER: u16 = 1013;
+use crate::limits::{
+    MAX_SOCKET_MESSAGE_BYTES, MAX_TOPICS_PER_WATCH, MAX_WAITING_PUBLISH_BYTES, MAX_WAITING_PUBLISHES,
+};
 
 pub async fn open(State(api): State<Api>, request: Request) -> Answer {
-    let gate = Gate::from_ref(&api);
-    let (mut parts, _) = request.into_parts();
+    let (parts, body) = request.into_parts();
     check_origin(&parts)?;
-    let caller = gate.authenticate(&parts.headers)?;
-    let upgrade = WebSocketUpgrade::from_request_parts(&mut parts, &()).await;
-    let upgrade = upgrade.map_err(|rejection| Error::invalid(rejection.body_text()))?;
+    let mut request = Request::from_parts(parts, body);
+    let caller = Gate::from_ref(&api).authenticate(request.headers())?;
+    let (response, on_upgrade) = match upgrade(&mut request) {
+        Ok(upgrade) => upgrade,
+        Err(refusal) => return Ok(*refusal),
+    };
     api.engine.admit()?;
     let places = (api.engine.enter_stream()?, caller.enter_stream(api.limits.max_streams_per_key)?);
-    let progress = parts.extensions.get().cloned().unwrap_or_default();
-    let max_bytes = api.limits.max_body_bytes();
-    let upgrade = upgrade
-        .read_buffer_size(READ_BUFFER_BYTES)
-        .write_buffer_size(0)
-        .max_message_size(max_bytes)
-        .max_frame_size(max_bytes);
-    Ok(upgrade.on_upgrade(move |socket| Socket::new(api, caller, socket, progress, places).run()))
+    let progress = request.extensions().get().cloned().unwrap_or_default();
+    let mut charge = api.budget.charge(&caller);
+    let admit = move |bytes: usize| match bytes.checked_sub(charge.bytes()) {
+        Some(more) => charge.add(more).is_ok(),
+        None => {
+            charge.give_back(charge.bytes() - bytes);
+            true
+        }
+    };
+    let max_message_bytes = MAX_SOCKET_MESSAGE_BYTES.min(api.limits.max_body_bytes());
+    tokio::spawn(async move {
+        // An error is a client that has gone before it got the answer.
+        if let Ok(connection) = on_upgrade.await {
+            let bounds = Bounds { max_message_bytes, ..Bounds::default() };
+            let socket = WebSocket::new(TokioIo::new(connection), bounds, Box::new(admit));
+            Socket::new(api, caller, socket, progress, places).run().await;
+        }
+    });
+    Ok(response)
+}
+
+type ClientSocket = WebSocket<TokioIo<Upgraded>>;
+
+/// A topic that is followed.
+struct Followed {
+    slot: u32,
+    view: Arc<View>,
 }
 
 struct Socket {
     api: Api,
     caller: Caller,
-    socket: WebSocket,
+    socket: ClientSocket,
     progress: Arc<WriteProgress>,
     watcher: Watcher,
-    /// Slot and topic of what is followed.
-    slots: HashMap<Arc<str>, u32>,
+    followed: HashMap<Arc<str>, Followed>,
+    /// What the views of these hold.
+    hold: Option<Hold>,
     /// Commands that wait for their turn, and their bytes.
     commands: VecDeque<String>,
     commands_bytes: usize,
     working: Option<BoxFuture<'static, Done>>,
+    /// Memory of the command that is carried out.
+    working_bytes: usize,
+    /// What comes is not read, as enough waits.
+    is_deaf: bool,
     opened: Instant,
     _places: (StreamPlace, Place),
 }
 
 enum Event {
     Done(Done),
-    Came(Option<Result<Message, axum::Error>>),
+    Came(Result<Message, Ending>),
     Told(Result<Next, Error>),
 }
-
-/// The client is gone, or too slow.
-struct Gone;
 
 impl Socket {
     fn new(
         api: Api,
         caller: Caller,
-        socket: WebSocket,
+        socket: ClientSocket,
         progress: Arc<WriteProgress>,
         places: (StreamPlace, Place),
     ) -> Self {
@@ -95,10 +114,13 @@ impl Socket {
             caller,
             socket,
             progress,
-            slots: HashMap::new(),
+            followed: HashMap::new(),
+            hold: None,
             commands: VecDeque::new(),
             commands_bytes: 0,
             working: None,
+            working_bytes: 0,
+            is_deaf: false,
             opened: Instant::now(),
             _places: places,
         }
@@ -106,7 +128,7 @@ impl Socket {
 
     async fn run(mut self) {
         loop {
-            if self.api.engine.is_draining() {
+            if self.api.engine.is_closing() {
                 let error =
                     Error::new(Code::ShuttingDown, "this member is shutting down; connect to any other");
                 return self.close_with(error, GOING_AWAY, "shutting down").await;
@@ -116,8 +138,8 @@ impl Socket {
                 return self.close_with(error, TRY_AGAIN_LATER, "out of touch with the leader").await;
             }
             let event = self.next_event().await;
-            if self.handle(event).await.is_err() {
-                return;
+            if let Err(ending) = self.handle(event).await {
+                return self.socket.end(ending).await;
             }
         }
     }
@@ -131,9 +153,13 @@ impl Socket {
             && let Some(command) = self.commands.pop_front()
         {
             self.commands_bytes -= command.len();
+            self.working_bytes = command.capacity();
             self.working = Some(carry_out(self.api.clone(), self.caller.clone(), command).boxed());
         }
         let takes_commands = self.takes_commands();
+        if std::mem::replace(&mut self.is_deaf, !takes_commands) && takes_commands {
+            self.socket.restart_deadline();
+        }
         let working = async {
             match &mut self.working {
                 Some(working) => working.await,
@@ -151,106 +177,124 @@ impl Socket {
         }
     }
 
-    async fn handle(&mut self, event: Event) -> Result<(), Gone> {
+    async fn handle(&mut self, event: Event) -> Result<(), Ending> {
         match event {
-            Event::Done(done) => self.finish(done).await,
-            Event::Came(came) => self.take(came).await,
+            Event::Done(done) => {
+                self.socket.release(std::mem::take(&mut self.working_bytes));
+                self.finish(done).await
+            }
+            Event::Came(came) => self.take(came?).await,
             Event::Told(Ok(Next::Rung)) => Ok(()),
             Event::Told(Ok(Next::Step { topic, step, .. })) => {
                 self.tell(topic, step).await?;
                 // Records without end do not keep commands out.
                 match self.takes_commands().then(|| self.socket.recv().now_or_never()).flatten() {
-                    Some(came) => self.take(came).await,
+                    Some(came) => self.take(came?).await,
                     None => Ok(()),
                 }
             }
             Event::Told(Err(error)) => {
                 self.send(error_message(&error, None)).await?;
-                Err(Gone)
+                Err(Ending::Gone)
             }
         }
     }
 
-    async fn take(&mut self, came: Option<Result<Message, axum::Error>>) -> Result<(), Gone> {
+    async fn take(&mut self, came: Message) -> Result<(), Ending> {
         match came {
-            Some(Ok(Message::Text(text))) => {
+            Message::Text(text) => {
                 self.commands_bytes += text.len();
-                self.commands.push_back(text.as_str().to_owned());
+                self.commands.push_back(text);
                 Ok(())
             }
-            Some(Ok(Message::Binary(_))) => {
+            Message::Binary => {
                 let words = "commands are text messages";
                 self.send(refusal_message("unsupported_message", words, None, None)).await
             }
-            // Pings are answered by the library, with the next write or read.
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Ok(()),
-            Some(Ok(Message::Close(_)) | Err(_)) | None => Err(Gone),
         }
     }
 
-    async fn finish(&mut self, done: Done) -> Result<(), Gone> {
+    async fn finish(&mut self, done: Done) -> Result<(), Ending> {
         match done {
             Done::Answer(answer) => self.send(answer).await,
-            Done::Subscribe { places, answer, too_many } => {
-                let follows = self.subscribe(places);
-                self.send(if follows { answer } else { too_many }).await
+            Done::Subscribe { places, answer, request_id } => {
+                let answer = match self.subscribe(places) {
+                    Ok(()) => answer,
+                    Err(error) => error_message(&error, request_id.as_deref()),
+                };
+                self.send(answer).await
             }
             Done::Unsubscribe { topics, answer } => {
                 for topic in topics {
-                    if let Some(slot) = self.slots.remove(topic.as_str()) {
-                        self.watcher.unfollow(slot);
-                    }
+                    self.unfollow(topic.as_str());
                 }
+                self.hold_less();
                 self.send(answer).await
             }
         }
     }
 
-    /// A second subscribe of a topic replaces the first (C-WS-05). `false` if there would be too many.
-    fn subscribe(&mut self, places: Places) -> bool {
-        let names: Vec<Arc<str>> = places.iter().map(|(place, _)| place.shared.read().name.clone()).collect();
-        let added = names.iter().filter(|name| !self.slots.contains_key(*name)).count();
-        if self.slots.len() + added > MAX_TOPICS_PER_WATCH {
-            return false;
-        }
-        for (name, (place, view)) in names.into_iter().zip(places) {
-            if let Some(slot) = self.slots.remove(&name) {
-                self.watcher.unfollow(slot);
-            }
-            self.slots.insert(name, self.watcher.follow(place, &view));
-        }
-        true
+    /// Gives back what the views of topics held that are not followed any more.
+    fn hold_less(&mut self) {
+        let bytes = View::memory_bytes(self.followed.values().map(|followed| &followed.view));
+        self.hold = None;
+        // It was all there a moment ago. If others have taken it since, this holds less than it should.
+        self.hold = self.api.hold_watch_bytes(&self.caller, bytes).ok().map(|hold| Box::new(hold) as Hold);
     }
 
-    async fn tell(&mut self, topic: Arc<str>, step: Step) -> Result<(), Gone> {
+    fn unfollow(&mut self, topic: &str) {
+        if let Some(followed) = self.followed.remove(topic) {
+            self.watcher.unfollow(followed.slot);
+        }
+    }
+
+    /// A second subscribe of a topic replaces the first (C-WS-05). Errors, and nothing has changed: there would be too
+    /// many, or what decides which of their records are shown would be too much.
+    fn subscribe(&mut self, places: Places) -> Result<(), Error> {
+        let names: Vec<Arc<str>> = places.iter().map(|(place, _)| place.shared.read().name.clone()).collect();
+        let kept = self.followed.iter().filter(|(name, _)| !names.contains(name));
+        let kept: Vec<&Arc<View>> = kept.map(|(_, followed)| &followed.view).collect();
+        if kept.len() + names.len() > MAX_TOPICS_PER_WATCH {
+            return Err(Error::invalid(format!("a socket follows at most {MAX_TOPICS_PER_WATCH} topics")));
+        }
+        let bytes = check_views(kept.into_iter().chain(places.iter().map(|(_, view)| view)))?;
+        // What was held before is given back after that.
+        self.hold = Some(Box::new(self.api.hold_watch_bytes(&self.caller, bytes)?));
+        for (name, (place, view)) in names.into_iter().zip(places) {
+            self.unfollow(&name);
+            let slot = self.watcher.follow(place, &view);
+            self.followed.insert(name, Followed { slot, view });
+        }
+        Ok(())
+    }
+
+    async fn tell(&mut self, topic: Arc<str>, step: Step) -> Result<(), Ending> {
         let message = match step {
             Step::Records(frame) => frame.bytes,
             Step::Passed => return Ok(()),
             Step::Tombstone(tombstone) => Notice::Tombstone(&tombstone).message(&topic),
             Step::CaughtUp { head_seq } => Notice::CaughtUp { head_seq }.message(&topic),
             Step::Deleted { head_seq } => {
-                self.slots.remove(&topic);
+                self.followed.remove(&topic);
                 Notice::Deleted { head_seq }.message(&topic)
             }
         };
         self.send(message).await
     }
 
-    async fn send(&mut self, message: Bytes) -> Result<(), Gone> {
-        let message = match Utf8Bytes::try_from(message) {
-            Ok(text) => Message::Text(text),
-            Err(error) => {
-                internal(format_args!("a message is no text: {error}"));
-                return Err(Gone);
-            }
-        };
-        let mut sending = std::pin::pin!(self.socket.send(message));
+    async fn send(&mut self, message: Bytes) -> Result<(), Ending> {
+        if let Err(error) = std::str::from_utf8(&message) {
+            internal(format_args!("a message is no text: {error}"));
+            return Err(Ending::Gone);
+        }
+        self.socket.push(message);
+        let mut sending = std::pin::pin!(self.socket.flush());
         loop {
             tokio::select! {
                 biased;
-                sent = &mut sending => return sent.map_err(|_| Gone),
+                sent = &mut sending => return sent.map_err(|_| Ending::Gone),
                 has_moved = self.progress.moves() => if !has_moved {
-                    return Err(Gone);
+                    return Err(Ending::Gone);
                 }
             }
         }
@@ -264,16 +308,8 @@ impl Socket {
         {
             return;
         }
-        if self.send(error_message(&error, None)).await.is_err() {
-            return;
+        if self.send(error_message(&error, None)).await.is_ok() {
+            self.socket.close(code, reason).await;
         }
-        let frame = CloseFrame { code, reason: Utf8Bytes::from_static(reason) };
-        let closing = async {
-            if self.socket.send(Message::Close(Some(frame))).await.is_ok() {
-                // Until the client has closed too.
-                while let Some(Ok(_)) = self.socket.recv().await {}
-            }
-        };
-        let _ = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
     }
 }

@@ -16,7 +16,6 @@ use crate::api::problem::internal;
 use crate::api::shape::{Object, Text, parse_object};
 use crate::auth::{Caller, Scope};
 use crate::error::Error;
-use crate::limits::MAX_TOPICS_PER_WATCH;
 use crate::state::Outcome;
 
 /// What every command has.
@@ -47,12 +46,12 @@ struct Publish<'a> {
 /// What is to be done about a command.
 pub enum Done {
     Answer(Bytes),
-    /// These topics are followed from now on, instead of how they were before; then the answer is sent, or
-    /// `too_many` if the socket would follow too many.
+    /// These topics are followed from now on, instead of how they were before; then the answer is sent, or a
+    /// refusal.
     Subscribe {
         places: Places,
         answer: Bytes,
-        too_many: Bytes,
+        request_id: Option<String>,
     },
     /// These are not followed any more.
     Unsubscribe {
@@ -98,9 +97,7 @@ async fn subscribe(api: &Api, caller: &Caller, json: &[u8], request_id: Option<&
     api.engine.admit()?;
     let places = start_places(&api.engine, &request).await?;
     let answer = answer("subscribed", request_id, |json| put_places(json, &places, true));
-    let message = format!("a socket follows at most {MAX_TOPICS_PER_WATCH} topics");
-    let too_many = error_message(&Error::invalid(message), request_id);
-    Ok(Done::Subscribe { places, answer, too_many })
+    Ok(Done::Subscribe { places, answer, request_id: request_id.map(str::to_owned) })
 }
 
 fn unsubscribe(json: &[u8], request_id: Option<&str>) -> Result<Done, Error> {

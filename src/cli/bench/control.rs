@@ -89,7 +89,8 @@ impl Control {
         }
         let body = self.call("GET", "/v0/cluster", "").await?;
         let cluster: Value = serde_json::from_slice(&body).context("read the state of the cluster")?;
-        let wanted = pick_members(&cluster, target)?;
+        let mut wanted = pick_members(&cluster, target)?;
+        wanted.iter_mut().for_each(|url| url.key = self.url.key.clone());
         ensure!(!wanted.is_empty(), "the cluster has no member in that role that is up");
         Ok(wanted)
     }

@@ -6,6 +6,7 @@ use anyhow::{bail, ensure};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::request::{MAX_TOPICS, MIN_PAYLOAD_BYTES, MIN_TIMED_PAYLOAD_BYTES};
+use crate::config::Secret;
 use crate::limits::{MAX_PAGE_BYTES, MAX_PAGE_RECORDS, MAX_RECORD_BYTES, MAX_RECORDS_PER_WRITE};
 
 const MAX_CONNECTIONS: u64 = 4096;
@@ -44,11 +45,12 @@ pub enum Target {
     Followers,
 }
 
-/// Where a member is found: `http://` and this.
+/// Where a member is found, `http://` and its authority, and with which key it is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Url {
     /// `host:port`.
     pub authority: String,
+    pub key: Option<Secret>,
 }
 
 impl Url {
@@ -61,7 +63,7 @@ impl Url {
         let is_port = port.parse::<u16>().is_ok_and(|port| port > 0);
         let is_host = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/');
         match is_host && is_port {
-            true => Ok(Url { authority: authority.to_owned() }),
+            true => Ok(Url { authority: authority.to_owned(), key: None }),
             false => Err("a URL is http://host:port and nothing behind it".to_owned()),
         }
     }
@@ -167,6 +169,15 @@ fn shared(command: Command) -> Command {
                 .value_parser(Url::parse)
                 .help("A member of a running cluster; repeat it to spread the load over members"),
         )
+        .arg(
+            Arg::new("key")
+                .long("key")
+                .value_name("KEY")
+                .env("ANTIPHON_KEY")
+                .hide_env_values(true)
+                .allow_hyphen_values(true)
+                .help("API key for --url, with all rights; as a flag it is visible in the process list"),
+        )
         .arg(switch("local", "Start three members for this run, which is what happens without --url"))
         .arg(switch("leader", "Put the load on the leader only"))
         .arg(switch("follower", "Put the load on members that do not lead"))
@@ -241,9 +252,15 @@ impl Options {
             );
             Ok(Duration::from_secs_f64(value))
         };
+        let key = matches.get_one::<String>("key").filter(|key| !key.is_empty());
+        // It goes into a head as it is.
+        let is_plain = |key: &String| key.bytes().all(|byte| byte.is_ascii_graphic());
+        ensure!(key.is_none_or(is_plain), "--key has characters that no key has");
+        let key = key.map(|key| Secret::new(key.clone()));
+        let urls = matches.get_many::<Url>("url").unwrap_or_default();
         let options = Options {
             verb,
-            urls: matches.get_many::<Url>("url").unwrap_or_default().cloned().collect(),
+            urls: urls.map(|url| Url { key: key.clone(), ..url.clone() }).collect(),
             target,
             connections: size("connections"),
             batch: size("batch"),

@@ -39,6 +39,9 @@ impl Topics {
 /// A request without a varying part. `path` begins with `/`.
 pub fn request(method: &str, url: &Url, path: &str, body: &str) -> Vec<u8> {
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n", url.authority);
+    if let Some(key) = &url.key {
+        head += &format!("Authorization: Bearer {}\r\n", key.expose());
+    }
     if !body.is_empty() {
         head += &format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len());
     }
@@ -142,6 +145,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::config::Secret;
 
     fn url() -> Url {
         Url::parse("http://127.0.0.1:4001").unwrap()
@@ -172,6 +176,24 @@ mod tests {
         }
         let mut smallest = AppendRequest::new(&url(), &topics, 1, MIN_PAYLOAD_BYTES);
         assert_eq!(parts(smallest.fill(0, 0x1c)).1, json!({ "records": [{ "data": "c" }] }));
+    }
+
+    #[test]
+    fn a_key_goes_along() {
+        let with_key = Url { key: Some(Secret::new("k-1".into())), ..url() };
+        let topics = Topics::new(1);
+        for bytes in [
+            request("GET", &with_key, "/v0/cluster", ""),
+            AppendRequest::new(&with_key, &topics, 1, 30).fill(0, 1).to_vec(),
+            PageRequest::new(&with_key, &topics, 0, 1).fill(1).to_vec(),
+        ] {
+            let text = String::from_utf8(bytes).unwrap();
+            assert!(text.contains("\r\nAuthorization: Bearer k-1\r\n"), "{text}");
+        }
+        assert_eq!(
+            parts(AppendRequest::new(&with_key, &topics, 1, 30).fill(0, 1)).1["records"][0]["data"],
+            "0000000000000001xxxxxxxxxxxx"
+        );
     }
 
     #[test]

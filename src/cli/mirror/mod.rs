@@ -19,12 +19,14 @@ use compare::{Comparison, Origins, compare};
 
 /// Above the longest time that a member looks for a leader.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(15);
+/// Exit code where nothing is known of one of the clusters: no answer is none that they differ.
+const CANNOT_TELL: u8 = 3;
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(super) fn command() -> Command {
     Command::new("mirror").about("Look after mirrors between clusters").subcommand_required(true).subcommand(
         Command::new("check")
-            .about("Compare what two clusters hold of a topic; exit code 0 if it is the same, 1 if not")
+            .about("Compare what two clusters hold of a topic; exit code 0 if it is the same, 1 if not, 3 if that cannot be told")
             .arg(url("url_a", "URL_A", "Members of one cluster, comma separated"))
             .arg(url("url_b", "URL_B", "Members of the other"))
             .arg(Arg::new("topic").value_name("TOPIC").required(true).help("Name of the topic in both"))
@@ -65,7 +67,7 @@ pub(super) fn run(matches: &ArgMatches) -> ExitCode {
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return fail(1, &format!("start the runtime: {error}")),
+        Err(error) => return fail(CANNOT_TELL, &format!("start the runtime: {error}")),
     };
     match runtime.block_on(check.run()) {
         Ok(comparison) => {
@@ -76,7 +78,7 @@ pub(super) fn run(matches: &ArgMatches) -> ExitCode {
             }
             fail(1, "the clusters do not hold the same; records on their way count as missing (--wait-s)")
         }
-        Err(line) => fail(1, &line),
+        Err(line) => fail(CANNOT_TELL, &line),
     }
 }
 
