@@ -166,7 +166,8 @@ async fn a_cluster_with_keys_can_be_measured() {
     let arguments = "--duration-s 0.5 --warmup-s 0 --connections 2 --json";
     for verb in ["append", "read --preload 1000", "watch --watchers 3 --rate 50"] {
         let report = json(&bench(&format!("{verb} {arguments} --leader --url {url} --key all")).await);
-        assert!(report["errors"]["count"] == 0, "{report}");
+        let errors = &report["errors"];
+        assert!(*errors == 0 || errors["count"] == 0, "{report}");
     }
     let output = bench(&format!("append {arguments} --url {url} --key reader")).await;
     assert!(String::from_utf8_lossy(&output.stderr).contains("403"), "{output:?}");
