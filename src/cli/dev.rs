@@ -85,7 +85,10 @@ async fn dev(base_port: u16, dir: &Path) -> anyhow::Result<()> {
             _ = interrupt.recv() => return stop(cluster).await,
             _ = terminate.recv() => return stop(cluster).await,
             ended = cluster.next_end() => match ended {
-                Some((name, how)) => println!("{name} ended: {how}"),
+                Some((name, how)) => {
+                    let again = cluster.command_line(&name).unwrap_or_default();
+                    println!("{name} ended: {how}; start it again with:\n{again}");
+                }
                 None => bail!("all members have ended; their logs are in {}", dir.display()),
             },
         }

@@ -4,6 +4,7 @@
 //! one costs, must be the same thing that it is in production. Nothing is restarted, for the same reason.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -45,6 +46,7 @@ impl Place {
 pub(super) struct LocalCluster {
     /// Holds the members' data and logs, and the secret.
     dir: PathBuf,
+    cluster: String,
     places: Vec<Place>,
     /// Those that run, by name: the process's id, and the pipe whose end the member takes as ours.
     running: BTreeMap<String, (u32, ChildStdin)>,
@@ -56,16 +58,27 @@ impl LocalCluster {
     pub fn start(dir: &Path, cluster: &str, places: Vec<Place>) -> anyhow::Result<Self> {
         super::keep_files_private();
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-        let secret = secret_file(dir)?;
-        let mut local =
-            LocalCluster { dir: dir.to_owned(), places, running: BTreeMap::new(), ends: JoinSet::new() };
+        // Also from elsewhere, as the member's command line is told.
+        let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
+        let mut local = LocalCluster {
+            dir,
+            cluster: cluster.to_owned(),
+            places,
+            running: BTreeMap::new(),
+            ends: JoinSet::new(),
+        };
+        make_secret(&local.secret_path())?;
         for place in local.places.clone() {
-            local.start_member(&place, cluster, &secret)?;
+            local.start_member(&place)?;
         }
         Ok(local)
     }
 
-    fn start_member(&mut self, place: &Place, cluster: &str, secret: &Path) -> anyhow::Result<()> {
+    fn secret_path(&self) -> PathBuf {
+        self.dir.join("cluster-secret")
+    }
+
+    fn start_member(&mut self, place: &Place) -> anyhow::Result<()> {
         let name = &place.name;
         let log_path = self.log_path(name);
         let log = File::options()
@@ -73,8 +86,6 @@ impl LocalCluster {
             .append(true)
             .open(&log_path)
             .with_context(|| format!("open {}", log_path.display()))?;
-        let members: Vec<String> =
-            self.places.iter().map(|place| format!("{}={}", place.name, place.peer_address())).collect();
         let program = std::env::current_exe().context("find the path of this program")?;
         let mut command = tokio::process::Command::new(program);
         // Variables meant for a real member (its host, its data) would end up in all of these.
@@ -87,15 +98,7 @@ impl LocalCluster {
         command
             .arg("serve")
             .arg(format!("--{EXIT_WITH_STDIN}"))
-            .args(["--cluster", cluster, "--member", name])
-            .args(["--host", "127.0.0.1", "--port", &place.client_port.to_string()])
-            // Nobody has to be sent elsewhere.
-            .args(["--drain-ms", "0"])
-            .args(["--peer-listen", &place.peer_address(), "--members", &members.join(",")])
-            .arg("--data-dir")
-            .arg(self.dir.join(name))
-            .arg("--cluster-secret-file")
-            .arg(secret)
+            .args(self.arguments(place))
             .stdin(Stdio::piped())
             .stdout(log.try_clone().context("open the log twice")?)
             .stderr(log)
@@ -114,6 +117,30 @@ impl LocalCluster {
         let name = name.clone();
         self.ends.spawn(async move { (name, child.wait().await) });
         Ok(())
+    }
+
+    /// The flags of a member's `serve`.
+    fn arguments(&self, place: &Place) -> Vec<OsString> {
+        let members = self.places.iter().map(|place| format!("{}={}", place.name, place.peer_address()));
+        let members = members.collect::<Vec<_>>().join(",");
+        let port = place.client_port.to_string();
+        let mut arguments: Vec<OsString> =
+            ["--cluster", &self.cluster, "--member", &place.name].map(Into::into).into();
+        arguments.extend(["--host", "127.0.0.1", "--port", &port].map(OsString::from));
+        arguments.extend(["--peer-listen", &place.peer_address(), "--members", &members].map(OsString::from));
+        // Nobody has to be sent elsewhere.
+        arguments.extend(["--drain-ms", "0"].map(OsString::from));
+        arguments.extend(["--data-dir".into(), self.dir.join(&place.name).into_os_string()]);
+        arguments.extend(["--cluster-secret-file".into(), self.secret_path().into_os_string()]);
+        arguments
+    }
+
+    /// What starts the member `name` again, to be typed.
+    pub fn command_line(&self, name: &str) -> Option<String> {
+        let place = self.places.iter().find(|place| place.name == name)?;
+        let program = std::env::current_exe().unwrap_or_else(|_| "antiphon".into());
+        let words = [program.into_os_string(), "serve".into()].into_iter().chain(self.arguments(place));
+        Some(words.map(|word| quoted(&word.to_string_lossy())).collect::<Vec<_>>().join(" "))
     }
 
     pub fn places(&self) -> &[Place] {
@@ -197,20 +224,25 @@ impl LocalCluster {
     }
 }
 
-/// The file with the secret that the members share: made once, for this directory.
-fn secret_file(dir: &Path) -> anyhow::Result<PathBuf> {
-    let path = dir.join("cluster-secret");
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_./=,:".contains(&byte));
+    if is_plain && !word.is_empty() { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
+/// Makes the file with the secret that the members share, once for its directory.
+fn make_secret(path: &Path) -> anyhow::Result<()> {
     let make = || -> std::io::Result<()> {
         // Written under another name first: a file cut short would be taken as the secret next time.
-        let fresh = dir.join("cluster-secret.new");
+        let fresh = path.with_extension("new");
         let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&fresh)?;
         writeln!(file, "{:032x}", rand::random::<u128>())?;
-        std::fs::rename(&fresh, &path)
+        std::fs::rename(&fresh, path)
     };
     if !path.exists() {
         make().with_context(|| format!("write {}", path.display()))?;
     }
-    Ok(path)
+    Ok(())
 }
 
 /// The leader that the member at `url` names once it is ready; `None` before.
@@ -221,4 +253,16 @@ async fn ready(client: &reqwest::Client, url: &str) -> Option<Option<String>> {
     }
     let body: serde_json::Value = serde_json::from_slice(&response.bytes().await.ok()?).ok()?;
     Some(body["leader"].as_str().map(str::to_owned))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_quoted_where_a_shell_would_see_more_in_it() {
+        assert_eq!(quoted("m1=127.0.0.1:4101,m2"), "m1=127.0.0.1:4101,m2");
+        assert_eq!(quoted("/a b/it's"), r"'/a b/it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
 }

@@ -20,6 +20,7 @@ mod kill_loop;
 mod link;
 mod log_lines;
 mod lost_disk;
+mod memory;
 mod minority;
 mod mirrors;
 mod moved;

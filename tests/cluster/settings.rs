@@ -52,7 +52,8 @@ fn the_last_line_is_json_where_the_log_is() {
         let output = antiphon().args(["serve", "--log-format", "json"]).args(arguments).output();
         let output = output.expect("run antiphon");
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-        let mut lines = stderr.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
+        let mut lines =
+            stderr.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
         (output.status.code(), lines.next_back().expect("a line"))
     };
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");

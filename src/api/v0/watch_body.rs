@@ -268,6 +268,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits::MAX_FILTER_STEPS;
 
     fn post(json: &str) -> Result<WatchRequest, Error> {
         WatchRequest::parse_post(json.as_bytes())
@@ -336,8 +337,9 @@ mod tests {
             View::memory_bytes(request.topics.iter().map(|topic| &topic.view))
         };
         let numbers = vec!["1"; 64].join(",");
-        let steps = vec!["a"; 500].join(".");
-        for one in [format!("[\"tag\",\"In\",[{numbers}]]"), format!("[\"data.{steps}\",\"Exists\",true]")] {
+        let steps = vec!["a"; MAX_FILTER_STEPS].join(".");
+        let paths = vec![format!("[\"data.{steps}\",\"Exists\",true]"); 64].join(",");
+        for one in [format!("[\"tag\",\"In\",[{numbers}]]"), format!("[\"And\",[{paths}]]")] {
             let filters = vec![one.clone(); (MAX_WATCH_FILTER_BYTES / one.len()).min(MAX_TOPICS_PER_WATCH)];
             let bytes = memory(&filters);
             assert!(bytes > 10 * MAX_WATCH_FILTER_BYTES && bytes <= MAX_VIEW_BYTES, "{bytes}");
