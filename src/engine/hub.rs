@@ -297,7 +297,8 @@ mod tests {
         let hub = Arc::new(Hub::default());
         let bell = hub.bell();
         let mut listeners: Vec<Listener> = (0..1000).map(|slot| bell.listen(7, slot)).collect();
-        let views: Vec<Arc<View>> = (0..1000).map(|form| View::new(form, 1, 1, Arc::default(), None)).collect();
+        let views: Vec<Arc<View>> =
+            (0..1000).map(|form| View::new(form, 1, 1, Arc::default(), None)).collect();
         let lanes: Vec<Arc<Lane>> = views.iter().map(|view| hub.lane(7, view)).collect();
         let same = View::new(500, 1, 1, Arc::default(), None);
         assert!(Arc::ptr_eq(&hub.lane(7, &same), &lanes[500]));
