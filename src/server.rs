@@ -254,7 +254,6 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         served = &mut serving => Err(anyhow!("the client listener ended: {served:?}")),
     };
     if outcome.is_ok() {
-        telemetry::stopping();
         engine.drain();
         node.hand_over(HAND_OVER_TIMEOUT).await;
     }
@@ -273,6 +272,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         }
     }
     if outcome.is_ok() {
+        telemetry::stopping();
         // It may have come back.
         node.hand_over(HAND_OVER_TIMEOUT).await;
         engine.close();
