@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -30,6 +31,9 @@ use crate::limits::{DISCARD_TIME_MS, MAX_DISCARDED_BYTES, MAX_HEAD_BYTES, MAX_PA
 
 /// Pause after a connection could not be taken: most often there are no file handles left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// When a connection on which nothing comes is asked for a sign of life, and how often after that.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the log says that connections cannot be taken.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -126,6 +130,19 @@ impl Complaints {
     }
 }
 
+/// Answers are small and somebody waits for each: they leave at once. And a client that went without a word holds its
+/// place for minutes and not for hours, whether it is asked for a sign of life or has not taken what was sent.
+fn prepare(stream: &TcpStream, slow_after: Duration) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_AFTER)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_INTERVAL)?;
+    // A reader that is slow and there is told so before.
+    let gone_after = slow_after + KEEPALIVE_AFTER;
+    sockopt::set_tcp_user_timeout(stream, u32::try_from(gone_after.as_millis()).unwrap_or(u32::MAX))?;
+    Ok(())
+}
+
 async fn serve_connection(
     stream: TcpStream,
     envelope: Arc<Envelope>,
@@ -133,8 +150,8 @@ async fn serve_connection(
     connection: Arc<Connection>,
     place: ConnectionPlace,
 ) {
-    // Answers are small and somebody waits for each: they leave at once.
-    let _ = stream.set_nodelay(true);
+    // Where that fails the system's defaults hold, and nothing depends on these.
+    let _ = prepare(&stream, limits.slow_after);
     let progress = connection.progress.clone();
     let io = RawPathIo::new(CountedIo::new(TokioIo::new(stream), progress.clone()));
     let io = RefusalIo::new(io, progress.clone(), limits.linger_bytes, place);
@@ -226,5 +243,23 @@ async fn discard(body: Incoming, connection: &WriteProgress) -> bool {
         biased;
         is_discarded = in_time => is_discarded.unwrap_or(false),
         () = connection.exchange.peer_ended() => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_went_without_a_word_is_noticed() {
+        // C-WS-07
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        prepare(&stream, Duration::from_secs(30)).unwrap();
+        assert!(sockopt::socket_keepalive(&stream).unwrap() && stream.nodelay().unwrap());
+        assert_eq!(sockopt::tcp_keepidle(&stream).unwrap(), KEEPALIVE_AFTER);
+        assert_eq!(sockopt::tcp_user_timeout(&stream).unwrap(), 90_000);
+        drop(client);
     }
 }
