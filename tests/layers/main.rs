@@ -14,7 +14,19 @@ use words::{Word, words};
 
 /// The layers of the design, lowest first.
 const LAYERS: [&[&str]; 9] = [
-    &["error", "budget", "codec", "digest", "limits", "clock", "record", "config", "task", "telemetry", "filter"],
+    &[
+        "error",
+        "budget",
+        "codec",
+        "digest",
+        "limits",
+        "clock",
+        "record",
+        "config",
+        "task",
+        "telemetry",
+        "filter",
+    ],
     &["storage"],
     &["state"],
     &["raft"],
