@@ -83,7 +83,7 @@ pub const MAX_LANE_BYTES: usize = 64 << 20;
 pub const MAX_WATCH_FILTER_BYTES: usize = 64 << 10;
 /// Most memory of what decides which records one watch or one WebSocket shows: parsed, a filter takes up to some
 /// 32 times its text.
-pub const MAX_VIEW_BYTES: usize = 2 << 20;
+pub const MAX_WATCH_VIEW_BYTES: usize = 2 << 20;
 /// Memory of all watch sessions and WebSockets of one member, and those of one key's.
 pub const MAX_WATCH_MEMORY_BYTES: usize = 256 << 20;
 pub const MAX_WATCH_MEMORY_BYTES_PER_KEY: usize = MAX_WATCH_MEMORY_BYTES / 4;

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::filter::Filter;
 use crate::limits::{
     DEFAULT_PAGE_BYTES, DEFAULT_PAGE_RECORDS, MAX_HEARTBEAT_MS, MAX_NODE_BYTES, MAX_PAGE_BYTES,
-    MAX_PAGE_RECORDS, MAX_TOPICS_PER_WATCH, MAX_VIEW_BYTES, MAX_WATCH_FILTER_BYTES, MIN_HEARTBEAT_MS,
+    MAX_PAGE_RECORDS, MAX_TOPICS_PER_WATCH, MAX_WATCH_FILTER_BYTES, MAX_WATCH_VIEW_BYTES, MIN_HEARTBEAT_MS,
 };
 
 const DEFAULT_FRAME_BYTES: usize = 256 << 10;
@@ -234,9 +234,9 @@ impl WatchRequest {
 /// Errors: `invalid_request` if what decides which records are shown takes too much memory.
 pub fn check_views<'a>(views: impl Iterator<Item = &'a Arc<View>>) -> Result<usize, Error> {
     let bytes = View::memory_bytes(views);
-    if bytes > MAX_VIEW_BYTES {
+    if bytes > MAX_WATCH_VIEW_BYTES {
         return Err(Error::invalid(format!(
-            "the filters of a watch take at most {MAX_VIEW_BYTES} bytes of memory, not {bytes}"
+            "the filters of a watch take at most {MAX_WATCH_VIEW_BYTES} bytes of memory, not {bytes}"
         )));
     }
     Ok(bytes)
@@ -342,7 +342,7 @@ mod tests {
         for one in [format!("[\"tag\",\"In\",[{numbers}]]"), format!("[\"And\",[{paths}]]")] {
             let filters = vec![one.clone(); (MAX_WATCH_FILTER_BYTES / one.len()).min(MAX_TOPICS_PER_WATCH)];
             let bytes = memory(&filters);
-            assert!(bytes > 10 * MAX_WATCH_FILTER_BYTES && bytes <= MAX_VIEW_BYTES, "{bytes}");
+            assert!(bytes > 10 * MAX_WATCH_FILTER_BYTES && bytes <= MAX_WATCH_VIEW_BYTES, "{bytes}");
         }
         // Nodes are kept once, whatever filters there are.
         let nodes = vec![format!("\"{}\"", "n".repeat(128)); 64].join(",");
