@@ -17,7 +17,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
 use openraft::entry::EntryPayload;
-use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, Snapshot, SnapshotMeta};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -25,6 +25,7 @@ use tokio::time::Instant;
 
 use super::checkpoint_clock::CheckpointClock;
 use super::digest_marks::{DigestMark, DigestMarks};
+use super::state_image::{ImageBuilder, StateImage};
 use super::types::{
     CommittedLeader, Member, RaftLogId, RaftMembership, RaftStoredMembership, Types, decode_membership,
     encode_membership, entry_id, raft_log_id,
@@ -573,29 +574,6 @@ impl RaftStateMachine<Types> for Machine {
         &mut self,
     ) -> Result<Option<Snapshot<CommittedLeader, u64, Member, StateImage>>, io::Error> {
         Ok(self.snapshot.clone().map(|meta| Snapshot { meta, snapshot: StateImage }))
-    }
-}
-
-/// What openraft passes around as a snapshot. It names a point; how the state as of that point reaches
-/// another member is not openraft's business.
-#[derive(Debug, Clone)]
-pub struct StateImage;
-
-/// Names the point of the last checkpoint on disk, when it was asked for.
-pub struct ImageBuilder {
-    meta: io::Result<SnapshotMeta<CommittedLeader, u64, Member>>,
-}
-
-impl RaftSnapshotBuilder<Types> for ImageBuilder {
-    type SnapshotData = StateImage;
-
-    async fn build_snapshot(
-        &mut self,
-    ) -> Result<Snapshot<CommittedLeader, u64, Member, StateImage>, io::Error> {
-        match &self.meta {
-            Ok(meta) => Ok(Snapshot { meta: meta.clone(), snapshot: StateImage }),
-            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
-        }
     }
 }
 

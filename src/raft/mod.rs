@@ -27,6 +27,7 @@ mod peers;
 mod retention;
 mod rpc;
 mod runtime;
+mod state_image;
 #[cfg(test)]
 mod testing;
 mod transfer;

@@ -20,10 +20,10 @@ use tokio::time::{Instant, Sleep};
 
 use super::connection::{CallError, CallStream};
 use super::handshake::Lane;
-use super::machine::StateImage;
 use super::peer::Peer;
 use super::peers::Peers;
 use super::rpc::{self, Body, Kind};
+use super::state_image::StateImage;
 use super::transfer::Transfers;
 use super::transfer_rpc::{self, InstallRequest};
 use super::types::{

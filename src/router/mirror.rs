@@ -24,7 +24,7 @@ use super::Context;
 use super::agenda::Agenda;
 use super::answer::{Answered, AnsweredTopic, PullAnswer, Skips};
 use super::backoff::Backoff;
-use super::page::is_covered;
+use super::page::{dest_of, is_covered};
 use super::remote::RemoteError;
 use super::standing::Standing;
 use super::status::{self, Told};
@@ -283,6 +283,13 @@ impl Mirror {
         let mut warm = Vec::new();
         for topic in &wanted[..examined] {
             match speaking.get(&**topic) {
+                None if self.still_lacks_dest(topic) => {
+                    // Nothing to say now, and no place for it if there were (C-MIRROR-06).
+                    let message = format!("no topic {:?}", dest_of(&self.config, topic));
+                    let told = Told::new("topic_not_found", message);
+                    self.standing.block(topic, told, &*self.context.random);
+                    self.agenda.leave_alone(topic);
+                }
                 None => {
                     self.standing.forget(topic);
                     self.agenda.remove(topic);
@@ -305,6 +312,12 @@ impl Mirror {
             self.take_news(news).await;
         }
         Ok(())
+    }
+
+    /// Whether a topic that was left alone has no destination yet, and none is made.
+    fn still_lacks_dest(&self, topic: &str) -> bool {
+        let dest = || self.context.engine.catalog().get(dest_of(&self.config, topic));
+        self.standing.has_left(topic) && !self.config.create_dest && dest().is_none()
     }
 
     /// Another cluster is not trusted with topics that it was not asked for.

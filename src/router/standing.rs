@@ -48,6 +48,11 @@ impl Standing {
         self.blocked.get(source).is_some_and(|blocked| blocked.until > now)
     }
 
+    /// Whether `source` was left alone and does not go on yet.
+    pub fn has_left(&self, source: &str) -> bool {
+        self.blocked.contains_key(source)
+    }
+
     /// When the next topic is to be asked for again.
     pub fn next_try(&self) -> Option<Instant> {
         self.waiting.first().map(|(until, _)| *until)

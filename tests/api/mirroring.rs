@@ -137,7 +137,13 @@ async fn a_mirror_of_the_latest_does_not_begin_anew_when_its_topic_is_made() {
     write(&other, "mirror-refused:t", plain(numbers(1..=4))).await;
     let fields = json!({ "remote": remote(&other, "reader"), "start": "latest", "create_dest": false });
     mirror(&api, "mirror-refused", "mirror-refused:*", "*", fields).await;
-    fails(&api, "mirror-refused", "blocked", "topic_not_found").await;
+    let refused = fails(&api, "mirror-refused", "blocked", "topic_not_found").await;
+    // Also while there is nothing to copy: it is tried again, and says so again.
+    eventually("it is tried again", PATIENCE, async || {
+        let again = fails(&api, "mirror-refused", "blocked", "topic_not_found").await;
+        (again["last_error"]["ts"] != refused["last_error"]["ts"]).then_some(())
+    })
+    .await;
     write(&other, "mirror-refused:t", plain(numbers(5..=6))).await;
     api.put("/v0/topics/mirror-refused:t", json!({})).await.expect(201);
     arrives(&api, "mirror-refused:t", &numbers(5..=6)).await;
