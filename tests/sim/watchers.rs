@@ -36,6 +36,8 @@ pub struct Watcher {
     /// Where it is in what it follows, by topic.
     places: BTreeMap<&'static str, Place>,
     session: Option<Session>,
+    /// Nothing that it follows was there when it was last looked up strongly.
+    has_nothing: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -60,7 +62,8 @@ pub async fn run(world: Arc<World>, number: usize, mut dice: Dice) -> Arc<Mutex<
     let count = dice.between(1, all.len() as u64) as usize;
     let first = dice.below(all.len() as u64) as usize;
     let places = all.iter().cycle().skip(first).take(count).map(|topic| (*topic, Place::default())).collect();
-    let watcher = Arc::new(Mutex::new(Watcher { number, member: 0, places, session: None }));
+    let watcher =
+        Arc::new(Mutex::new(Watcher { number, member: 0, places, session: None, has_nothing: false }));
     while !world.is_over() && !world.trace.has_complaints() {
         tokio::time::sleep(dice.time_ms(0, 1000)).await;
         let member = dice.below(MEMBERS as u64) as usize;
@@ -73,7 +76,10 @@ pub async fn run(world: Arc<World>, number: usize, mut dice: Dice) -> Arc<Mutex<
 pub async fn finish(world: &Arc<World>, watcher: &Arc<Mutex<Watcher>>, dice: &mut Dice) {
     let deadline = Instant::now() + PATIENCE;
     // The session's own stream may have told what there was before.
-    watcher.lock().session = None;
+    {
+        let mut watcher = watcher.lock();
+        (watcher.session, watcher.has_nothing) = (None, false);
+    }
     let member = dice.below(MEMBERS as u64) as usize;
     while !world.trace.has_complaints() {
         connect(world, watcher, member, dice.fork(), true).await;
@@ -189,7 +195,9 @@ async fn create(world: &World, watcher: &Mutex<Watcher>, app: &Router, dice: &mu
     let response = app.clone().oneshot(request.body(Body::from(body.to_string())).ok()?).await.ok()?;
     let status = response.status().as_u16();
     let answer = axum::body::to_bytes(response.into_body(), ANSWER_BYTES).await.ok()?;
-    if status != 200 {
+    // A watch of nothing is no watch, however lenient.
+    let has_none = status == 404;
+    if status != 200 && !has_none {
         if status != 503 {
             let answer = String::from_utf8_lossy(&answer);
             world.trace.complain(format_args!("a watch of {body} was answered {status} {answer}"));
@@ -217,6 +225,11 @@ async fn create(world: &World, watcher: &Mutex<Watcher>, app: &Router, dice: &mu
             None => {}
         }
     }
+    watcher.has_nothing = has_none && is_strong;
+    if has_none {
+        watcher.session = None;
+        return None;
+    }
     let path = answer["stream_url"].as_str()?.to_owned();
     watcher.session = Some(Session { path, last_id: String::new(), epochs });
     Some(())
@@ -225,7 +238,7 @@ async fn create(world: &World, watcher: &Mutex<Watcher>, app: &Router, dice: &mu
 impl Watcher {
     /// Whether nothing is left to be told of what is followed.
     fn has_all(&self) -> bool {
-        let Some(session) = &self.session else { return false };
+        let Some(session) = &self.session else { return self.has_nothing };
         self.places.iter().all(|(topic, place)| place.has_caught_up || !session.epochs.contains_key(topic))
     }
 
