@@ -308,6 +308,13 @@ impl Caller {
         key.grants.iter().any(|grant| grant.has(scope) && grant.prefixes.is_empty())
     }
 
+    /// 403 `forbidden` unless the caller may have records moved to `dest` by what it configures: else to configure would
+    /// be to write (C-AUTH-13).
+    pub fn check_dest(&self, dest: &str) -> Result<(), Error> {
+        self.check(Scope::Admin, Some(dest))?;
+        if self.is_unrestricted(Scope::Admin) { Ok(()) } else { self.check(Scope::Write, Some(dest)) }
+    }
+
     /// As [`Caller::check`], for what concerns no single name but everything (C-AUTH-18).
     pub fn check_unrestricted(&self, scope: Scope) -> Result<(), Error> {
         if self.is_unrestricted(scope) {

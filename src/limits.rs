@@ -46,6 +46,10 @@ pub const MAX_PAGE_EXAMINED_BYTES: usize = 64 << 20;
 /// Threads that reads and scans for clients may keep waiting for the disk at once. The others of the runtime are
 /// for what the cluster needs: applying, replication, checkpoints.
 pub const MAX_CLIENT_READS: usize = 64;
+/// Bytes of entries from the disk that all reads hold together; a larger one is read when no other is held.
+pub const MAX_COLD_ENTRY_BYTES: u64 = 128 << 20;
+/// How long a pull, which may hold entries of several topics, waits for more.
+pub const PULL_PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait of a long poll, in milliseconds.
 pub const MAX_WAIT_MS: u64 = 30_000;
 /// Topics of one watch, and of one WebSocket.
@@ -77,6 +81,8 @@ pub const MAX_FILTER_STEPS: usize = 32;
 pub const MAX_FILTER_IN: usize = 64;
 /// Most bytes of a filter as JSON.
 pub const MAX_FILTER_BYTES: usize = 64 << 10;
+/// And of one in the form that members and clusters tell each other, a little longer.
+pub const MAX_CANONICAL_FILTER_BYTES: usize = 2 * MAX_FILTER_BYTES;
 /// Bytes of frames that the readers of all topics share.
 pub const MAX_LANE_BYTES: usize = 64 << 20;
 /// Most bytes of all filters of one watch: they stay in memory as long as its session.

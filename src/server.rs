@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::api::{self, Api, ApiLimits, ConnectionLimits, Cors, Envelope, WebGuard};
@@ -242,10 +242,11 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         settings.advertise_url
     );
 
+    let mut stop_signals = StopSignals::new()?;
     let mut outcome = tokio::select! {
         biased;
-        signal = told_to_stop() => {
-            tracing::info!("{}: stopping", signal?);
+        signal = stop_signals.recv() => {
+            tracing::info!("{signal}: stopping");
             Ok(Next::Stop)
         }
         () = installer.installed() => Ok(Next::StartAgain),
@@ -263,8 +264,9 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         tracing::info!("serving on for {} ms; told again it stops at once", settings.drain_ms);
         tokio::select! {
             biased;
-            signal = told_to_stop() => {
-                tracing::info!("{} again: stopping now", signal?);
+            // Also one that came during the hand-over.
+            signal = stop_signals.recv() => {
+                tracing::info!("{signal} again: stopping now");
             }
             reason = node.stopped() => outcome = Err(anyhow!("this member cannot go on: {reason}")),
             failed = services.failed() => outcome = Err(failed),
@@ -416,12 +418,24 @@ impl Services {
     }
 }
 
-async fn told_to_stop() -> anyhow::Result<&'static str> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
-    tokio::select! {
-        _ = terminate.recv() => Ok("SIGTERM"),
-        _ = interrupt.recv() => Ok("SIGINT"),
+/// What tells this process to stop. What came since it was made is not missed.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn new() -> anyhow::Result<Self> {
+        let terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+        let interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+        Ok(StopSignals { terminate, interrupt })
+    }
+
+    async fn recv(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
     }
 }
 

@@ -71,13 +71,12 @@ macro_rules! needs {
         }
     )* };
 }
-// Only records need more (C-LIMIT-16), and the cursors of a mirror of many topics.
+// Only records need more (C-LIMIT-16).
 needs! {
     Read: Read, MAX_SMALL_BODY_BYTES;
     Write: Write, usize::MAX;
     Delete: Delete, MAX_SMALL_BODY_BYTES;
     Admin: Admin, MAX_SMALL_BODY_BYTES;
-    Pull: Read, usize::MAX;
 }
 
 /// A request that may go on: its caller has the scope `N`, and its body has been read.

@@ -13,12 +13,14 @@ use std::time::Duration;
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::write_progress::WriteProgress;
 
 /// How long the place of a connection that was told to end is waited for.
 const SHED_TIME: Duration = Duration::from_millis(500);
+/// When another idle one is told: the last one may have begun something just then.
+const SHED_STEP: Duration = Duration::from_millis(50);
 
 /// What a connection is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,14 +115,18 @@ impl Connections {
 
     /// A place for `connection`, if need be that of an idle one; `None` if all have something under way.
     pub async fn enter(self: &Arc<Self>, connection: &Arc<Connection>) -> Option<ConnectionPlace> {
+        let deadline = Instant::now() + SHED_TIME;
+        let mut is_any_told = false;
         loop {
             let freed = self.freed.notified();
             if let Some(place) = self.try_enter(connection) {
                 return Some(place);
             }
-            if !self.make_room() || timeout(SHED_TIME, freed).await.is_err() {
+            is_any_told |= self.make_room();
+            if !is_any_told || Instant::now() >= deadline {
                 return None;
             }
+            let _ = timeout(SHED_STEP, freed).await;
         }
     }
 

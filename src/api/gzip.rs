@@ -170,13 +170,19 @@ mod tests {
     #[tokio::test]
     async fn what_comes_out_is_counted_as_it_does() {
         // C-LIMIT-16
-        let packed = pack(vec![b'x'; 1 << 20].into()).await.unwrap();
+        let packed = pack(vec![b'x'; 2 << 20].into()).await.unwrap();
         let budget = ByteBudget::new(512 << 10);
         let charge = || budget.charge(&Keys::default().authenticate(None).unwrap());
         let refused = Err(Error::over_limit("max_inflight_bytes", 512 << 10));
         let unpacked = super::unpack(packed.clone(), usize::MAX, charge()).await;
         assert_eq!(unpacked.map(|_| ()), refused.map_err(UnpackError::Refused));
         assert_eq!(charge().add(512 << 10), Ok(()), "all was given back");
+        let large: Vec<u8> = (0..512u32 << 10).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let packed_large = pack(large.clone().into()).await.unwrap();
+        let mut alone = charge();
+        assert_eq!(alone.add(packed_large.len()), Ok(()));
+        let unpacked = super::unpack(packed_large, usize::MAX, alone).await.map(|(unpacked, _)| unpacked);
+        assert_eq!(unpacked, Ok(large.into()), "the largest body passes packed too");
         assert_eq!(super::unpack(packed, 1000, charge()).await.map(|_| ()), Err(UnpackError::TooLarge));
     }
 

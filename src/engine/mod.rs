@@ -6,6 +6,7 @@
 
 mod changes;
 mod cluster_view;
+mod cold_entries;
 mod delete;
 mod figures;
 mod filling;
@@ -126,6 +127,7 @@ struct Inner {
     read_index: read_index::ReadIndex,
     timer: timer::Timer,
     recency: recency::Recency,
+    cold_entries: cold_entries::ColdEntries,
     links: Links,
     watch_sessions: sessions::Sessions,
     streams: streams::Streams,
@@ -151,6 +153,7 @@ impl Engine {
             timer: timer::Timer::default(),
             sessions: propose::SessionKeeper::default(),
             recency: recency::Recency::default(),
+            cold_entries: cold_entries::ColdEntries::default(),
             links: links::Links::default(),
             watch_sessions: sessions::Sessions::new(options.max_watch_sessions, options.watch_session_ttl),
             streams: streams::Streams::new(options.max_streams),

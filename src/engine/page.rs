@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::cold_entries::Read;
 use super::filling::{Filling, Place};
 use super::{Consistency, Engine};
 use crate::codec::Malformed;
@@ -42,6 +43,12 @@ pub struct PageQuery {
 }
 
 impl PageQuery {
+    /// About what it keeps in memory while it waits.
+    pub fn memory_bytes(&self) -> usize {
+        let labels: usize = self.drop_nodes.iter().map(|label| size_of::<String>() + label.len()).sum();
+        size_of::<PageQuery>() + labels + self.filter.as_ref().map_or(0, |filter| filter.memory_bytes())
+    }
+
     /// A page from wherever it is started, of what this member has applied.
     pub(super) fn here(limit: usize, max_bytes: usize) -> Self {
         PageQuery {
@@ -420,7 +427,11 @@ impl Engine {
                 .copied()
                 .collect();
             let budget_bytes = filling.max_bytes - filling.bytes.min(filling.max_bytes);
-            let fetched = self.fetch_entries(shared, cold, budget_bytes, filling.place()).await?;
+            let may_wait = filling.records.is_empty();
+            // Otherwise it would count while it is waited for.
+            known = None;
+            let fetched = self.fetch_entries(shared, cold, budget_bytes, filling.place(), may_wait).await?;
+            filling.is_full |= fetched.is_empty();
             runs = &runs[fetched.len()..];
             for (run, entry) in fetched {
                 if filling.is_full {
@@ -446,34 +457,29 @@ impl Engine {
             .ok_or_else(|| unreadable(shared, place, &"a block of the index is missing from the checkpoint"))
     }
 
+    /// Entries of the first of `runs`; of none if there is no room for one and it is not to be waited for.
     async fn fetch_entries(
         &self,
         shared: &SharedTopic,
         runs: Vec<Run>,
         budget_bytes: usize,
         place: Place,
+        may_wait: bool,
     ) -> Result<Vec<(Run, EntryRecords)>, Stopped> {
-        let log = self.inner.log.clone();
-        let fetched = task::blocking_for_client(move || {
-            let (mut fetched, mut bytes) = (Vec::with_capacity(runs.len()), 0);
-            for run in runs {
-                let known = fetched.last().filter(|(last, _): &&(Run, EntryRecords)| last.entry == run.entry);
-                let entry = match known {
-                    Some((_, entry)) => entry.clone(),
-                    None => {
-                        let payload = log.payload(run.entry)?;
-                        bytes += payload.len();
-                        EntryRecords::parse(payload)?
-                    }
-                };
-                fetched.push((run, entry));
-                if bytes > budget_bytes {
-                    break;
+        let runs: Arc<[Run]> = runs.into();
+        let mut room = None;
+        loop {
+            let (reader, runs) = (self.inner.cold_entries.reader(self.inner.log.clone()), runs.clone());
+            let reading = task::blocking_for_client(move || reader.read(&runs, budget_bytes, room));
+            match reading.await.map_err(|error| unreadable(shared, place, &error))? {
+                Read::Entries(entries) => return Ok(entries),
+                Read::NoRoom(_) if !may_wait => return Ok(Vec::new()),
+                Read::NoRoom(units) => {
+                    let waited = self.inner.cold_entries.wait(units).await;
+                    room = Some(waited.map_err(|error| unreadable(shared, place, &error))?);
                 }
             }
-            Ok(fetched)
-        });
-        fetched.await.map_err(|error| unreadable(shared, place, &error))
+        }
     }
 }
 

@@ -17,7 +17,8 @@ use super::{Ask, Consistency, Engine, LostAtSource, News, Page, PageRecord};
 use crate::error::Error;
 use crate::filter::Filter;
 use crate::limits::{
-    MAX_PULL_EXAMINED, MAX_PULL_ITEMS, MAX_PULL_TIME, MAX_TOLD_RANGES, MAX_TOLD_RANGES_IN_ALL,
+    MAX_COLD_ENTRY_BYTES, MAX_PULL_EXAMINED, MAX_PULL_ITEMS, MAX_PULL_TIME, MAX_TOLD_RANGES,
+    MAX_TOLD_RANGES_IN_ALL, PULL_PAGE_TIMEOUT,
 };
 use crate::state::{
     Instance, Origin, Ranges, SharedTopic, Start as RouterStart, Topic, TopicType, lost_seqs,
@@ -31,6 +32,8 @@ const ITEM_BYTES: usize = 32;
 /// What a topic counts for beside its name, and a stretch of lost seqs.
 const TOPIC_BYTES: usize = 64;
 const RANGE_BYTES: usize = 16;
+/// What a topic takes up in memory, beside its name, while a pull waits for it.
+const WANTED_BYTES: usize = 256;
 /// Topics that are looked at before others get the thread.
 const TOPICS_PER_TURN: usize = 32;
 
@@ -195,6 +198,13 @@ impl Budget {
 }
 
 impl PullQuery {
+    /// About what it keeps in memory while it waits, with what tells it of its topics.
+    pub fn memory_bytes(&self) -> usize {
+        let of_wanted = |(name, _): &(String, Option<PullCursor>)| WANTED_BYTES + name.len();
+        let wanted: usize = self.wanted.iter().map(of_wanted).sum();
+        size_of::<PullQuery>() + wanted + self.filter.as_ref().map_or(0, |filter| filter.memory_bytes())
+    }
+
     /// Where to begin in `shared` without a cursor; `None`: with its first record.
     fn start_of(&self, shared: &SharedTopic) -> Option<RouterStart> {
         let beginning = self.beginning.filter(|beginning| shared.epoch < beginning.before_epoch);
@@ -375,7 +385,10 @@ impl Engine {
             let limit = MAX_PULL_ITEMS - records - usize::from(gap.is_some());
             let page_query = PageQuery { filter, ..PageQuery::here(limit, max_bytes.saturating_sub(bytes)) };
             let cursor_after = start.cursor;
-            let Some(read) = self.read_page(shared, &page_query, start).await? else {
+            let reading = self.read_page(shared, &page_query, start);
+            let read = tokio::time::timeout(PULL_PAGE_TIMEOUT, reading).await;
+            let too_many = || Error::over_limit("cold_entry_bytes", MAX_COLD_ENTRY_BYTES);
+            let Some(read) = read.unwrap_or_else(|_| Err(too_many()))? else {
                 continue;
             };
             if let Some(gap) = gap.filter(|gap| !is_echo(&gap.instance)) {

@@ -8,7 +8,10 @@ use std::fmt;
 use super::json::{Found, elements, value};
 use super::{Field, Filter, Op, OrderOp, Path, Scalar};
 use crate::error::Error;
-use crate::limits::{MAX_FILTER_BYTES, MAX_FILTER_DEPTH, MAX_FILTER_IN, MAX_FILTER_LEAVES, MAX_FILTER_STEPS};
+use crate::limits::{
+    MAX_CANONICAL_FILTER_BYTES, MAX_FILTER_BYTES, MAX_FILTER_DEPTH, MAX_FILTER_IN, MAX_FILTER_LEAVES,
+    MAX_FILTER_STEPS,
+};
 
 impl Filter {
     /// Reads a filter from `json`, which must be valid JSON. Errors: `invalid_request` (C-FILT-01).
@@ -21,6 +24,9 @@ impl Filter {
 
     /// Reads what this writes as text, which may be a little longer than what a client may send.
     pub fn parse_canonical(json: &str) -> Result<Filter, Error> {
+        if json.len() > MAX_CANONICAL_FILTER_BYTES {
+            return Err(bad(format_args!("it has more than {MAX_CANONICAL_FILTER_BYTES} bytes")));
+        }
         let mut leaves = 0;
         parse_filter(json.as_bytes(), 1, &mut leaves)
     }
@@ -137,7 +143,8 @@ fn parse_op(op: &str, json: &[u8]) -> Result<Op, Error> {
         "NotEq" => Ok(Op::NotEq(parse_scalar(json)?)),
         "Glob" => Ok(Op::Glob(parse_glob(json)?)),
         "In" => {
-            let mut scalars = elements(json).map(parse_scalar).collect::<Result<Vec<_>, _>>()?;
+            let mut scalars =
+                elements(json).take(MAX_FILTER_IN + 1).map(parse_scalar).collect::<Result<Vec<_>, _>>()?;
             scalars.shrink_to_fit();
             if !json.starts_with(b"[") || scalars.is_empty() || scalars.len() > MAX_FILTER_IN {
                 return Err(bad(format_args!("\"In\" takes an array of 1 to {MAX_FILTER_IN} scalars")));

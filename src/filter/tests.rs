@@ -299,6 +299,18 @@ fn filter() -> impl Strategy<Value = Value> {
     })
 }
 
+#[test]
+fn nothing_longer_than_what_this_writes_is_taken_apart() {
+    // C-FILT-01, C-LIMIT-16: also of other members and clusters.
+    let many = |count: usize| format!("[\"tag\",\"In\",[{}]]", vec!["1"; count].join(","));
+    let refused = |json: &str| Filter::parse_canonical(json).unwrap_err().message;
+    assert!(Filter::parse_canonical(&many(64)).is_ok());
+    assert!(refused(&many(65)).contains("1 to 64 scalars"));
+    // The last one is no scalar, and nobody comes to it.
+    assert!(refused(&many(30_000).replace("1]]", "{}]]")).contains("1 to 64 scalars"));
+    assert!(refused(&many(100_000)).contains("bytes"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 

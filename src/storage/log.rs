@@ -349,6 +349,19 @@ impl Log {
         }
     }
 
+    /// About how long the payload of an entry is that has left the cache, without reading it; `None` if it cannot be
+    /// told, which reading it then explains. Blocks on the disk.
+    pub fn payload_bytes(&self, id: EntryId) -> Option<u64> {
+        // Its file may be replaced between the two looks, hardly twice.
+        (0..2).find_map(|_| {
+            let plan = self.shared.view.read().plan_one(id);
+            match plan.hot.first() {
+                Some(_) => Some(0),
+                None => self.shared.reader.frame_bytes(&plan).ok().flatten(),
+            }
+        })
+    }
+
     /// Entries at some indexes that are known to be committed, in order, until their payloads reach
     /// `max_bytes` or reading took `max_time`; at least the first. Also below the purge point for as long as a pin or their own life keeps
     /// them. `NotFound` if the log does not have one. Blocks on the disk.

@@ -22,7 +22,7 @@ use super::disk::{Disk, DiskFile, OpenMode};
 use super::entry::{EntryId, LogEntry};
 use super::frame::{self, FRAME_ALIGN_BYTES, FRAME_HEADER_BYTES};
 use super::kept::{KeptFile, KeptName};
-use super::plan::ColdPiece;
+use super::plan::{ColdPiece, Plan};
 use super::segment;
 use super::table::TableIndex;
 use super::verdict::is_unreadable;
@@ -165,6 +165,22 @@ impl Reader {
         let term = term.or(row.term).or_else(|| frame::decode(&buf).ok().map(|frame| frame.head.term));
         let len_bytes = buf.len();
         self.decode(source, &buf.into(), 0, len_bytes, row.offset_bytes, id(term)).map(Some)
+    }
+
+    /// How much is read for the one entry that `plan` is about.
+    pub(super) fn frame_bytes(&self, plan: &Plan) -> io::Result<Option<u64>> {
+        if let Some((kept, index, term)) = &plan.kept {
+            let open = self.open(FileId::Kept(kept.name))?;
+            return Ok(kept.find(open.file.as_ref(), *index, *term)?.map(|row| row.len_bytes));
+        }
+        let Some(piece) = plan.cold.first() else { return Ok(None) };
+        if let Some(open) = &piece.open {
+            return Ok(open.extents.first().map(|(_, bytes)| *bytes));
+        }
+        let sealed = self.open(FileId::Segment(piece.segment_id))?;
+        let Some(table) = &sealed.table else { return Ok(None) };
+        let extents = table.extents(sealed.file.as_ref(), piece.first_ordinal, 1)?;
+        Ok(extents.and_then(|extents| extents.first().map(|(_, bytes)| *bytes)))
     }
 
     fn read_extents(

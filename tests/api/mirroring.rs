@@ -1,5 +1,7 @@
 //! Section 16: what mirrors bring from another cluster. Networks of clusters that fail are in `tests/cluster/mirrors.rs`.
 
+use antiphon::engine::{Ask, PullQuery, Sources};
+use antiphon::router::PullRequest;
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, PATIENCE, eventually, free_ports};
@@ -392,9 +394,31 @@ async fn pulls_are_asked_at_the_client_port_with_a_key() {
         got("POST /v0/mirror/pull".to_owned(), request.body(body)).await
     };
     let binary = "application/octet-stream";
+    // What a pull names are names, so that nothing of it is large.
+    let asked = |dest: &str, after: &str| {
+        let query = PullQuery {
+            sources: Sources::Prefix("pulled:".to_owned()),
+            wanted: Vec::new(),
+            ask: Ask::List { after: after.to_owned() },
+            beginning: None,
+            filter: None,
+            puller_id: 1,
+            dest: Some(dest.to_owned()),
+            wait_ms: 0,
+            max_bytes: 1,
+        };
+        let puller = antiphon::state::Cluster { id: 1, name: "elsewhere".to_owned() };
+        &*PullRequest { puller, query }.encode().to_vec().leak()
+    };
+    let long = "a".repeat(256);
+    pull(Some("reader"), binary, asked("dest", "pulled:a")).await.expect(200);
+    pull(Some("reader"), binary, asked(&long, "pulled:a")).await.refused(400, "invalid_request");
+    pull(Some("reader"), binary, asked("dest", &long)).await.refused(400, "invalid_request");
     pull(None, binary, &[1]).await.refused(401, "unauthorized");
     for body in [&b""[..], &[1], &[200, 1, 2, 3], &[1; 64], &[255; 64]] {
         pull(Some("reader"), binary, body).await.refused(400, "invalid_request");
     }
+    static TOO_MUCH: [u8; (1 << 20) + 1] = [3; (1 << 20) + 1];
+    pull(Some("reader"), binary, &TOO_MUCH).await.refused(413, "payload_too_large");
     pull(Some("reader"), "application/json", b"{}").await.refused(415, "unsupported_media_type");
 }

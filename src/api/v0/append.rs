@@ -92,7 +92,7 @@ pub fn prepare(
 /// a refusal for want of the topic is then the caller's want of the right.
 pub fn may_create_with(caller: &Caller, topic: &str, config: &TopicConfig) -> bool {
     let reaches_dead_letter =
-        config.dead_letter.as_deref().is_none_or(|dead_letter| caller.may(Scope::Admin, Some(dead_letter)));
+        config.dead_letter.as_deref().is_none_or(|dead_letter| caller.check_dest(dead_letter).is_ok());
     caller.may(Scope::Admin, Some(topic)) && reaches_dead_letter
 }
 
@@ -181,13 +181,14 @@ mod tests {
     #[test]
     fn making_a_topic_with_a_config_needs_admin_on_all_that_it_names() {
         // C-AUTH-13, C-AUTH-16
-        let keys = Keys::parse("all,writer:w,bound:a:t").unwrap();
+        let keys = Keys::parse("all,writer:w,bound:a:t,both:a+w:t").unwrap();
         let may = |key, dead_letter: Option<&str>| {
             let config =
                 TopicConfig { dead_letter: dead_letter.map(str::to_owned), ..TopicConfig::default() };
             may_create_with(&keys.authenticate(Some(key)).unwrap(), "topic", &config)
         };
-        assert!(may("all", Some("dead")) && may("bound", None) && may("bound", Some("t-dead")));
-        assert!(!may("writer", None) && !may("bound", Some("dead")));
+        assert!(may("all", Some("dead")) && may("bound", None) && may("both", Some("t-dead")));
+        assert!(!may("writer", None) && !may("both", Some("dead")));
+        assert!(!may("bound", Some("t-dead")), "records would be moved where it may not write");
     }
 }

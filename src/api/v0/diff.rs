@@ -37,6 +37,7 @@ async fn page(api: &Api, call: &Call<Read>, topic: &str, query: PageQuery) -> Re
     if query.wait_ms == 0 {
         return api.engine.page(topic, query).await;
     }
+    let _held = api.hold_watch_bytes(&call.caller, query.memory_bytes())?;
     let at_once = PageQuery { wait_ms: 0, ..query.clone() };
     tokio::select! {
         biased;

@@ -13,7 +13,8 @@ use crate::engine::PageQuery;
 use crate::error::Error;
 use crate::filter::Filter;
 use crate::limits::{
-    DEFAULT_PAGE_BYTES, DEFAULT_PAGE_RECORDS, MAX_NODE_LABELS, MAX_PAGE_BYTES, MAX_PAGE_RECORDS, MAX_WAIT_MS,
+    DEFAULT_PAGE_BYTES, DEFAULT_PAGE_RECORDS, MAX_NODE_BYTES, MAX_NODE_LABELS, MAX_PAGE_BYTES,
+    MAX_PAGE_RECORDS, MAX_WAIT_MS,
 };
 
 #[derive(Debug, Deserialize)]
@@ -78,7 +79,7 @@ pub fn parse_diff(json: &[u8]) -> Result<(PageQuery, Shown), Error> {
         from_ts_ms: body.from_ts,
         limit: clamp(body.limit, DEFAULT_PAGE_RECORDS, MAX_PAGE_RECORDS),
         max_bytes: clamp(body.max_batch_bytes, DEFAULT_PAGE_BYTES, MAX_PAGE_BYTES),
-        drop_nodes: body.node.map_or(Arc::default(), |labels| labels.0.into()),
+        drop_nodes: body.node.map_or(Arc::default(), NodeLabels::known),
         filter: body.filter.map(|json| Filter::parse(json.get()).map(Arc::new)).transpose()?,
         epoch: body.epoch,
         consistency: parse_consistency(body.consistency.as_ref().map(Text::as_str))?,
@@ -104,6 +105,14 @@ fn clamp(value: Option<Unsigned>, default: usize, most: usize) -> usize {
 /// A string or an array of them (C-NODE-03).
 #[derive(Debug)]
 pub struct NodeLabels(pub Vec<String>);
+
+impl NodeLabels {
+    /// Those that a record can have: a longer one is no record's.
+    pub fn known(mut self) -> Arc<[String]> {
+        self.0.retain(|label| label.len() <= MAX_NODE_BYTES);
+        self.0.into()
+    }
+}
 
 impl<'de> Deserialize<'de> for NodeLabels {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -182,6 +191,12 @@ mod tests {
         for bad in [r#"{"node":1}"#, r#"{"node":["a",1]}"#, r#"{"node":{"a":1}}"#] {
             assert!(nodes(bad).is_err(), "{bad}");
         }
+        let long = "n".repeat(MAX_NODE_BYTES + 1);
+        assert_eq!(
+            nodes(&format!("{{\"node\":[\"a\",{long:?}]}}")),
+            Ok(["a".to_owned()].into()),
+            "no record has it"
+        );
         let many = |count: usize| nodes(&format!("{{\"node\":[{}]}}", vec!["\"n\""; count].join(",")));
         assert!(many(64).is_ok() && many(65).is_err());
     }

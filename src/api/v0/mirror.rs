@@ -7,14 +7,14 @@ use axum::http::header::{CONTENT_TYPE, HeaderValue};
 use axum::response::{IntoResponse, Response};
 
 use crate::api::Api;
-use crate::api::call::{Call, Pull};
+use crate::api::call::{Call, Read};
 use crate::api::name::check_topic_name;
 use crate::auth::Scope;
-use crate::engine::Sources;
+use crate::engine::{Ask, Sources};
 use crate::error::Error;
 use crate::router::{PULL_CONTENT_TYPE, PullRequest, answer_pull};
 
-pub async fn pull(State(api): State<Api>, mut call: Call<Pull>) -> Result<Response, Error> {
+pub async fn pull(State(api): State<Api>, mut call: Call<Read>) -> Result<Response, Error> {
     let body = call.body_of_type(PULL_CONTENT_TYPE)?;
     let mut request = PullRequest::decode(body).map_err(Error::invalid)?;
     // The beginning of all names that are asked for must be one that the key may read.
@@ -23,10 +23,25 @@ pub async fn pull(State(api): State<Api>, mut call: Call<Pull>) -> Result<Respon
             call.caller.check(Scope::Read, Some(topic))?;
             check_topic_name(topic)?;
         }
-        Sources::Prefix(prefix) => call.caller.check(Scope::Read, Some(prefix))?,
+        Sources::Prefix(prefix) => {
+            call.caller.check(Scope::Read, Some(prefix))?;
+            check_beginning(prefix)?;
+        }
     }
+    let query = &request.query;
+    if let Ask::List { after } = &query.ask {
+        check_beginning(after)?;
+    }
+    query
+        .wanted
+        .iter()
+        .map(|(name, _)| name)
+        .chain(&query.dest)
+        .try_for_each(|name| check_topic_name(name))?;
     call.forget_body();
     api.engine.admit()?;
+    // For as long as it waits.
+    let _held = api.hold_watch_bytes(&call.caller, query.memory_bytes())?;
     let _place = call.caller.enter_pull()?;
     call.count_no_more();
     let answer = tokio::select! {
@@ -39,4 +54,9 @@ pub async fn pull(State(api): State<Api>, mut call: Call<Pull>) -> Result<Respon
     };
     let content_type = (CONTENT_TYPE, HeaderValue::from_static(PULL_CONTENT_TYPE));
     Ok((StatusCode::OK, [content_type], answer).into_response())
+}
+
+/// 400 unless names of topics can begin with this; nothing is the beginning of all.
+fn check_beginning(beginning: &str) -> Result<(), Error> {
+    if beginning.is_empty() { Ok(()) } else { check_topic_name(beginning) }
 }

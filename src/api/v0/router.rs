@@ -48,15 +48,12 @@ fn check_names(caller: &Caller, config: &RouterConfig) -> Result<(), Error> {
     // Otherwise it is the source's name that every copy goes to.
     let dest = config.fixed_dest().unwrap_or(source);
     caller.check(Scope::Admin, Some(source))?;
-    caller.check(Scope::Admin, Some(dest))?;
+    caller.check_dest(dest)?;
     if caller.is_unrestricted(Scope::Admin) {
         return Ok(());
     }
     // A router reads and writes, and so must be let whoever makes it: else to configure would be to read.
-    if config.is_local() {
-        caller.check(Scope::Read, Some(source))?;
-    }
-    caller.check(Scope::Write, Some(dest))
+    if config.is_local() { caller.check(Scope::Read, Some(source)) } else { Ok(()) }
 }
 
 /// What a caller is told of a link's error. What exactly answered, or did not, tells what there is in the network of

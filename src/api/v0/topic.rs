@@ -9,7 +9,6 @@ use crate::api::call::{Admin, Delete, Read, TopicCall};
 use crate::api::json::JsonWriter;
 use crate::api::problem::internal;
 use crate::api::reply::{Answer, Reply, created_or_ok};
-use crate::auth::Scope;
 use crate::error::Error;
 use crate::state::{Draft, Outcome, Topic, TopicType};
 
@@ -17,7 +16,7 @@ pub async fn put(State(api): State<Api>, TopicCall { mut call, topic }: TopicCal
     let config = parse_config(call.json_or_empty_object()?, &topic)?;
     call.forget_body();
     if let Some(dead_letter) = &config.dead_letter {
-        call.caller.check(Scope::Admin, Some(dead_letter))?;
+        call.caller.check_dest(dead_letter)?;
     }
     api.engine.admit()?;
     let (outcome, _) = api.engine.propose(Draft::put_topic(&topic, &config)).await?;

@@ -276,6 +276,7 @@ impl Socket {
             Step::CaughtUp { head_seq } => Notice::CaughtUp { head_seq }.message(&topic),
             Step::Deleted { head_seq } => {
                 self.followed.remove(&topic);
+                self.hold_less();
                 Notice::Deleted { head_seq }.message(&topic)
             }
         };
