@@ -262,6 +262,8 @@ pub const MAX_DISCARDED_BYTES: usize = 64 << 10;
 pub const DISCARD_TIME_MS: u64 = 1000;
 /// How long what comes is read off a connection that ends with an answer, in milliseconds (C-CONV-20).
 pub const LINGER_MS: u64 = 5000;
+/// Answers of fewer bytes are not counted until they are written: what waits in a connection is about as much.
+pub const MIN_COUNTED_ANSWER_BYTES: usize = 16 << 10;
 /// Answers of fewer bytes are not compressed, whatever the client accepts.
 pub const MIN_GZIP_BYTES: usize = 512;
 /// Topics that one append over several may name.

@@ -16,6 +16,7 @@ use axum::extract::{FromRef, FromRequest, FromRequestParts, RawPathParams, Reque
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
+use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use tokio::time::{Instant, timeout_at};
@@ -29,7 +30,10 @@ use super::web_guard::ForeignOrigin;
 use super::write_progress::WriteProgress;
 use crate::auth::{Caller, Keys, Place, Scope};
 use crate::error::{Code, Error};
-use crate::limits::{MAX_SMALL_BODY_BYTES, MIN_BODY_BYTES_PER_S, MIN_WHOLE_BODY_BYTES_PER_S, WHOLE_BODY_MS};
+use crate::limits::{
+    MAX_SMALL_BODY_BYTES, MIN_BODY_BYTES_PER_S, MIN_COUNTED_ANSWER_BYTES, MIN_WHOLE_BODY_BYTES_PER_S,
+    WHOLE_BODY_MS,
+};
 
 /// Room made at once for a body whose announced length may be a lie.
 const FIRST_BODY_ROOM_BYTES: usize = 1 << 20;
@@ -158,9 +162,32 @@ impl<N: Needs> Call<N> {
         Err(Error::new(Code::UnsupportedMediaType, message))
     }
 
-    /// From now on it does not count among the requests of its key: it counts elsewhere.
-    pub fn count_no_more(&mut self) {
-        self.place = None;
+    /// From now on it counts here, and not among the requests of its key.
+    pub fn count_as(&mut self, place: Place) {
+        self.place = Some(place);
+    }
+
+    /// Counts an answer of `bytes` before it is made. 429 `throttled` if that is too much. Small ones are what any
+    /// connection may have.
+    pub fn count_answer(&mut self, bytes: usize) -> Result<(), Error> {
+        if bytes < MIN_COUNTED_ANSWER_BYTES { Ok(()) } else { self.charge.add(bytes) }
+    }
+
+    /// What was counted counts until the answer is written (C-LIMIT-16): a client need not read it.
+    pub fn answer(self, response: Response) -> Response {
+        let connection: Option<&Arc<WriteProgress>> = self.parts.extensions.get();
+        if let Some(connection) = connection.filter(|_| self.charge.bytes() > 0) {
+            connection.exchange.hold((self.charge, self.place));
+        }
+        response
+    }
+
+    /// The same of an answer that was made without waiting for anything.
+    pub fn answer_counted(mut self, response: Response) -> Result<Response, Error> {
+        self.replace_body();
+        self.charge.give_back(self.charge.bytes());
+        self.count_answer(response.body().size_hint().lower() as usize)?;
+        Ok(self.answer(response))
     }
 
     /// As [`Call::json`], for the endpoints where no body means `{}` (C-CONV-05).

@@ -295,3 +295,22 @@ async fn what_a_body_holds_is_given_back_when_its_client_goes() {
     drop(client);
     while status().await != 200 {}
 }
+
+#[tokio::test]
+async fn what_an_answer_holds_is_given_back_when_it_is_written_or_its_client_goes() {
+    // C-LIMIT-16
+    let limits = ApiLimits { max_inflight_bytes: 30 << 20, ..ApiLimits::default() };
+    let edge = Edge::start(Given { limits, ..Given::default() }).await;
+    let asked = format!("GET /v0/large HTTP/1.1\r\n{CLOSE}\r\n");
+    let status = async || parsed(&edge.talk(asked.as_bytes()).await).0;
+    // What is read leaves nothing.
+    for _ in 0..3 {
+        assert_eq!(status().await, 200);
+    }
+    let mut client = edge.connect().await;
+    client.write_all(b"GET /v0/large HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    read_until(&mut client, "\r\n\r\n").await;
+    assert_eq!(status().await, 429);
+    drop(client);
+    while status().await != 200 {}
+}

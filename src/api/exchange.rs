@@ -21,7 +21,9 @@ use futures_util::task::AtomicWaker;
 use hyper::body::{Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 
+use super::byte_budget::Charge;
 use super::write_progress::WriteProgress;
+use crate::auth::Place;
 
 /// What all parts of a connection know of the request that is under way. There is one at a time, and one task that
 /// works on it; others only look.
@@ -39,7 +41,13 @@ pub struct Exchange {
     /// Not HTTP any more.
     is_upgraded: AtomicBool,
     unread: Mutex<Option<Incoming>>,
+    /// What answers count for until they are written, and whether there is any.
+    held: Mutex<Vec<Held>>,
+    holds: AtomicBool,
 }
+
+/// What an answer counts for: its bytes, and a place among the requests of its key.
+pub type Held = (Charge, Option<Place>);
 
 impl Exchange {
     /// The head of a request was read.
@@ -61,7 +69,16 @@ impl Exchange {
     pub fn flushed(&self) {
         if self.is_answered.load(Ordering::Relaxed) {
             self.is_under_way.store(false, Ordering::Relaxed);
+            if self.holds.swap(false, Ordering::Relaxed) {
+                self.held.lock().clear();
+            }
         }
+    }
+
+    /// Keeps what an answer counts for until it is written, or the connection is gone.
+    pub fn hold(&self, held: Held) {
+        self.held.lock().push(held);
+        self.holds.store(true, Ordering::Relaxed);
     }
 
     /// Nothing more comes from the client.

@@ -77,6 +77,11 @@ impl Default for Given {
     }
 }
 
+/// More than the sockets of a connection take by themselves.
+async fn large(call: Call<Read>) -> Answer {
+    call.answer_counted(Response::new(Body::from(vec![b'x'; 20 << 20])))
+}
+
 /// A member's edge without a member.
 pub struct Edge {
     address: std::net::SocketAddr,
@@ -92,6 +97,7 @@ impl Edge {
             .route("/v0/topics/{topic}", post(echo))
             .route("/v0/routers/{router}", get(name_of))
             .route("/v0/wait", get(wait))
+            .route("/v0/large", get(large))
             .route("/v0/stream", get(stream))
             .route("/v0/panics", get(panics));
         let budget = ByteBudget::new(given.limits.max_inflight_bytes);

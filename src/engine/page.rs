@@ -134,6 +134,20 @@ pub struct Page {
     pub records_scanned: u64,
 }
 
+impl Page {
+    /// Leaves the records behind the first `count` to the next page.
+    pub fn shorten(&mut self, count: usize) {
+        if count >= self.records.len() {
+            return;
+        }
+        self.records.truncate(count);
+        if let Some(last) = self.records.last() {
+            (self.next_from_seq, self.lag) = (last.seq, self.head_seq - last.seq);
+            self.caught_up = false;
+        }
+    }
+}
+
 /// Where a topic stood at one moment.
 #[derive(Clone, Copy)]
 pub(super) struct Standing {

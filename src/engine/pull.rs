@@ -103,6 +103,21 @@ pub struct PullReply {
     pub topics: Vec<PulledTopic>,
 }
 
+impl PullReply {
+    /// About what it takes up in an answer, without the news, which have bounds of their own.
+    pub fn bytes(&self) -> usize {
+        let of_item = |item: &PulledItem| match item {
+            PulledItem::Record(record) => record.stored().len() + ITEM_BYTES,
+            PulledItem::Gap(_) => ITEM_BYTES,
+        };
+        let of_topic = |topic: &PulledTopic| match &topic.content {
+            Pulled::Page(page) => page.lost.bytes() + page.items.iter().map(of_item).sum::<usize>(),
+            Pulled::Diverged | Pulled::Gone => 0,
+        };
+        self.topics.iter().map(|topic| TOPIC_BYTES + topic.topic.len() + of_topic(topic)).sum()
+    }
+}
+
 /// What one topic has to say.
 #[derive(Debug, Clone)]
 pub struct PulledTopic {

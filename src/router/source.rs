@@ -12,7 +12,13 @@ const BYTES_PER_TURN: usize = 256 << 10;
 
 /// Waits for what the pull is about, and writes it down. Errors: `topic_not_found`, `no_leader`, `internal` on
 /// damage.
-pub async fn answer_pull(engine: &Engine, request: &PullRequest) -> Result<Bytes, Error> {
+///
+/// `count` is told about how long the answer will be before it is made, and may refuse it.
+pub async fn answer_pull(
+    engine: &Engine,
+    request: &PullRequest,
+    count: impl FnOnce(usize) -> Result<(), Error>,
+) -> Result<Bytes, Error> {
     let unknown = || Error::new(Code::NoLeader, "the cluster has not been led since it was founded");
     let cluster = engine.own_cluster().ok_or_else(unknown)?;
     let reply = match request.puller.id == cluster.id {
@@ -20,6 +26,7 @@ pub async fn answer_pull(engine: &Engine, request: &PullRequest) -> Result<Bytes
         true => PullReply { next_epoch: 0, news: News::Nothing, examined: 0, topics: Vec::new() },
         false => engine.pull(&request.query).await?,
     };
+    count(reply.bytes())?;
     let mut writer = AnswerWriter::new(&reply);
     let mut yielded_at = 0;
     for topic in &reply.topics {

@@ -36,7 +36,7 @@ pub async fn get(State(api): State<Api>, call: Call<Read>) -> Answer {
     if call.header(&ACCEPT).is_some_and(prefers_json) {
         let mut reply = Reply::new(call.arrived, 1024);
         put_json(&mut reply.json, &figures, of_whole_member);
-        return Ok(reply.finish(StatusCode::OK));
+        return call.answer_counted(reply.finish(StatusCode::OK));
     }
     let mut out = Exposition::default();
     put_names(&mut out, &figures);
@@ -45,7 +45,7 @@ pub async fn get(State(api): State<Api>, call: Call<Read>) -> Answer {
     }
     let mut response = Response::new(Body::from(out.finish()));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(series::CONTENT_TYPE));
-    Ok(response)
+    call.answer_counted(response)
 }
 
 /// Whether JSON is accepted with a greater weight than text; what accepts both alike gets text.

@@ -42,18 +42,18 @@ pub async fn pull(State(api): State<Api>, mut call: Call<Read>) -> Result<Respon
     api.engine.admit()?;
     // For as long as it waits.
     let _held = api.hold_watch_bytes(&call.caller, query.memory_bytes())?;
-    let _place = call.caller.enter_pull()?;
-    call.count_no_more();
+    call.count_as(call.caller.enter_pull()?);
+    let peer_ended = call.peer_ended();
     let answer = tokio::select! {
         biased;
-        answer = answer_pull(&api.engine, &request) => answer?,
-        () = call.peer_ended() => {
+        answer = answer_pull(&api.engine, &request, |bytes| call.count_answer(bytes)) => answer?,
+        () = peer_ended => {
             request.query.wait_ms = 0;
-            answer_pull(&api.engine, &request).await?
+            answer_pull(&api.engine, &request, |bytes| call.count_answer(bytes)).await?
         }
     };
     let content_type = (CONTENT_TYPE, HeaderValue::from_static(PULL_CONTENT_TYPE));
-    Ok((StatusCode::OK, [content_type], answer).into_response())
+    Ok(call.answer((StatusCode::OK, [content_type], answer).into_response()))
 }
 
 /// 400 unless names of topics can begin with this; nothing is the beginning of all.

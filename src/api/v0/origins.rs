@@ -21,7 +21,7 @@ pub async fn get(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Re
     reply.json.field("topic", topic.as_str());
     reply.json.field("epoch", epoch);
     reply.json.array_field("origins", origins.iter());
-    Ok(reply.finish(StatusCode::OK))
+    call.answer_counted(reply.finish(StatusCode::OK))
 }
 
 impl ToJson for &OriginView {

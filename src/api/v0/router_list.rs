@@ -32,7 +32,7 @@ pub async fn list(State(api): State<Api>, call: Call<Read>) -> Answer {
     reply.json.array_field("routers", &views);
     let last = routers.last().filter(|_| has_more);
     reply.json.field_if_some("next_cursor", last.map(|router| encode_cursor(&router.name)).as_deref());
-    Ok(reply.finish(StatusCode::OK))
+    call.answer_counted(reply.finish(StatusCode::OK))
 }
 
 /// Up to `page_size` routers under the prefixes, which are disjoint and in order, and whether there are more.

@@ -34,7 +34,7 @@ pub async fn list(State(api): State<Api>, call: Call<Read>) -> Answer {
     reply.json.array_field("topics", entries);
     let last = topics.last().filter(|_| has_more);
     reply.json.field_if_some("next_cursor", last.map(|topic| encode_cursor(&topic.read().name)).as_deref());
-    Ok(reply.finish(StatusCode::OK))
+    call.answer_counted(reply.finish(StatusCode::OK))
 }
 
 /// Up to `page_size` topics under the prefixes, which are disjoint and in order, and whether there are
