@@ -11,6 +11,7 @@ use anyhow::{Context, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use reqwest::{Response, Url};
 
+use super::client::key_argument;
 use super::fail;
 use crate::config::{Given, Secret, Source, client_key, client_url, variable};
 
@@ -26,15 +27,7 @@ pub(super) fn command() -> Command {
                 .value_name("URL")
                 .help("The member [default: this machine, as ANTIPHON_HOST and ANTIPHON_PORT say]"),
         )
-        .arg(
-            Arg::new("key")
-                .long("key")
-                .value_name("KEY")
-                .env("ANTIPHON_KEY")
-                .hide_env_values(true)
-                .allow_hyphen_values(true)
-                .help("API key, where probe_auth is set [default: the first of this machine's member]"),
-        )
+        .arg(key_argument("API key, where probe_auth is set [default: the first of this machine's member]"))
         .arg(
             Arg::new("ready")
                 .long("ready")

@@ -11,8 +11,8 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
-use super::hub::{Bell, Listener};
-use super::lane::{Frame, LaneReader, View};
+use super::hub::{Bell, LanePlace, Listener};
+use super::lane::{Frame, View};
 use super::page::{Page, PageQuery, Standing, Start, Tombstone};
 use super::{Consistency, Engine};
 use crate::error::Error;
@@ -124,7 +124,7 @@ pub(super) struct Following {
     /// Nothing was read yet.
     is_first: bool,
     has_caught_up: bool,
-    lane: LaneReader,
+    lane: LanePlace,
     /// Goes on where it was if the step that began it was dropped: who is interrupted often gets on too.
     reading: Option<Reading>,
     touched: Instant,
@@ -146,7 +146,7 @@ impl Following {
         let name = shared.read().name.clone();
         // In this order: the lane belongs to those who listen.
         let listener = bell.listen(shared.epoch, slot);
-        let lane = engine.inner.hub.lane(shared.epoch, view).join();
+        let lane = engine.inner.hub.lane(shared.epoch, view);
         Following {
             shared,
             name,

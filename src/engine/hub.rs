@@ -7,6 +7,7 @@
 //! applied entries costs one look at a counter.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::changes::Changes;
-use super::lane::{Lane, Shelf, View};
+use super::lane::{Lane, LaneReader, Shelf, View};
 use crate::raft::ApplyObserver;
 use crate::state::SharedTopic;
 
@@ -41,9 +42,13 @@ pub struct Hub {
 struct Feed {
     /// Each knows its place.
     ears: Vec<Arc<Ear>>,
-    lanes: HashMap<Arc<View>, Weak<Lane>>,
-    /// With so many lanes those that nobody holds are forgotten.
-    sweep_at: usize,
+    /// Each as long as somebody has a place in it: views may be long, and only those of open streams are counted.
+    lanes: HashMap<Arc<View>, SharedLane>,
+}
+
+struct SharedLane {
+    lane: Arc<Lane>,
+    places: usize,
 }
 
 impl Feed {
@@ -62,18 +67,22 @@ impl Feed {
         }
     }
 
-    fn lane(&mut self, view: &Arc<View>, shelf: &Arc<Shelf>) -> Arc<Lane> {
-        if let Some(lane) = self.lanes.get(view).and_then(Weak::upgrade) {
-            return lane;
+    fn join(&mut self, view: &Arc<View>, shelf: &Arc<Shelf>) -> LaneReader {
+        let new = || SharedLane { lane: Arc::new(Lane::new(view.clone(), shelf.clone())), places: 0 };
+        let shared = self.lanes.entry(view.clone()).or_insert_with(new);
+        shared.places += 1;
+        shared.lane.clone().join()
+    }
+
+    fn leave(&mut self, lane: &Arc<Lane>) {
+        let Some(shared) = self.lanes.get_mut(lane.view()) else { return };
+        if !Arc::ptr_eq(&shared.lane, lane) {
+            return;
         }
-        if self.lanes.len() >= self.sweep_at {
-            self.lanes.retain(|_, lane| lane.strong_count() > 0);
-            // As seldom as their number doubles.
-            self.sweep_at = 2 * self.lanes.len() + 8;
+        shared.places -= 1;
+        if shared.places == 0 {
+            self.lanes.remove(lane.view());
         }
-        let lane = Arc::new(Lane::new(view.clone(), shelf.clone()));
-        self.lanes.insert(view.clone(), Arc::downgrade(&lane));
-        lane
     }
 }
 
@@ -126,6 +135,29 @@ pub struct Listener {
     /// The topic instance; `None`: all with a prefix.
     epoch: Option<u64>,
     ear: Arc<Ear>,
+}
+
+/// A place among those who share frames of one topic; dropping it gives it up.
+pub struct LanePlace {
+    hub: Arc<Hub>,
+    epoch: u64,
+    reader: LaneReader,
+}
+
+impl Deref for LanePlace {
+    type Target = LaneReader;
+
+    fn deref(&self) -> &LaneReader {
+        &self.reader
+    }
+}
+
+impl Drop for LanePlace {
+    fn drop(&mut self) {
+        if let Some(feed) = self.hub.feeds.lock().get_mut(&self.epoch) {
+            feed.leave(self.reader.lane());
+        }
+    }
 }
 
 impl Listener {
@@ -218,9 +250,10 @@ impl Hub {
     }
 
     /// The frames that those share who follow the topic instance `epoch` with the same `view`. To be called by
-    /// who listens to it.
-    pub fn lane(&self, epoch: u64, view: &Arc<View>) -> Arc<Lane> {
-        self.feeds.lock().entry(epoch).or_default().lane(view, &self.shelf)
+    /// who listens to it, and dropped before the listener.
+    pub fn lane(self: &Arc<Self>, epoch: u64, view: &Arc<View>) -> LanePlace {
+        let reader = self.feeds.lock().entry(epoch).or_default().join(view, &self.shelf);
+        LanePlace { hub: self.clone(), epoch, reader }
     }
 }
 
@@ -299,12 +332,15 @@ mod tests {
         let mut listeners: Vec<Listener> = (0..1000).map(|slot| bell.listen(7, slot)).collect();
         let views: Vec<Arc<View>> =
             (0..1000).map(|form| View::new(form, 1, 1, Arc::default(), None)).collect();
-        let lanes: Vec<Arc<Lane>> = views.iter().map(|view| hub.lane(7, view)).collect();
+        let mut lanes: Vec<LanePlace> = views.iter().map(|view| hub.lane(7, view)).collect();
         let same = View::new(500, 1, 1, Arc::default(), None);
-        assert!(Arc::ptr_eq(&hub.lane(7, &same), &lanes[500]));
+        assert!(Arc::ptr_eq(hub.lane(7, &same).lane(), lanes[500].lane()));
+        let known = || hub.feeds.lock().get(&7).map_or(0, |feed| feed.lanes.len());
+        assert_eq!(known(), 1000);
+        lanes.truncate(10);
+        assert_eq!(known(), 10, "views of streams that ended are forgotten");
         drop(lanes);
-        views.iter().for_each(|view| drop(hub.lane(7, view)));
-        assert!(hub.feeds.lock()[&7].lanes.len() < 2000);
+        assert_eq!(known(), 0);
         // In an order in which others are moved.
         for at in [999, 0, 500, 3, 2, 1] {
             drop(listeners.swap_remove(at.min(listeners.len() - 1)));

@@ -99,14 +99,15 @@ struct Applicant {
 }
 
 impl Applicants {
-    /// Notes that `application` was made now, and says since when it is being made. One too many is not
-    /// noted; it will be, when it is made again and others have been let in or have gone.
+    /// Notes that `application` was made now, and says since when it is being made. The applicant may have moved
+    /// since it asked before. One too many is not noted; it will be, when it is made again and others have been let in or have gone.
     pub fn note(&self, application: &Application) -> Instant {
         let now = Instant::now();
         let mut applicants = self.0.lock();
         applicants.retain(|_, applicant| applicant.last_asked.elapsed() < FORGET_APPLICANT_AFTER);
         if let Some(known) = applicants.get_mut(&application.node_id) {
             known.last_asked = now;
+            known.member = application.member.clone();
             return known.first_asked;
         }
         if applicants.len() < MAX_APPLICANTS {
@@ -156,6 +157,16 @@ mod tests {
             assert_eq!(Verdict::decode(&bytes(&verdict.encode())).unwrap(), verdict);
         }
         assert!(Verdict::decode(&[6]).is_err());
+    }
+
+    #[test]
+    fn an_applicant_that_moves_is_known_where_it_asked_last() {
+        let applicants = Applicants::default();
+        applicants.note(&application(9));
+        let mut moved = application(9);
+        moved.member.peer_address = "elsewhere".into();
+        applicants.note(&moved);
+        assert_eq!(applicants.asking(), [(9, moved.member)]);
     }
 
     #[tokio::test(start_paused = true)]

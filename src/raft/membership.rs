@@ -147,6 +147,8 @@ fn decide(node: &Node, application: &Application) -> Verdict {
     }
     let committed = node.committed_membership();
     if committed.get_node(&application.node_id).is_some() {
+        // It asks on, so it has not been reached where it is known. Others may have passed this on.
+        node.peers().heard_of(application.node_id, &application.member);
         return Verdict::Admitted;
     }
     let namesakes: Vec<_> =

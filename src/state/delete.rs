@@ -88,7 +88,7 @@ impl Topic {
         }
         self.digest.add(before_seq);
         self.origins.forget_gaps_below(before_seq);
-        self.origins.own.forget_below(self.earliest_seq);
+        self.forget_own_below_floor();
         self.count -= all.count;
         self.bytes -= all.bytes;
         let rest = self.earliest_seq..=before_seq.saturating_sub(1);

@@ -165,13 +165,14 @@ impl OwnSeqs {
         SeqSum { count: summed.count, last_seq: summed.last_seq, digest: summed.digest.finish() }
     }
 
-    /// Nothing below `seq` is live any more. Whole chunks are shrunk, some at a time: the next call goes on.
-    pub fn forget_below(&mut self, seq: u64) {
-        let Some(first_seq) = self.foreign.first() else { return };
+    /// Nothing below `seq` is live any more. Whole chunks are shrunk, some at a time: the next call goes on. Gives up to
+    /// where all is summed now, if that changed; members must agree on it, as [`OwnSeqs::between`] depends on it.
+    pub fn forget_below(&mut self, seq: u64) -> Option<u64> {
+        let first_seq = self.foreign.first()?;
         let first_number = first_seq / CHUNK_SEQS;
         let end_number = (seq / CHUNK_SEQS).min(first_number + MAX_CHUNKS_AT_ONCE);
         if end_number <= first_number {
-            return;
+            return None;
         }
         let end_seq = end_number * CHUNK_SEQS;
         for stretch in self.foreign.absent_in(self.summed.to_seq + 1..=end_seq - 1) {
@@ -180,6 +181,7 @@ impl OwnSeqs {
         self.summed.to_seq = end_seq - 1;
         self.foreign.forget_below(end_seq);
         self.is_dirty = true;
+        Some(self.summed.to_seq)
     }
 
     /// Numbers of the chunks that a checkpoint may hold, and whether it may hold a sum.

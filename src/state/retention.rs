@@ -121,17 +121,29 @@ impl Topic {
     }
 
     fn evict(&mut self, goal: Goal, reason: Reason, freed: &mut Freed) -> Result<(), Malformed> {
-        loop {
-            let Some(evicted) = self.blocks.evict_some(goal, self.extent(), freed)? else { return Ok(()) };
+        let earliest_seq = self.earliest_seq;
+        // How many turns it takes depends on which blocks are in memory, which differs from member to member: what
+        // they come to must not.
+        while let Some(evicted) = self.blocks.evict_some(goal, self.extent(), freed)? {
             self.count -= evicted.gone.count;
             self.bytes -= evicted.gone.bytes;
             self.earliest_seq = self.blocks.raise_floor(evicted.last_seq + 1);
             let floor = if reason == Reason::Cap { &mut self.floors.cap } else { &mut self.floors.ttl };
             *floor = evicted.last_seq + 1;
             self.floors.evicted_ts_ms = evicted.last_ts_ms;
-            self.origins.forget_gaps_below(self.floors.evict());
-            self.origins.own.forget_below(self.earliest_seq);
             self.set_dirty();
+        }
+        if self.earliest_seq > earliest_seq {
+            self.origins.forget_gaps_below(self.floors.evict());
+            self.forget_own_below_floor();
+        }
+        Ok(())
+    }
+
+    /// To be called once for whatever has raised the floor: what it forgets decides about gaps that are told later.
+    pub(super) fn forget_own_below_floor(&mut self) {
+        if let Some(summed_to_seq) = self.origins.own.forget_below(self.earliest_seq) {
+            self.digest.add(summed_to_seq);
         }
     }
 }

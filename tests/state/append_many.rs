@@ -4,13 +4,11 @@ use std::collections::BTreeMap;
 
 use antiphon::record::Record;
 use antiphon::state::{
-    Append, AppendPart, Appended, ClusterLimits, Create, Draft, Envelope, Limit, Outcome, Refusal, State,
-    TopicConfig,
+    Append, AppendPart, Appended, ClusterLimits, Create, Draft, Limit, Outcome, Refusal, State, TopicConfig,
 };
-use antiphon::storage::EntryId;
 use proptest::prelude::*;
 
-use crate::member;
+use crate::member::Client;
 
 /// What each record counts for: one byte of data, and the framing.
 const RECORD_BYTES: u64 = 1 + 32;
@@ -38,28 +36,7 @@ fn parts() -> impl Strategy<Value = Vec<Part>> {
         .prop_flat_map(|topics| topics.into_iter().map(part).collect::<Vec<_>>())
 }
 
-struct Member {
-    state: State,
-    index: u64,
-}
-
-impl Member {
-    fn new() -> Self {
-        let mut member = Member { state: State::default(), index: 0 };
-        member.apply(Draft::open_session());
-        member
-    }
-
-    fn apply(&mut self, draft: Draft) -> Outcome {
-        self.index += 1;
-        let envelope = Envelope { node_id: 1, session: 9, number: self.index, done_below: self.index };
-        let command = draft.seal(envelope);
-        let entry = EntryId { term: 1, index: self.index };
-        let applied = self.state.apply_command(entry, 1000, &command).expect("the command is readable");
-        member::check(&self.state, self.index);
-        applied.outcome
-    }
-
+impl Client {
     fn heads(&self) -> BTreeMap<String, u64> {
         let topics = self.state.catalog().page("", None, 1000);
         topics.iter().map(|topic| (topic.read().name.to_string(), topic.read().head_seq)).collect()
@@ -158,14 +135,14 @@ proptest! {
     #[test]
     fn all_parts_happen_or_none(commands in proptest::collection::vec(parts(), 1..40)) {
         // C-APPEND-01, C-APPEND-03, C-APPEND-06
-        let mut member = Member::new();
+        let mut client = Client::new(1000);
         let mut model = Model::default();
         for parts in commands {
             let command = draft(&parts, &model.heads);
-            prop_assert_eq!(member.apply(command), model.append_many(&parts));
-            prop_assert_eq!(&member.heads(), &model.heads);
+            prop_assert_eq!(client.apply(command), model.append_many(&parts));
+            prop_assert_eq!(&client.heads(), &model.heads);
             let records: u64 = model.heads.values().sum();
-            prop_assert_eq!(member.totals(), (records, records * RECORD_BYTES));
+            prop_assert_eq!(client.totals(), (records, records * RECORD_BYTES));
         }
     }
 }
@@ -181,52 +158,52 @@ fn over(limit: Limit, max: u64) -> Refusal {
 #[test]
 fn the_bounds_of_the_cluster_are_exact_and_spare_what_exists() {
     // C-LIMIT-01, C-LIMIT-04, C-LIMIT-10, C-LIMIT-11, C-LIMIT-12
-    let mut member = Member::new();
+    let mut client = Client::new(1000);
     let limits =
         ClusterLimits { max_topics: 2, max_total_bytes: 5 * RECORD_BYTES, ..ClusterLimits::default() };
-    assert_eq!(member.apply(Draft::set_limits(&limits)), Outcome::LimitsSet);
+    assert_eq!(client.apply(Draft::set_limits(&limits)), Outcome::LimitsSet);
     let heads = BTreeMap::new();
     let config = TopicConfig::default();
-    member.apply(Draft::put_topic("t0", &config));
+    client.apply(Draft::put_topic("t0", &config));
     let refused = |part, refusal| Outcome::PartRefused { part, refusal };
     // One more topic may be made, not two; nothing is made of a request that is refused.
     let two_new = draft(&[plain(0, 1), plain(1, 1), plain(2, 1)], &heads);
-    assert_eq!(member.apply(two_new), refused(1, over(Limit::MaxTopics, 2)));
-    assert_eq!(member.heads().len(), 1);
-    assert!(matches!(member.apply(draft(&[plain(0, 1), plain(1, 1)], &heads)), Outcome::AppendedMany(_)));
-    assert_eq!(member.apply(Draft::put_topic("t2", &config)), Outcome::Refused(over(Limit::MaxTopics, 2)));
+    assert_eq!(client.apply(two_new), refused(1, over(Limit::MaxTopics, 2)));
+    assert_eq!(client.heads().len(), 1);
+    assert!(matches!(client.apply(draft(&[plain(0, 1), plain(1, 1)], &heads)), Outcome::AppendedMany(_)));
+    assert_eq!(client.apply(Draft::put_topic("t2", &config)), Outcome::Refused(over(Limit::MaxTopics, 2)));
     let changed = TopicConfig { ttl_ms: 7, ..config.clone() };
     assert!(matches!(
-        member.apply(Draft::put_topic("t0", &changed)),
+        client.apply(Draft::put_topic("t0", &changed)),
         Outcome::TopicPut { created: false, .. }
     ));
 
     let four = draft(&[plain(0, 2), plain(1, 2)], &heads);
-    assert_eq!(member.apply(four), refused(0, over(Limit::MaxTotalBytes, 5 * RECORD_BYTES)));
+    assert_eq!(client.apply(four), refused(0, over(Limit::MaxTotalBytes, 5 * RECORD_BYTES)));
     assert!(
-        matches!(member.apply(draft(&[plain(0, 3)], &heads)), Outcome::AppendedMany(_)),
+        matches!(client.apply(draft(&[plain(0, 3)], &heads)), Outcome::AppendedMany(_)),
         "up to the bound"
     );
-    assert_eq!(member.totals(), (5, 5 * RECORD_BYTES));
-    assert!(matches!(member.apply(draft(&[plain(0, 1)], &heads)), Outcome::PartRefused { .. }));
-    member.apply(Draft::delete_topic("t1", false));
-    assert_eq!(member.totals(), (4, 4 * RECORD_BYTES), "deleting gives bytes and places back");
-    assert!(matches!(member.apply(draft(&[plain(3, 1)], &heads)), Outcome::AppendedMany(_)));
+    assert_eq!(client.totals(), (5, 5 * RECORD_BYTES));
+    assert!(matches!(client.apply(draft(&[plain(0, 1)], &heads)), Outcome::PartRefused { .. }));
+    client.apply(Draft::delete_topic("t1", false));
+    assert_eq!(client.totals(), (4, 4 * RECORD_BYTES), "deleting gives bytes and places back");
+    assert!(matches!(client.apply(draft(&[plain(3, 1)], &heads)), Outcome::AppendedMany(_)));
 
     let unlimited =
         ClusterLimits { max_topics: 0, max_total_bytes: 0, max_routers: 0, max_idempotency_keys: 0 };
-    member.apply(Draft::set_limits(&unlimited));
-    assert!(matches!(member.apply(draft(&[plain(1, 4), plain(2, 4)], &heads)), Outcome::AppendedMany(_)));
+    client.apply(Draft::set_limits(&unlimited));
+    assert!(matches!(client.apply(draft(&[plain(1, 4), plain(2, 4)], &heads)), Outcome::AppendedMany(_)));
 
     // Bounds and totals are the same after a restart.
     let mut restarted = State::default();
-    let mut values: Vec<_> = member.state.take_changes().values;
+    let mut values: Vec<_> = client.state.take_changes().values;
     values.sort();
     for (key, value) in values.into_iter().filter_map(|(key, value)| Some((key, value?))) {
         restarted.restore(&key, &value).expect("what was saved can be read");
     }
     restarted.restored();
     assert_eq!(restarted.limits(), unlimited);
-    assert_eq!(restarted.catalog().totals().bytes(), member.totals().1);
-    assert_eq!(restarted.digest(), member.state.digest());
+    assert_eq!(restarted.catalog().totals().bytes(), client.totals().1);
+    assert_eq!(restarted.digest(), client.state.digest());
 }

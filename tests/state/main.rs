@@ -13,6 +13,7 @@ mod member;
 mod model;
 mod model_route;
 mod random;
+mod saved_otherwise;
 mod sessions;
 mod steps;
 mod topologies;

@@ -4,13 +4,39 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use antiphon::record::EntryRecords;
-use antiphon::state::{Changes, Key, NotApplied, Outcome, SealedBlock, SharedTopic, State, TopicKey};
+use antiphon::state::{
+    Changes, Draft, Envelope, Key, NotApplied, Outcome, SealedBlock, SharedTopic, State, TopicKey,
+};
 use antiphon::storage::EntryId;
 use bytes::Bytes;
 
 /// With more sealed blocks than these their runs are decoded only after every so many commands.
 const ALWAYS_DECODED_BLOCKS: usize = 1;
 const DECODED_EVERY: u64 = 32;
+
+/// A client of a state that needs neither checkpoint nor log: each draft is the next command of one session.
+pub struct Client {
+    pub state: State,
+    pub now_ms: u64,
+    index: u64,
+}
+
+impl Client {
+    pub fn new(now_ms: u64) -> Self {
+        let mut client = Client { state: State::default(), now_ms, index: 0 };
+        client.apply(Draft::open_session());
+        client
+    }
+
+    pub fn apply(&mut self, draft: Draft) -> Outcome {
+        self.index += 1;
+        let (index, now_ms) = (self.index, self.now_ms);
+        let command = draft.seal(Envelope { node_id: 1, session: 9, number: index, done_below: index });
+        let applied = self.state.apply_command(EntryId { term: 1, index }, now_ms, &command);
+        check(&self.state, index);
+        applied.expect("the command is readable").outcome
+    }
+}
 
 #[derive(Default)]
 pub struct Member {

@@ -6,6 +6,7 @@ use anyhow::{bail, ensure};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use super::request::{MAX_TOPICS, MIN_PAYLOAD_BYTES, MIN_TIMED_PAYLOAD_BYTES};
+use crate::cli::client::key_argument;
 use crate::config::Secret;
 use crate::limits::{MAX_PAGE_BYTES, MAX_PAGE_RECORDS, MAX_RECORD_BYTES, MAX_RECORDS_PER_WRITE};
 
@@ -169,15 +170,7 @@ fn shared(command: Command) -> Command {
                 .value_parser(Url::parse)
                 .help("A member of a running cluster; repeat it to spread the load over members"),
         )
-        .arg(
-            Arg::new("key")
-                .long("key")
-                .value_name("KEY")
-                .env("ANTIPHON_KEY")
-                .hide_env_values(true)
-                .allow_hyphen_values(true)
-                .help("API key for --url, with all rights; as a flag it is visible in the process list"),
-        )
+        .arg(key_argument("API key for --url, with all rights; as a flag it is visible in the process list"))
         .arg(switch("local", "Start three members for this run, which is what happens without --url"))
         .arg(switch("leader", "Put the load on the leader only"))
         .arg(switch("follower", "Put the load on members that do not lead"))

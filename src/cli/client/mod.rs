@@ -33,14 +33,19 @@ pub(super) fn arguments() -> [Arg; 3] {
             .value_delimiter(',')
             .default_value(DEFAULT_URL)
             .help("Members, comma separated or given more than once; the first that answers is used"),
-        Arg::new("key")
-            .long("key")
-            .value_name("KEY")
-            .env("ANTIPHON_KEY")
-            .hide_env_values(true)
-            .allow_hyphen_values(true)
-            .help("API key; as a flag it is visible in the process list, as a variable it is not"),
+        key_argument("API key; as a flag it is visible in the process list, as a variable it is not"),
     ]
+}
+
+/// `--key`, as every subcommand takes it.
+pub(super) fn key_argument(help: &'static str) -> Arg {
+    Arg::new("key")
+        .long("key")
+        .value_name("KEY")
+        .env("ANTIPHON_KEY")
+        .hide_env_values(true)
+        .allow_hyphen_values(true)
+        .help(help)
 }
 
 /// The topic that was named; an error is one line.
