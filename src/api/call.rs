@@ -184,8 +184,7 @@ impl<N: Needs> Call<N> {
 
     /// The same of an answer that was made without waiting for anything.
     pub fn answer_counted(mut self, response: Response) -> Result<Response, Error> {
-        self.replace_body();
-        self.charge.give_back(self.charge.bytes());
+        self.forget_body();
         self.count_answer(response.body().size_hint().lower() as usize)?;
         Ok(self.answer(response))
     }

@@ -100,7 +100,8 @@ struct Applicant {
 
 impl Applicants {
     /// Notes that `application` was made now, and says since when it is being made. The applicant may have moved
-    /// since it asked before. One too many is not noted; it will be, when it is made again and others have been let in or have gone.
+    /// since it asked before. One too many is not noted; it will be, when it is made again and others have been let in
+    /// or have gone.
     pub fn note(&self, application: &Application) -> Instant {
         let now = Instant::now();
         let mut applicants = self.0.lock();

@@ -39,8 +39,6 @@ pub struct Machine {
     pub running: Option<Running>,
     /// The disk was told to fail: the member may end by itself, or fail to start.
     pub is_harmed: bool,
-    /// At any time before.
-    lost_its_disk: bool,
 }
 
 /// A process.
@@ -62,7 +60,6 @@ impl Machine {
             life: 0,
             running: None,
             is_harmed: false,
-            lost_its_disk: false,
         }
     }
 
@@ -83,7 +80,6 @@ impl Machine {
 
     /// Ends the process and takes its disk away: the next one starts on a blank one.
     pub fn lose_disk(&mut self) {
-        self.lost_its_disk = true;
         self.kill();
         let seed = self.dice.roll();
         self.disk = SimDisk::new(seed);
@@ -108,9 +104,7 @@ pub fn start(world: &Arc<World>, number: usize) {
     }
     machine.life += 1;
     let life = machine.life;
-    // A blank one that moves while it waits to be let in may be called at its old address for long (tests/FINDINGS.md, found by the
-    // simulator).
-    if others_vote && !machine.lost_its_disk && machine.life > 1 && machine.dice.chance(20) {
+    if others_vote && machine.life > 1 && machine.dice.chance(20) {
         world.net.relocate(number);
         world.trace.note(format_args!("m{} moves to {}", number + 1, world.net.address(number)));
     }

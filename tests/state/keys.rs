@@ -121,9 +121,9 @@ fn an_append_to_several_topics_needs_room_for_the_keys_of_all() {
     assert_eq!(client.keys(), 8);
 }
 
-/// A window of 0 reclients nothing, and deleting a topic gives its keys back.
+/// A window of 0 remembers nothing, and deleting a topic gives its keys back.
 #[test]
-fn keys_that_are_not_recliented_do_not_count() {
+fn keys_that_are_not_remembered_do_not_count() {
     let mut client = client(1);
     let off = TopicConfig { idempotency_window_ms: 0, ..TopicConfig::default() };
     client.apply(Draft::put_topic("off", &off));
