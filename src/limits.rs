@@ -307,6 +307,8 @@ pub const MAX_PULL_TIME: Duration = Duration::from_secs(1);
 /// Topics that one answer lists or tells to have changed, and bytes of their names.
 pub const MAX_TOLD_CHANGES: usize = 16_384;
 pub const MAX_TOLD_NAME_BYTES: usize = 1 << 20;
+/// Stretches of what was taken and what was lost by turns that are gone through to find out what is unknown of a range.
+pub const MAX_KNOWN_TURNS: usize = 8192;
 /// As [`MAX_TOLD_RANGES`], of all origins of a topic together.
 pub const MAX_TOLD_RANGES_IN_ALL: usize = 4096;
 /// Topics of which it is noted that they changed, and for how long if nobody asks.

@@ -11,7 +11,10 @@ use bytes::Bytes;
 use super::wire::{ANSWERED_DIVERGED, ANSWERED_GONE, ANSWERED_PAGE, VERSION, push_record, read_news};
 use crate::codec::{Malformed, Reader, shared_slice};
 use crate::engine::News;
-use crate::limits::{MAX_MEMBER_NAME_CHARS, MAX_PULL_ITEMS, MAX_PULL_WANTED, MAX_TOLD_RANGES, SEQ_LIMIT};
+use crate::limits::{
+    MAX_MEMBER_NAME_CHARS, MAX_PULL_ITEMS, MAX_PULL_WANTED, MAX_TOLD_RANGES, MAX_TOLD_RANGES_IN_ALL,
+    SEQ_LIMIT,
+};
 use crate::record::{BadRecord, check_foreign};
 use crate::state::{
     Cluster, CopyItem, Instance, Ranges, TopicType, is_topic_name, read_entry_id, read_items,
@@ -227,7 +230,11 @@ impl TopicReader<'_> {
         if counted != record_count || gaps + counted > MAX_PULL_ITEMS as u64 {
             return Err(Damage::of_page("it does not hold what it says, or too much"));
         }
-        let (items, records) = self.records(reader, &topic.topic, own, to_seq, sent)?;
+        // Each takes up a seq there.
+        if gaps + counted > to_seq.saturating_sub(start_seq) {
+            return Err(Damage::of_page("it holds more than the seqs that it covers"));
+        }
+        let (items, records) = self.records(reader, &topic.topic, own, start_seq..=to_seq, sent)?;
         Ok(AnsweredPage { instance: own, start_seq, to_seq, to_entry, lost, items, records })
     }
 
@@ -237,12 +244,12 @@ impl TopicReader<'_> {
         reader: &mut Reader<'_>,
         topic: &str,
         own: u32,
-        to_seq: u64,
+        seqs: RangeInclusive<u64>,
         sent: Vec<CopyItem>,
     ) -> Result<(Vec<CopyItem>, Vec<Bytes>), Damage> {
         let skips = self.skips.get(topic);
         let (mut items, mut records) = (Vec::with_capacity(sent.len()), Vec::new());
-        let mut last_seq = 0;
+        let (mut last_seq, to_seq) = seqs.into_inner();
         for item in sent {
             let CopyItem::Records { instance, origin_seq, origin_ts_ms, source_seq, count } = item else {
                 items.push(item);
@@ -281,8 +288,12 @@ impl TopicReader<'_> {
             if count > MAX_TOLD_RANGES {
                 return Err(reader.malformed().into());
             }
+            let mut left = MAX_TOLD_RANGES_IN_ALL;
             let each = |_| -> Result<_, Damage> {
-                Ok((self.numbered(reader.varint_u32()?)?, read_ranges_up_to(reader, MAX_TOLD_RANGES)?))
+                let number = self.numbered(reader.varint_u32()?)?;
+                let ranges = read_ranges_up_to(reader, left.min(MAX_TOLD_RANGES))?;
+                left -= ranges.len();
+                Ok((number, ranges))
             };
             others = Some((0..count).map(each).collect::<Result<_, _>>()?);
         }
@@ -478,9 +489,24 @@ mod tests {
                 gap_to: from,
             })
         };
-        let gaps = |count: u64| PulledPage { items: (1..=count).map(gap).collect(), ..page(Vec::new()) };
-        assert_eq!(damage(gaps(MAX_PULL_ITEMS as u64)), None);
-        assert!(damage(gaps(MAX_PULL_ITEMS as u64 + 1)).is_some());
+        let gaps = |count: u64, to_seq| {
+            let page = PulledPage { start_seq: 5, to_seq, ..page(Vec::new()) };
+            damage(PulledPage { items: (1..=count).map(gap).collect(), ..page })
+        };
+        let most = MAX_PULL_ITEMS as u64;
+        assert_eq!(gaps(most, 5 + most), None);
+        assert!(gaps(most + 1, 5 + 2 * most).is_some());
+        assert!(gaps(most, 4 + most).is_some() && gaps(1, 5).is_some(), "each takes up a seq");
+        let before = PulledPage { start_seq: 8, ..page(vec![record(8, &stored("1"))]) };
+        assert!(damage(before).is_some(), "before where it begins");
+        let told = |ranges: u64| {
+            let ranges: Ranges = (1..=ranges).map(|at| 2 * at..=2 * at).collect();
+            let others = (0..5).map(|_| (instance(7, "t"), ranges.clone())).collect();
+            let lost = Lost { seqs: vec![1..=2], own: Vec::new(), others: Some(others) };
+            damage(PulledPage { lost, ..page(Vec::new()) })
+        };
+        let most = MAX_TOLD_RANGES_IN_ALL as u64 / 5;
+        assert!(told(most).is_none() && told(most + 1).is_some());
         // Names that become labels, and more of them than anything comes from.
         let named = |cluster: &str, count: u64| {
             let mut bytes = bytes::BytesMut::new();

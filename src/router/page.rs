@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::answer::{AnsweredPage, AnsweredTopic};
 use crate::state::{
-    CopyItem, CopyPart, Instance, Position, Ranges, RouterConfig, SharedTopic, is_topic_name,
+    CopyItem, CopyPart, Instance, Position, Ranges, RouterConfig, SharedTopic, Turns, is_topic_name,
 };
 
 /// The name here of a topic there.
@@ -59,10 +59,10 @@ pub(super) fn lost<'a>(
     dest: Option<&SharedTopic>,
 ) -> &'a Ranges {
     let (Some(dest), Some(others)) = (dest, &page.lost.others) else { return &page.lost.seqs };
-    let topic = dest.read();
+    let (topic, turns) = (dest.read(), Turns::default());
     let has_all = |(number, taken): &(u32, Ranges)| {
         let number = instances.get(*number as usize).and_then(|instance| topic.origins.number(instance));
-        taken.iter().all(|range| topic.origins.unreported_in(number, range.clone()).is_none())
+        taken.iter().all(|range| topic.origins.unreported_in(number, range.clone(), &turns).is_none())
     };
     if others.iter().all(has_all) { &page.lost.own } else { &page.lost.seqs }
 }

@@ -15,9 +15,10 @@ use std::sync::Arc;
 use super::copy_command::{Copy, CopyItem, CopyPart, RoutePart};
 use super::intake::{Item, Offer, Planner, lost_seqs};
 use super::local_route::{LocalRoute, Looked};
-use super::origins::{Instance, InstanceKey};
+use super::origins::{Instance, InstanceKey, Turns};
 use super::outcome::{Forwarded, Outcome, Refusal};
 use super::quota::Limit;
+use super::reported::Reported;
 use super::router::Reached;
 use super::routers::SharedRouter;
 use super::run::{Overlay, Run};
@@ -158,6 +159,7 @@ impl State {
             quota_left,
             over_quota: Refusal::OverLimit { limit: Limit::MaxTotalBytes, max: self.limits.max_total_bytes },
             stopped: None,
+            turns: Turns::default(),
         }
     }
 
@@ -278,8 +280,9 @@ impl State {
         *topics_left -= u64::from(dest.is_none());
         let topic = dest.as_ref().map(|dest| dest.read());
         let mut planner = self.planner(cluster.id, topic.as_deref(), part.dest, quota_left);
-        // Two of `instances` may be the same.
+        // Two of `instances` may be the same, and another cluster is not trusted to name anything once.
         let mut offered: BTreeMap<InstanceKey, SeqSet> = BTreeMap::new();
+        let mut offered_gaps: BTreeMap<InstanceKey, Reported> = BTreeMap::new();
         let mut position = first_position;
         // Nothing is examined twice.
         let from_seq = part.from_seq.unwrap_or(0);
@@ -290,14 +293,18 @@ impl State {
             let is_examined = match item {
                 CopyItem::Gap { instance, from_seq, to_seq } => {
                     if let Some(instance) = instances.get(*instance as usize) {
-                        planner.lost(instance, &[*from_seq..=*to_seq]);
+                        let offered = offered_gaps.entry(instance.key()).or_default();
+                        let covering = offered.range_of(*from_seq);
+                        if covering.is_none_or(|offered| offered.end() < to_seq) {
+                            offered.insert(*from_seq..=*to_seq);
+                            planner.lost(instance, &[*from_seq..=*to_seq]);
+                        }
                     }
                     true
                 }
                 CopyItem::Records { instance, origin_seq, origin_ts_ms, source_seq, count } => {
                     let positions = position..position + *count as usize;
                     position = positions.end;
-                    // Another cluster is not trusted to name every record once.
                     let seqs = *origin_seq..=origin_seq.saturating_add(u64::from(*count) - 1);
                     let mut is_new = |instance: &Instance| {
                         let offered = offered.entry(instance.key()).or_default();

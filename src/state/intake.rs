@@ -7,7 +7,7 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use super::delete::Ranges;
-use super::origins::{Instance, Origin};
+use super::origins::{Instance, Origin, Turns};
 use super::outcome::Refusal;
 use super::run::{Overlay, Run};
 use super::topic::Topic;
@@ -57,6 +57,8 @@ pub(super) struct Planner<'a> {
     pub over_quota: Refusal,
     /// The seq of the source up to which everything was examined, and why no further.
     pub stopped: Option<(u64, Refusal)>,
+    /// For finding out what was lost.
+    pub turns: Turns,
 }
 
 impl Planner<'_> {
@@ -69,7 +71,8 @@ impl Planner<'_> {
 
     /// Whether all that another topic had or missed of `origin` is an echo here, or was taken or reported.
     pub fn needs_nothing_of(&self, origin: &Origin) -> bool {
-        self.is_echo(&origin.instance) || self.dest.is_some_and(|dest| dest.origins.has_all_of(origin))
+        self.is_echo(&origin.instance)
+            || self.dest.is_some_and(|dest| dest.origins.has_all_of(origin, &self.turns))
     }
 
     /// `false` if not all of it was examined.
@@ -133,7 +136,9 @@ impl Planner<'_> {
         }
         let unreported = |range: &RangeInclusive<u64>| match self.dest {
             None => Some(range.clone()),
-            Some(dest) => dest.origins.unreported_in(dest.origins.number(instance), range.clone()),
+            Some(dest) => {
+                dest.origins.unreported_in(dest.origins.number(instance), range.clone(), &self.turns)
+            }
         };
         let mut ranges = ranges.iter().filter_map(unreported);
         let Some(first) = ranges.next() else { return };

@@ -62,7 +62,7 @@ pub use delete::{Ranges, match_run, push_range};
 pub use garbage::{EvictedBlocks, Garbage};
 pub use intake::lost_seqs;
 pub use look::Look;
-pub use origins::{Gap, Instance, Origin, Origins};
+pub use origins::{Gap, Instance, Origin, Origins, Turns};
 pub use outcome::{Appended, Forwarded, Outcome, RecordsDeleted, Refusal};
 pub use own_seqs::{OwnSeqs, SeqSum};
 pub use quota::{ClusterLimits, Limit, Totals};

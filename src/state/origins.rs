@@ -8,6 +8,7 @@
 //! What was lost before it could be copied is a *gap*: it takes up a seq, so that each reader is told in its
 //! place, and is remembered too, so that it is told once.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use super::reported::Reported;
 use super::seq_set::SeqSet;
 use super::topic::TopicKey;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
+use crate::limits::MAX_KNOWN_TURNS;
 
 /// One life of a topic name in one cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -95,21 +97,27 @@ impl Origin {
     }
 
     /// The first seq from `seq` to `last` that was neither taken nor reported. Passes over whole stretches of what
-    /// was, by turns.
-    fn next_unknown(&self, mut seq: u64, last: u64) -> Option<u64> {
+    /// was, by turns; when there are none left, the seq that it has come to.
+    fn next_unknown(&self, mut seq: u64, last: u64, turns: &Turns) -> Option<u64> {
         loop {
             seq = self.taken.next_absent_up_to(seq, last)?;
             let Some(reported) = self.reported.range_of(seq) else { return Some(seq) };
-            seq = reported.end().checked_add(1)?;
+            seq = reported.end().checked_add(1).filter(|seq| *seq <= last)?;
+            if !turns.take() {
+                return Some(seq);
+            }
         }
     }
 
     /// The same from `seq` down to `first`.
-    fn previous_unknown(&self, mut seq: u64, first: u64) -> Option<u64> {
+    fn previous_unknown(&self, mut seq: u64, first: u64, turns: &Turns) -> Option<u64> {
         loop {
             seq = self.taken.previous_absent_down_to(seq, first)?;
             let Some(reported) = self.reported.range_of(seq) else { return Some(seq) };
-            seq = reported.start().checked_sub(1)?;
+            seq = reported.start().checked_sub(1).filter(|seq| *seq >= first)?;
+            if !turns.take() {
+                return Some(seq);
+            }
         }
     }
 
@@ -139,6 +147,26 @@ impl Origin {
         put_varint(&mut out, self.taken_count);
         put_varint(&mut out, self.last_seq);
         out.to_vec()
+    }
+}
+
+/// What is left of the turns that one look at what is known may take. Another cluster says how many stretches there
+/// are, and every member goes through them while it applies: beyond the bound more than what is unknown is told as
+/// lost, the same at each of them.
+pub struct Turns(Cell<usize>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        Turns(Cell::new(MAX_KNOWN_TURNS))
+    }
+}
+
+impl Turns {
+    /// `false` if there is none left.
+    fn take(&self) -> bool {
+        let left = self.0.get();
+        self.0.set(left.saturating_sub(1));
+        left > 0
     }
 }
 
@@ -190,14 +218,16 @@ impl Origins {
     }
 
     /// Whether everything was taken that another topic took, and what was reported as lost there is known too.
-    pub fn has_all_of(&self, other: &Origin) -> bool {
+    /// `false` also where that takes too many turns.
+    pub fn has_all_of(&self, other: &Origin, turns: &Turns) -> bool {
         let number = self.number(&other.instance);
         let taken = number.and_then(|number| self.all.get(number as usize)).map(|own| &own.taken);
         let has_taken = match taken {
             Some(taken) => taken.includes(&other.taken),
             None => other.taken.is_empty(),
         };
-        has_taken && other.reported.stretches().all(|lost| self.unreported_in(number, lost).is_none())
+        let mut reported = other.reported.stretches();
+        has_taken && reported.all(|lost| turns.take() && self.unreported_in(number, lost, turns).is_none())
     }
 
     /// The stretches of `range` that were not taken yet.
@@ -208,18 +238,20 @@ impl Origins {
         }
     }
 
-    /// The smallest range that holds all of `range` that was neither taken nor reported.
+    /// The smallest range that holds all of `range` that was neither taken nor reported; a larger one where that takes
+    /// too many turns.
     pub fn unreported_in(
         &self,
         number: Option<u32>,
         range: RangeInclusive<u64>,
+        turns: &Turns,
     ) -> Option<RangeInclusive<u64>> {
         let Some(origin) = number.and_then(|number| self.all.get(number as usize)) else {
             return Some(range);
         };
         let (first, last) = range.into_inner();
-        let first = origin.next_unknown(first, last)?;
-        let last = origin.previous_unknown(last, first).unwrap_or(first);
+        let first = origin.next_unknown(first, last, turns)?;
+        let last = origin.previous_unknown(last, first, turns).unwrap_or(first);
         Some(first..=last)
     }
 
@@ -378,7 +410,7 @@ mod tests {
             for (first, more) in asked {
                 let unknown: Vec<u64> = (first..=first + more).filter(|seq| !known.contains(seq)).collect();
                 let expected = unknown.first().map(|seq| *seq..=unknown[unknown.len() - 1]);
-                prop_assert_eq!(origins.unreported_in(Some(0), first..=first + more), expected);
+                prop_assert_eq!(origins.unreported_in(Some(0), first..=first + more, &Turns::default()), expected);
             }
             let told = origins.all()[0].known(20).expect("they are few");
             prop_assert!(told.windows(2).all(|two| two[0].end() + 1 < *two[1].start()));
@@ -400,8 +432,33 @@ mod tests {
         }
         // A walk to the end is 9000 chunks: minutes.
         assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}", started.elapsed());
-        let wide = origins.unreported_in(Some(number), 1..=1 << 60);
+        let wide = origins.unreported_in(Some(number), 1..=1 << 60, &Turns::default());
         assert_eq!(wide, Some(TAKEN + 1..=1 << 60));
+    }
+
+    /// Another cluster says what was lost, and may say it of every second seq.
+    #[test]
+    fn what_takes_too_many_turns_is_told_coarsely_and_then_is_one_stretch() {
+        let pairs = 2 * MAX_KNOWN_TURNS as u64;
+        let mut origins = Origins::default();
+        let number = origins.number_or_new(&instance());
+        for at in 1..=pairs {
+            origins.take(number, 2 * at - 1..=2 * at - 1);
+            origins.report(at, Gap { number, from_seq: 2 * at, to_seq: 2 * at });
+        }
+        // All of it is known, which is not found out.
+        let turns = Turns::default();
+        let told = origins.unreported_in(Some(number), 1..=2 * pairs, &turns);
+        assert_eq!(told, Some(pairs + 3..=2 * pairs - 1));
+        assert!(!turns.take(), "no turn is left for another range");
+        // What one look finds costs no turn.
+        assert_eq!(origins.unreported_in(Some(number), 2..=2, &turns), None);
+        let behind = 2 * pairs + 5..=2 * pairs + 9;
+        assert_eq!(origins.unreported_in(Some(number), behind.clone(), &turns), Some(behind));
+        assert!(!Origins::default().has_all_of(&origins.all()[0], &Turns::default()));
+        // It is told once.
+        origins.report(pairs + 1, Gap { number, from_seq: pairs + 3, to_seq: 2 * pairs - 1 });
+        assert_eq!(origins.unreported_in(Some(number), pairs..=2 * pairs, &Turns::default()), None);
     }
 
     #[test]

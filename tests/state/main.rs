@@ -5,6 +5,7 @@ mod bad_records;
 mod beginnings;
 mod cold;
 mod deletes;
+mod foreign;
 mod garbage;
 mod golden;
 mod index;

@@ -47,6 +47,11 @@ impl Mirror {
                 moved.push(topic.topic.as_str().into());
                 continue;
             }
+            let goes_on = asked.get(&topic.topic).filter(|asked| asked.source_epoch == topic.epoch);
+            if goes_on.is_some_and(|asked| page.start_seq < asked.seq) {
+                self.distrust(&topic.topic, &Damage::of_page("it begins before what was asked for"));
+                continue;
+            }
             let dest_name = dest_of(&config, &topic.topic);
             let dest = self.context.engine.catalog().get(dest_name);
             if !self.is_plausible(page, &instances).await {
