@@ -28,9 +28,9 @@ use crate::config::Settings;
 use crate::engine::{Engine, EngineOptions, Hub, TokenKeys};
 use crate::limits::HEAD_TIMEOUT_MS;
 use crate::raft::{
-    ClusterTime, DATA_FORMAT, Export, IdentityKeeper, Installer, ListedMember, Me, Member, Node, Parts,
-    PeerListener, PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage, compare_list,
-    export_state, found_alone, found_listed, free_space, index_log, keep_membership, purge_log,
+    ClusterTime, DATA_FORMAT, Export, IdentityKeeper, Installer, ListedMember, LogTail, Me, Member, Node,
+    Parts, PeerListener, PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage,
+    compare_list, export_state, found_alone, found_listed, free_space, index_log, keep_membership, purge_log,
     seek_admission, watch_checkpoint,
 };
 use crate::router::{self, HttpRemote, Targets};
@@ -139,14 +139,17 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     services
         .spawn("checkpoint", storage.applied.clone().save_periodically(CHECKPOINT_INTERVAL, room.clone()));
     if settings.kept_log_entries > 0 {
-        let (export, kept) =
-            (Export::new(disk.clone(), settings.data_dir.clone()), settings.kept_log_entries);
+        let export = Export::new(disk.clone(), settings.data_dir.clone());
+        let tail = LogTail {
+            entries: settings.kept_log_entries,
+            bytes: if settings.kept_log_bytes > 0 { settings.kept_log_bytes } else { u64::MAX },
+            patience: Duration::from_millis(settings.lag_patience_ms),
+        };
         services.spawn(
             "exporting the state",
-            export_state(node.clone(), storage.log.clone(), export.clone(), room.clone(), kept),
+            export_state(node.clone(), storage.log.clone(), export.clone(), room.clone(), tail),
         );
-        let patience = Duration::from_millis(settings.lag_patience_ms);
-        services.spawn("purging the log", purge_log(node.clone(), export, kept, patience));
+        services.spawn("purging the log", purge_log(node.clone(), export, tail));
     }
     services.spawn("watching the checkpoint", watch_checkpoint(storage.applied.clone(), node.clone()));
     services.spawn("clearing the checkpoint", clear_garbage(storage.applied.clone(), room.clone()));

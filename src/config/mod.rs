@@ -112,6 +112,7 @@ pub struct Settings {
     pub cache_bytes: usize,
     /// 0: all.
     pub kept_log_entries: u64,
+    pub kept_log_bytes: u64,
     pub lag_patience_ms: u64,
     /// A filter of tracing, known to parse.
     pub log: String,
@@ -192,6 +193,7 @@ impl Settings {
             min_free_bytes: given.bytes("min_free_bytes", 0, u64::MAX)?,
             cache_bytes: given.bytes("cache_bytes", 1 << 20, 1 << 40)? as usize,
             kept_log_entries: given.number("kept_log_entries", 0, u64::MAX)?,
+            kept_log_bytes: given.bytes("kept_log_bytes", 0, u64::MAX)?,
             lag_patience_ms: given.number("lag_patience_ms", 0, u64::MAX)?,
             log: given.log_filter()?,
             log_format: match given.text("log_format") {

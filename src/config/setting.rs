@@ -137,6 +137,7 @@ pub const SETTINGS: &[Setting] = &[
         "200000",
         "Applied entries that the log keeps for members that lag, before it is freed; 0: all",
     ),
+    value("kept_log_bytes", "1GiB", "The most that those entries take up; 0: any number"),
     value(
         "lag_patience_ms",
         "600000",

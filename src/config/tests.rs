@@ -40,7 +40,8 @@ fn nothing_given_is_a_cluster_of_one_on_loopback() {
         (settings.segment_bytes, settings.cache_bytes, settings.runtime_threads),
         (64 << 20, 64 << 20, 0)
     );
-    assert_eq!((settings.kept_log_entries, settings.lag_patience_ms), (200_000, 600_000));
+    let kept = (settings.kept_log_entries, settings.kept_log_bytes, settings.lag_patience_ms);
+    assert_eq!(kept, (200_000, 1 << 30, 600_000));
     assert_eq!((settings.log.as_str(), settings.log_format), ("info,openraft=error", LogFormat::Text));
     assert_eq!(settings.warnings().len(), 1, "no keys is said, and nothing else");
 }

@@ -2,23 +2,31 @@
 //!
 //! See `storage/export.rs` for why. What it costs is the size of the state, so it is written after ten minutes
 //! or a million entries; earlier only when the log could be purged but for it, and has grown by more than the
-//! export costs. Where there are others, there is no export: they have the state.
+//! export costs; and again and again while the disk has little room, for which the log is to go. Where there are others, there is no export: they have the state.
+use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::machine::Applied;
 use super::node::Node;
+use super::retention::{Exported, LogTail};
 use crate::limits::{EXPORT_ENTRIES, EXPORT_INTERVAL};
 use crate::storage::{Disk, Log, Room, read_export, remove_export};
 use crate::task;
 
 /// Between two looks.
 const REST: Duration = Duration::from_millis(200);
+/// A delete that takes longer from its first look to its command needs the disk to have room.
+const SETTLE_TIME: Duration = Duration::from_secs(30);
+const MARK_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two exports for whose sake the log may go that fills the disk.
+const SHORT_OF_ROOM_INTERVAL: Duration = Duration::from_secs(10);
 /// After a failure that may pass.
 const LONG_REST: Duration = Duration::from_secs(10);
 
@@ -28,16 +36,47 @@ pub struct Export {
     dir: PathBuf,
     /// The last entry that it covers; 0 if there is none, or it was not checked yet.
     index: AtomicU64,
+    /// What was applied [`SETTLE_TIME`] before it was made.
+    settled_index: AtomicU64,
+    /// What was applied when, the latest at the end; the first is older than that time, once there is such a one.
+    marks: Mutex<VecDeque<(Instant, u64)>>,
 }
 
 impl Export {
     pub fn new(disk: Arc<dyn Disk>, dir: PathBuf) -> Arc<Self> {
-        Arc::new(Self { disk, dir, index: AtomicU64::new(0) })
+        Arc::new(Self {
+            disk,
+            dir,
+            index: AtomicU64::new(0),
+            settled_index: AtomicU64::new(0),
+            marks: Mutex::default(),
+        })
     }
 
-    /// The last entry that may be purged where nobody else has the state.
-    pub fn index(&self) -> u64 {
+    /// The last entry that it covers.
+    fn index(&self) -> u64 {
         self.index.load(Ordering::Acquire)
+    }
+
+    /// Up to where nobody else's state is needed.
+    pub(super) fn exported(&self) -> Exported {
+        Exported { index: self.index(), settled_index: self.settled_index.load(Ordering::Acquire) }
+    }
+
+    /// Notes what is applied now.
+    fn mark(&self, applied_index: u64) {
+        let now = Instant::now();
+        let mut marks = self.marks.lock();
+        if marks.back().is_none_or(|(at, _)| now.duration_since(*at) >= MARK_INTERVAL) {
+            marks.push_back((now, applied_index));
+        }
+        while marks.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= SETTLE_TIME) {
+            marks.pop_front();
+        }
+        if applied_index == self.index() {
+            // Nothing has come since it was made: as if that was now.
+            self.settled_index.store(settled(&marks, now), Ordering::Release);
+        }
     }
 
     /// Reads the export through.
@@ -62,22 +101,29 @@ impl Export {
 
     /// Writes it anew. Gives its length in bytes.
     async fn write(self: &Arc<Self>, applied: &Arc<Applied>) -> io::Result<u64> {
+        let settled_index = settled(&self.marks.lock(), Instant::now());
         let (this, applied) = (self.clone(), applied.clone());
         let written = task::blocking(move || applied.export(&*this.disk, &this.dir)).await?;
         let (index, len_bytes) = written.unwrap_or_default();
         self.index.store(index, Ordering::Release);
+        self.settled_index.store(settled_index, Ordering::Release);
         Ok(len_bytes)
     }
 }
 
-/// Keeps the export of a member that is a cluster of its own, as long as the member runs. `kept_entries`: what
-/// the log keeps in any case.
+/// What was applied a while before `now`; 0 if that is not known.
+fn settled(marks: &VecDeque<(Instant, u64)>, now: Instant) -> u64 {
+    let first = marks.front().filter(|(at, _)| now.duration_since(*at) >= SETTLE_TIME);
+    first.map_or(0, |(_, applied_index)| *applied_index)
+}
+
+/// Keeps the export of a member that is a cluster of its own, as long as the member runs.
 pub async fn export_state(
     node: Arc<Node>,
     log: Log,
     export: Arc<Export>,
     room: Arc<Room>,
-    kept_entries: u64,
+    tail: LogTail,
 ) -> io::Result<()> {
     export.check().await?;
     let logged_bytes = || {
@@ -95,8 +141,13 @@ pub async fn export_state(
             }
             continue;
         }
+        export.mark(node.applied().index());
         let entries = node.applied().saved_index().saturating_sub(export.index());
-        let holds_up_purge = entries > kept_entries && logged_bytes() - last_logged_bytes >= 2 * cost_bytes;
+        let is_short = room.is_short();
+        let surplus_index = log.surplus_index(if is_short { 0 } else { tail.bytes });
+        let holds_up_purge = (entries > tail.entries || surplus_index > export.exported().settled_index)
+            && (logged_bytes() - last_logged_bytes >= 2 * cost_bytes
+                || (is_short && last.elapsed() >= SHORT_OF_ROOM_INTERVAL));
         let is_due = entries >= EXPORT_ENTRIES || last.elapsed() >= EXPORT_INTERVAL || holds_up_purge;
         if entries == 0 || !is_due || room.is_exhausted() {
             continue;
@@ -113,5 +164,32 @@ pub async fn export_state(
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::SimDisk;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_settled_was_applied_a_while_before_the_export() {
+        let export = Export::new(Arc::new(SimDisk::new(1)), PathBuf::from("/data"));
+        let settled_now = || settled(&export.marks.lock(), Instant::now());
+        for second in 0..30 {
+            assert_eq!(settled_now(), 0);
+            export.mark(100 + second);
+            tokio::time::advance(MARK_INTERVAL).await;
+        }
+        assert_eq!(settled_now(), 100);
+        tokio::time::advance(MARK_INTERVAL).await;
+        export.mark(131);
+        assert_eq!((settled_now(), export.exported().settled_index), (101, 0));
+        assert!(export.marks.lock().len() <= 32);
+        // The export has all that there is: what is under way is not older than that.
+        export.index.store(131, Ordering::Release);
+        tokio::time::advance(SETTLE_TIME).await;
+        export.mark(131);
+        assert_eq!(export.exported(), Exported { index: 131, settled_index: 131 });
     }
 }

@@ -52,7 +52,7 @@ pub use node::{HeldBack, Leader, Leadership, MemberStatus, Node, Parts, Timers};
 pub use peer::Peer;
 pub use peer_service::PeerHandler;
 pub use peers::{Me, Peers};
-pub use retention::{Hold, Holder};
+pub use retention::{Hold, Holder, LogTail};
 pub use rpc::{Proposal, ReadPoint, Status};
 pub use runtime::{Runtime, seed_thread};
 pub use transport::{PeerListener, PeerStream, PeerTransport, TcpTransport};

@@ -1,7 +1,8 @@
 //! What holds the log's tail back, and what of it may go: one decision for the whole member.
 //!
-//! The log would be given up behind the checkpoint but for its last entries. Five things hold it back, each for
-//! a while and none for ever:
+//! The log would be given up behind the checkpoint but for its last entries: so many, and so many bytes of them; with
+//! little room on the disk none but those in the file that is being written. Five things hold it back, each for a
+//! while and none for ever:
 //!
 //! 1. the **checkpoint**: what it does not cover is needed to start again;
 //! 2. the **export** of a member that has no others, for the same reason;
@@ -24,7 +25,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::types::NodeId;
-use crate::limits::{MAX_LAG_LOG_BYTES, TRANSFER_IDLE_AFTER};
+use crate::limits::{MAX_LAG_LOG_BYTES, MAX_LATE_RECORDS, TRANSFER_IDLE_AFTER};
+
+/// What the log keeps of itself, by the settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogTail {
+    /// What it keeps in any case is bounded by both.
+    pub entries: u64,
+    pub bytes: u64,
+    /// How long a member without progress is waited for.
+    pub patience: Duration,
+}
 
 /// All that the decision rests on, at one moment.
 #[derive(Debug, Clone, Default)]
@@ -35,15 +46,31 @@ pub struct Standing {
     /// The last entry that openraft knows a snapshot of: it purges nothing beyond.
     pub named_index: u64,
     pub purged_index: u64,
-    /// What the log keeps in any case.
-    pub kept_entries: u64,
-    /// How long a member without progress is waited for.
-    pub patience: Duration,
-    /// The last entry that the export covers, where nobody else has the state.
-    pub export_index: Option<u64>,
+    pub tail: LogTail,
+    /// The last entry of the files that are beyond the bytes of the tail, or beyond the file that is being written
+    /// while room is short.
+    pub surplus_index: u64,
+    /// Where nobody else has the state.
+    pub export: Option<Exported>,
     pub others: Vec<Other>,
     pub transfers: Vec<Transfer>,
     pub room: Room,
+}
+
+impl Default for LogTail {
+    fn default() -> Self {
+        LogTail { entries: 0, bytes: u64::MAX, patience: Duration::ZERO }
+    }
+}
+
+/// The state that a member without others has a second time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exported {
+    /// The last entry that it covers.
+    pub index: u64,
+    /// What had been applied some time before: a delete that was under way when it was made may need what was
+    /// written behind this.
+    pub settled_index: u64,
 }
 
 /// Another member.
@@ -153,16 +180,18 @@ pub fn start_patience(patience: Duration) -> Duration {
 
 /// Decides what may go, and says what holds back the rest.
 pub fn decide(standing: &Standing) -> Decision {
-    let Standing { saved_index, named_index, purged_index, kept_entries, room, .. } = *standing;
+    let Standing { saved_index, named_index, purged_index, tail, surplus_index, room, .. } = *standing;
     // Rarely enough that naming snapshots costs nothing, often enough that what is kept stays near its size.
-    let stride = (kept_entries / 16).max(1);
-    let behind = |index: u64| index.saturating_sub(kept_entries);
+    let stride = (tail.entries / 16).max(1);
+    let behind = |index: u64| index.saturating_sub(tail.entries).max(index.min(surplus_index));
+    // A file is worth it, however few entries it has.
+    let is_surplus = surplus_index > purged_index;
 
     let must_end_transfers = room.is_full;
     let holding = standing.transfers.iter().filter(|transfer| match transfer.stage {
         _ if must_end_transfers => false,
         Stage::Fetching => transfer.idle_for < TRANSFER_IDLE_AFTER,
-        Stage::Starting => transfer.idle_for < start_patience(standing.patience),
+        Stage::Starting => transfer.idle_for < start_patience(tail.patience),
     });
     let holding: Vec<&Transfer> = holding.collect();
     let transfer_limits = holding.iter().map(|transfer| {
@@ -181,7 +210,11 @@ pub fn decide(standing: &Standing) -> Decision {
     });
     let own_limits = [
         Some((behind(saved_index), Holder::Checkpoint)),
-        standing.export_index.map(|at| (at, Holder::Export)),
+        standing.export.map(|export| {
+            let by_entries = export.index.saturating_sub(tail.entries.min(MAX_LATE_RECORDS));
+            let settled_index = if is_surplus { export.settled_index.min(export.index) } else { 0 };
+            (by_entries.max(settled_index), Holder::Export)
+        }),
     ];
     let limits = own_limits.into_iter().flatten().chain(member_limits).chain(transfer_limits);
     // Of several that hold it equally the first is named.
@@ -191,11 +224,18 @@ pub fn decide(standing: &Standing) -> Decision {
     let upto = limit.min(behind(named_index));
     let entries = behind(standing.applied_index).saturating_sub(limit);
     Decision {
-        purge_upto: (upto >= purged_index.saturating_add(stride)).then_some(upto),
-        may_name: holding.is_empty() && saved_index >= named_index.saturating_add(stride),
+        purge_upto: (upto >= purged_index.saturating_add(if is_surplus { 1 } else { stride }))
+            .then_some(upto),
+        may_name: holding.is_empty()
+            && (saved_index >= named_index.saturating_add(stride)
+                || named_index < surplus_index.min(saved_index)),
         may_free: holding.iter().all(|transfer| transfer.stage != Stage::Fetching),
         must_end_transfers,
-        held: (entries > stride).then_some(Hold { by, index: limit, entries }),
+        held: (entries > stride || limit < surplus_index.min(standing.applied_index)).then_some(Hold {
+            by,
+            index: limit,
+            entries,
+        }),
     }
 }
 
@@ -203,11 +243,12 @@ fn is_waited_for(standing: &Standing, other: &Other) -> bool {
     let Room { chain_bytes, kept_bytes, is_short, .. } = standing.room;
     let entries = standing.applied_index.saturating_sub(standing.purged_index);
     // Of the log's bytes those that are there beyond what is kept in any case, as if all entries were alike.
-    let beyond = u128::from(entries.saturating_sub(standing.kept_entries));
-    let lag_bytes = u128::from(chain_bytes) * beyond / u128::from(entries.max(1));
+    let beyond = u128::from(entries.saturating_sub(standing.tail.entries));
+    let beyond_bytes = u128::from(chain_bytes) * beyond / u128::from(entries.max(1));
+    let lag_bytes = beyond_bytes.max(u128::from(chain_bytes.saturating_sub(standing.tail.bytes)));
     // Where topics have much, a state is dear too.
     let is_too_dear = lag_bytes > u128::from(MAX_LAG_LOG_BYTES.max(kept_bytes));
-    other.stuck_for < standing.patience && !is_too_dear && !is_short
+    other.stuck_for < standing.tail.patience && !is_too_dear && !is_short
 }
 
 /// How another member gets on.
@@ -251,8 +292,7 @@ mod tests {
             saved_index: 9_990,
             named_index: 9_900,
             purged_index: 5_000,
-            kept_entries: 160,
-            patience: PATIENCE,
+            tail: LogTail { entries: 160, patience: PATIENCE, ..LogTail::default() },
             others: vec![other(2, 9_995, SECOND), other(3, 9_980, SECOND)],
             ..Standing::default()
         }
@@ -300,10 +340,54 @@ mod tests {
 
     #[test]
     fn a_member_without_others_keeps_what_its_export_lacks() {
-        let alone = Standing { export_index: Some(7_000), others: Vec::new(), ..usual() };
+        let export = Some(Exported { index: 7_160, settled_index: 6_500 });
+        let mut alone = Standing { export, others: Vec::new(), ..usual() };
         let decision = decide(&alone);
         assert_eq!(decision.purge_upto, Some(7_000));
         assert_eq!(held_by(&decision), Some(Holder::Export));
+        // Of a few large ones nothing must be left but what a delete may need.
+        alone.tail.entries = 200_000;
+        assert_eq!(decide(&alone).purge_upto, None);
+        alone.surplus_index = 9_000;
+        let decision = decide(&alone);
+        assert_eq!((decision.purge_upto, held_by(&decision)), (Some(6_500), Some(Holder::Export)));
+    }
+
+    #[test]
+    fn few_entries_of_many_bytes_go_too() {
+        // Contract section 26: writes work again once there is room.
+        let mut large = usual();
+        large.tail.entries = 200_000;
+        assert_eq!(decide(&large), Decision { may_free: true, ..Decision::default() });
+        large.surplus_index = 8_000;
+        assert_eq!(
+            decide(&large),
+            Decision { purge_upto: Some(8_000), may_free: true, ..Decision::default() }
+        );
+        // Files that are younger than what openraft knows of, which it is told at once.
+        (large.named_index, large.purged_index) = (7_000, 6_995);
+        let decision = decide(&large);
+        assert_eq!((decision.purge_upto, decision.may_name, decision.held), (Some(7_000), true, None));
+        (large.named_index, large.purged_index) = (9_990, 8_000);
+        assert_eq!(decide(&large), Decision { may_free: true, ..Decision::default() });
+    }
+
+    #[test]
+    fn who_holds_bytes_is_told_however_few_entries_they_are() {
+        let mut large = usual();
+        (large.tail.entries, large.surplus_index) = (200_000, 8_000);
+        large.saved_index = 7_990;
+        assert_eq!(decide(&large).held, Some(Hold { by: Holder::Checkpoint, index: 7_990, entries: 10 }));
+        large.saved_index = 9_990;
+        large.others[1] = other(3, 6_000, SECOND);
+        let held = Some(Hold { by: Holder::Member(3), index: 6_000, entries: 2_000 });
+        assert_eq!((decide(&large).purge_upto, decide(&large).held), (Some(6_000), held));
+        // What is kept in any case is not for it, and the rest has its bound.
+        large.tail.bytes = 1 << 30;
+        large.room.chain_bytes = MAX_LAG_LOG_BYTES + (1 << 30);
+        assert_eq!(held_by(&decide(&large)), Some(Holder::Member(3)));
+        large.room.chain_bytes += 1;
+        assert_eq!((decide(&large).purge_upto, decide(&large).held), (Some(8_000), None));
     }
 
     #[test]
@@ -349,7 +433,8 @@ mod tests {
         slow.room.kept_bytes = 2 * MAX_LAG_LOG_BYTES;
         assert_eq!(held_by(&decide(&slow)), Some(Holder::Member(3)));
         // What is kept in any case is not for it.
-        slow = Standing { purged_index: 5_900, kept_entries: 4_000, ..slow };
+        slow.purged_index = 5_900;
+        slow.tail.entries = 4_000;
         slow.room = Room { chain_bytes: 16 * MAX_LAG_LOG_BYTES, ..Room::default() };
         assert!(is_waited_for(&slow, &slow.others[1]));
     }
@@ -381,7 +466,7 @@ mod tests {
         starting.transfers[0].idle_for = PATIENCE;
         assert!(decide(&starting).may_name);
         // A start takes its time even for the impatient.
-        (starting.patience, starting.transfers[0].idle_for) = (SECOND, TRANSFER_IDLE_AFTER - SECOND);
+        (starting.tail.patience, starting.transfers[0].idle_for) = (SECOND, TRANSFER_IDLE_AFTER - SECOND);
         assert!(!decide(&starting).may_name);
     }
 

@@ -18,8 +18,8 @@ use tokio::time::{sleep, timeout};
 use super::export::Export;
 use super::machine::Applied;
 use super::node::Node;
-use super::retention;
-use crate::limits::{MAX_LATE_RECORDS, RECLAIM_BYTES_PER_S};
+use super::retention::{self, LogTail};
+use crate::limits::RECLAIM_BYTES_PER_S;
 use crate::storage::{Indexer, Reclaimer, Room, Verdict};
 use crate::task;
 
@@ -31,17 +31,10 @@ const INDEX_LAG: Duration = Duration::from_millis(100);
 const LONG_REST: Duration = Duration::from_secs(10);
 
 /// Purges the log behind the checkpoint as `retention` decides, as long as the member runs.
-pub async fn purge_log(
-    node: Arc<Node>,
-    export: Arc<Export>,
-    kept_entries: u64,
-    patience: Duration,
-) -> io::Result<()> {
+pub async fn purge_log(node: Arc<Node>, export: Arc<Export>, tail: LogTail) -> io::Result<()> {
     loop {
         sleep(REST).await;
-        // A delete that was under way when the export was made may need what was written before it.
-        let export_index = export.index().saturating_sub(kept_entries.min(MAX_LATE_RECORDS));
-        let decision = retention::decide(&node.standing(export_index, kept_entries, patience));
+        let decision = retention::decide(&node.standing(export.exported(), tail));
         node.note_hold(decision.held);
         if decision.must_end_transfers {
             node.transfers().end_all();

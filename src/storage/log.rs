@@ -472,7 +472,7 @@ impl Log {
         let view = self.shared.view.read();
         let (cached_entries, cached_bytes) = view.cache_size();
         let (kept_files, kept_bytes) = view.kept().size();
-        let chain_bytes = view.chain_segments() * self.shared.segment_bytes;
+        let chain_bytes = view.chain_bytes();
         drop(view);
         let counters = self.shared.counters.read();
         LogStats {
@@ -486,6 +486,11 @@ impl Log {
             kept_bytes,
             ..counters
         }
+    }
+
+    /// The last entry of the files that the log has beyond its last `kept_bytes`; 0 if it has none.
+    pub fn surplus_index(&self, kept_bytes: u64) -> u64 {
+        self.shared.view.read().surplus_index(kept_bytes)
     }
 
     /// Which entries topics still name. Whoever keeps the topics keeps it true, from before the first

@@ -373,6 +373,7 @@ impl LogWriter {
         self.at.file.set_len(self.at.end_bytes)?;
         self.sync(&self.at.file)?;
 
+        let sealed_bytes = self.at.end_bytes;
         self.at.synced_lsn = self.at.next_lsn - 1;
         self.at.file = next_file;
         self.at.segment_id = header.segment_id;
@@ -381,7 +382,11 @@ impl LogWriter {
         self.at.table = OffsetTable::default();
         self.buffer_offset_bytes = SEGMENT_HEADER_BYTES;
         self.prepared_bytes = SEGMENT_HEADER_BYTES;
-        self.changes.push(Change::Rotated { segment: self.at.open_segment(), last: header.last });
+        self.changes.push(Change::Rotated {
+            segment: self.at.open_segment(),
+            last: header.last,
+            sealed_bytes,
+        });
         Counters::add(&self.shared.counters.rotations, 1);
         Ok(())
     }

@@ -225,7 +225,8 @@ impl<'a> Recovery<'a> {
             } else {
                 self.read_sealed(&segment, &next.header)?;
             }
-            self.sealed.push(Sealed { segment_id: segment.header.segment_id, last: next.header.last });
+            let (segment_id, len_bytes) = (segment.header.segment_id, segment_len(&segment)?);
+            self.sealed.push(Sealed { segment_id, last: next.header.last, len_bytes });
             segment = next;
         }
         let body = last_body.map_or_else(|| read_body(&segment), Ok)?;

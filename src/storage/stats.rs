@@ -32,7 +32,7 @@ pub struct LogStats {
     pub bytes_rewritten: u64,
     /// Rows of kept files that were looked at to learn what of them is live.
     pub rows_counted: u64,
-    /// What the segments that have not left the chain may be long together.
+    /// What the segments that have not left the chain are long together.
     pub chain_bytes: u64,
     /// Files below the purge point that live entries keep.
     pub kept_files: u64,

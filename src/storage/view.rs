@@ -67,8 +67,9 @@ pub(super) enum Change {
     Voted {
         vote: Vote,
     },
-    /// `last`: the last entry of the log where the new segment begins.
+    /// `last`: the last entry of the log where the new segment begins; `sealed_bytes`: the one before it.
     Rotated {
+        sealed_bytes: u64,
         segment: OpenSegment,
         last: Option<EntryId>,
     },
@@ -80,6 +81,7 @@ pub(super) struct Sealed {
     pub segment_id: u64,
     /// The last entry of the log where it ends, whether in it or before it.
     pub last: Option<EntryId>,
+    pub len_bytes: u64,
 }
 
 /// A truncation that was taken into the view and has to be queued.
@@ -299,8 +301,9 @@ impl View {
                     }
                 }
                 Change::Voted { vote } => self.vote = Some(vote),
-                Change::Rotated { segment, last } => {
-                    self.sealed.push_back(Sealed { segment_id: self.open.segment_id, last });
+                Change::Rotated { segment, last, sealed_bytes } => {
+                    let segment_id = self.open.segment_id;
+                    self.sealed.push_back(Sealed { segment_id, last, len_bytes: sealed_bytes });
                     self.open = segment;
                 }
             }
@@ -393,9 +396,21 @@ impl View {
         self.sealed.front().copied()
     }
 
-    /// The segments that the chain has, with the open one.
-    pub(super) fn chain_segments(&self) -> u64 {
-        self.sealed.len() as u64 + 1
+    /// What the segments of the chain take up, the open one as far as it is written.
+    pub(super) fn chain_bytes(&self) -> u64 {
+        self.sealed.iter().map(|sealed| sealed.len_bytes).sum::<u64>() + self.open.end_bytes
+    }
+
+    /// The last entry of the segments beyond the last ones that are `kept_bytes` long together, which the open one
+    /// always belongs to; 0 if there are none.
+    pub(super) fn surplus_index(&self, kept_bytes: u64) -> u64 {
+        let mut bytes = self.open.end_bytes;
+        let mut latest_first = self.sealed.iter().rev();
+        let first_beyond = latest_first.find(|sealed| {
+            bytes = bytes.saturating_add(sealed.len_bytes);
+            bytes > kept_bytes
+        });
+        first_beyond.and_then(|sealed| sealed.last).map_or(0, |last| last.index)
     }
 
     /// The runs of the first segment of the chain.

@@ -95,6 +95,19 @@ async fn a_member_that_is_down_for_longer_than_the_patience_holds_nothing_back()
     }
 }
 
+/// Contract section 26, writes work again once there is room: few entries may be many bytes.
+#[tokio::test]
+async fn large_entries_are_kept_to_a_bound_in_bytes() {
+    let arguments = ["--kept-log-bytes", "512KiB", "--segment-bytes", "64KiB"];
+    let mut cluster = Cluster::start_with(3, &arguments).await;
+    let leader = cluster.leader().await;
+    make_capped(&cluster, leader).await;
+    overwrite(&cluster, leader, 8 << 20).await;
+    for number in 0..3 {
+        log_is_small(&cluster, number).await;
+    }
+}
+
 /// It answers whoever asks how it is, but entries do not reach it: the patience is with those who get on.
 #[tokio::test]
 async fn a_member_that_answers_and_gets_no_entries_holds_the_log_no_longer_than_the_patience() {

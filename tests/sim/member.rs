@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use antiphon::engine::{Engine, EngineOptions, Hub};
 use antiphon::raft::{
-    Applied, ApplyObserver, ClusterTime, Export, Identity, IdentityKeeper, Installer, ListedMember, Me,
-    Member, Node, Parts, PeerLimits, PeerTransport, Peers, accept_peers, clear_garbage, found_listed,
+    Applied, ApplyObserver, ClusterTime, Export, Identity, IdentityKeeper, Installer, ListedMember, LogTail,
+    Me, Member, Node, Parts, PeerLimits, PeerTransport, Peers, accept_peers, clear_garbage, found_listed,
     free_space, index_log, keep_membership, purge_log, seek_admission,
 };
 use antiphon::router;
@@ -240,8 +240,12 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     serve("peers", accept_peers(listener, node.clone(), keeper.clone(), PeerLimits::default()), &failure);
     serve("checkpoint", applied.clone().save_periodically(CHECKPOINT_INTERVAL, room.clone()), &failure);
     serve("indexing the log", index_log(log.indexer(), applied.clone(), room.clone()), &failure);
-    let purging = purge_log(node.clone(), export, world.setup.kept_log_entries, world.setup.lag_patience);
-    serve("purging the log", purging, &failure);
+    let tail = LogTail {
+        entries: world.setup.kept_log_entries,
+        bytes: world.setup.kept_log_bytes,
+        patience: world.setup.lag_patience,
+    };
+    serve("purging the log", purge_log(node.clone(), export, tail), &failure);
     serve("clearing the checkpoint", clear_garbage(applied.clone(), room.clone()), &failure);
     serve("freeing space", free_space(log.reclaimer(), applied.clone()), &failure);
     let (founder, founder_random) = (node.clone(), random.clone());

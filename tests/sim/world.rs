@@ -40,6 +40,7 @@ pub struct Setup {
     pub request_timeout_ms: u64,
     /// Entries that the log keeps: few, so that members need the state of others.
     pub kept_log_entries: u64,
+    pub kept_log_bytes: u64,
     pub lag_patience: Duration,
     /// How long a sync takes.
     pub sync_us: (u64, u64),
@@ -71,6 +72,7 @@ impl Setup {
             },
             request_timeout_ms: dice.between(1000, 8000),
             kept_log_entries: dice.between(1, 60),
+            kept_log_bytes: if dice.chance(50) { 64 << (10 + dice.below(4)) } else { u64::MAX },
             lag_patience: if dice.chance(60) { Duration::ZERO } else { dice.time_ms(0, 3_000) },
             sync_us: if dice.chance(20) { (1000, 30_000) } else { (50, 2000) },
             clients: dice.between(2, 6) as usize,

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::super::handshake::Lane;
 use super::super::peer::Peer;
-use super::super::retention::{self, Other, Progress, Standing};
+use super::super::retention::{self, Exported, LogTail, Other, Progress, Standing};
 use super::super::rpc::{Body, Kind, Status};
 use super::super::types::{Member, NodeId};
 use super::{Leader, Node};
@@ -258,16 +258,11 @@ impl Node {
     }
 
     /// What the log is needed for at this moment, and what there is of it.
-    pub(in crate::raft) fn standing(
-        &self,
-        export_index: u64,
-        kept_entries: u64,
-        patience: Duration,
-    ) -> Standing {
+    pub(in crate::raft) fn standing(&self, exported: Exported, tail: LogTail) -> Standing {
         let now = Instant::now();
         let members = self.membership();
         let is_member = |node_id| members.iter().any(|(member, ..)| *member == node_id);
-        self.transfers.forget(patience, is_member);
+        self.transfers.forget(tail.patience, is_member);
         let (named_index, purged_index) = self.snapshot_and_purged();
         let statuses = self.statuses.lock();
         let known_since = self.known_since.lock();
@@ -284,20 +279,21 @@ impl Node {
             })
             .collect();
         let log = self.applied.log().stats();
+        let is_short = self.room.is_short();
         Standing {
             applied_index: self.applied.index(),
             saved_index: self.applied.saved_index(),
             named_index,
             purged_index,
-            kept_entries,
-            patience,
-            export_index: others.is_empty().then_some(export_index),
+            tail,
+            surplus_index: self.applied.log().surplus_index(if is_short { 0 } else { tail.bytes }),
+            export: others.is_empty().then_some(exported),
             others,
             transfers: self.transfers.standing(),
             room: retention::Room {
                 chain_bytes: log.chain_bytes,
                 kept_bytes: log.kept_bytes,
-                is_short: self.room.is_short(),
+                is_short,
                 is_full: self.room.is_full(),
             },
         }
