@@ -7,6 +7,8 @@ FROM ${RUST_IMAGE} AS build
 WORKDIR /build
 # .dockerignore lets in only what the build reads.
 COPY . .
+# What `antiphon --version` says the image was made from: --build-arg ANTIPHON_COMMIT=$(git rev-parse --short=12 HEAD)
+ARG ANTIPHON_COMMIT
 RUN cargo build --release --locked --bin antiphon && cp target/release/antiphon /antiphon && rm -r target
 
 FROM ${RUNTIME_IMAGE}

@@ -6,7 +6,10 @@
 //! to grant would be quicker for thousands of keys, but its timing tells which buckets are taken; a
 //! cluster has a handful of keys, and 32 bytes compare in nanoseconds.
 
+mod refusals;
+
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -15,6 +18,8 @@ use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use crate::error::{Code, Error};
 use crate::limits::MAX_PULLS_PER_KEY;
+use refusals::FromAddress;
+pub use refusals::Refusals;
 
 /// What a key may do, contract section 2.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +45,10 @@ impl Scope {
     }
 }
 
+const SCOPES: [Scope; 4] = [Scope::Read, Scope::Write, Scope::Delete, Scope::Admin];
 const ALL_SCOPES: u8 = 15;
+/// Of what prefixes a key has, as it is told in the log.
+const MAX_TOLD_PREFIX_CHARS: usize = 200;
 
 /// One entry of `api_keys`, without its secret.
 #[derive(Debug)]
@@ -62,6 +70,15 @@ impl Grant {
 
     fn has(&self, scope: Scope) -> bool {
         self.scopes & scope.bit() != 0
+    }
+
+    /// What it grants, for people.
+    fn describe(&self) -> String {
+        let scopes: Vec<&str> =
+            SCOPES.into_iter().filter(|scope| self.has(*scope)).map(Scope::name).collect();
+        let on = if self.prefixes.is_empty() { "" } else { " on " };
+        let prefixes: String = self.prefixes.join("|").chars().take(MAX_TOLD_PREFIX_CHARS).collect();
+        format!("{}{on}{prefixes}", scopes.join("+"))
     }
 
     fn reaches(&self, name: &str) -> bool {
@@ -90,7 +107,10 @@ fn parse_scopes(field: &str) -> Result<u8, &'static str> {
 /// key can, say, read everywhere and write under one prefix.
 struct Key {
     digest: [u8; 32],
+    /// Its first entry in the setting, from 1, which names it where its text must not stand.
+    entry: usize,
     grants: Vec<Grant>,
+    refusals: Arc<Refusals>,
     /// Requests under way.
     inflight: AtomicUsize,
     /// Streams that are open.
@@ -124,6 +144,7 @@ impl std::error::Error for BadKeys {}
 #[derive(Default)]
 pub struct Keys {
     keys: Vec<Arc<Key>>,
+    refusals: Arc<Refusals>,
 }
 
 impl fmt::Debug for Keys {
@@ -136,6 +157,7 @@ impl Keys {
     /// Reads the setting `api_keys` (C-AUTH-02..06).
     pub fn parse(setting: &str) -> Result<Self, BadKeys> {
         let mut keys: Vec<Key> = Vec::new();
+        let refusals = Arc::new(Refusals::default());
         for (ordinal, entry) in setting.split(',').enumerate() {
             if entry.trim().is_empty() {
                 continue;
@@ -155,7 +177,9 @@ impl Keys {
                 Some(key) => key.grants.push(grant),
                 None => keys.push(Key {
                     digest,
+                    entry: ordinal + 1,
                     grants: vec![grant],
+                    refusals: refusals.clone(),
                     inflight: AtomicUsize::new(0),
                     streams: AtomicUsize::new(0),
                     pulls: AtomicUsize::new(0),
@@ -165,7 +189,12 @@ impl Keys {
                 }),
             }
         }
-        Ok(Keys { keys: keys.into_iter().map(Arc::new).collect() })
+        Ok(Keys { keys: keys.into_iter().map(Arc::new).collect(), refusals })
+    }
+
+    /// What is counted of those who are refused.
+    pub fn refusals(&self) -> &Arc<Refusals> {
+        &self.refusals
     }
 
     /// No keys are configured: every caller has all rights.
@@ -175,22 +204,29 @@ impl Keys {
 
     /// Who presents this key. 401 `unauthorized` for a missing or unknown one.
     pub fn authenticate(&self, presented: Option<&str>) -> Result<Caller, Error> {
+        self.authenticate_from(presented, None)
+    }
+
+    /// The same of a caller at this address.
+    pub fn authenticate_from(&self, presented: Option<&str>, from: Option<IpAddr>) -> Result<Caller, Error> {
         if self.is_off() {
-            return Ok(Caller { key: None });
+            return Ok(Caller { key: None, from });
         }
         let digest = digest_of(presented.unwrap_or_default());
         let mut found = 0u64;
         for (ordinal, key) in self.keys.iter().enumerate() {
             found.conditional_assign(&(ordinal as u64 + 1), digest.ct_eq(&key.digest));
         }
-        match (presented, found.checked_sub(1)) {
-            (Some(_), Some(ordinal)) => Ok(Caller { key: self.keys.get(ordinal as usize).cloned() }),
-            (Some(_), None) => Err(Error::new(Code::Unauthorized, "the key is not known")),
-            (None, _) => Err(Error::new(
-                Code::Unauthorized,
-                "a key is needed, in the header `Authorization: Bearer <key>`",
-            )),
-        }
+        let refused = match (presented, found.checked_sub(1)) {
+            (Some(_), Some(ordinal)) => {
+                return Ok(Caller { key: self.keys.get(ordinal as usize).cloned(), from });
+            }
+            (Some(_), None) => "the key is not known",
+            (None, _) => "a key is needed, in the header `Authorization: Bearer <key>`",
+        };
+        let error = Error::new(Code::Unauthorized, refused);
+        self.refusals.note(&error, format_args!("a request{}", FromAddress(from)));
+        Err(error)
     }
 
     /// Whether this key may do this, to this name: 401 before 403 (C-AUTH-12).
@@ -208,6 +244,21 @@ fn digest_of(secret: &str) -> [u8; 32] {
 pub struct Caller {
     /// `None`: authentication is off.
     key: Option<Arc<Key>>,
+    /// Its address, if that is known: maybe that of a proxy.
+    from: Option<IpAddr>,
+}
+
+/// For people: a key is named by its place in the setting and by what it may do.
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.key {
+            Some(key) => {
+                let grants: Vec<String> = key.grants.iter().map(Grant::describe).collect();
+                write!(f, "key {} ({}){}", key.entry, grants.join(", "), FromAddress(self.from))
+            }
+            None => write!(f, "anyone{}", FromAddress(self.from)),
+        }
+    }
 }
 
 impl fmt::Debug for Caller {
@@ -293,13 +344,21 @@ impl Caller {
         if self.may(scope, name) {
             return Ok(());
         }
-        Err(Error::new(
+        Err(self.refuse(Error::new(
             Code::Forbidden,
             match name {
                 Some(name) => format!("the key has no {} right on {name:?}", scope.name()),
                 None => format!("the key has no {} right", scope.name()),
             },
-        ))
+        )))
+    }
+
+    /// Counts and tells that the caller's key is refused with `error`, which is given back.
+    pub fn refuse(&self, error: Error) -> Error {
+        if let Some(key) = &self.key {
+            key.refusals.note(&error, self);
+        }
+        error
     }
 
     /// Whether the caller has `scope` on all names.
@@ -321,7 +380,7 @@ impl Caller {
             return Ok(());
         }
         let message = format!("this needs a key with the {} right on all names", scope.name());
-        Err(Error::new(Code::Forbidden, message))
+        Err(self.refuse(Error::new(Code::Forbidden, message)))
     }
 
     /// The names with `prefix` that a list may show (C-AUTH-15), as prefixes in byte order of which none

@@ -38,6 +38,7 @@ use crate::state::ClusterLimits;
 use crate::storage::{Disk, RealDisk, Room};
 use crate::task;
 use crate::telemetry;
+use crate::telemetry::version::VERSION_AND_COMMIT;
 use file_limit::FileShares;
 use opening::Storage;
 
@@ -84,7 +85,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     tracing::info!(
         "antiphon {} starts: member {} of cluster {}, data in {} (format {DATA_FORMAT}) up to entry {}, state as of \
          {}; clients on {}, members on {}; {} open files",
-        env!("CARGO_PKG_VERSION"),
+        VERSION_AND_COMMIT,
         settings.member,
         settings.cluster,
         settings.data_dir.display(),
@@ -224,7 +225,8 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     let members = engine.clone();
     let is_member = Arc::new(move |url: &str| members.has_member_at(url));
     let cors = Cors::new(settings.cors_allow_origins.clone(), is_member);
-    let envelope = Envelope::new(api::router(api), cors, guard);
+    let metrics = api.metrics();
+    let envelope = Envelope::new(api::router(api), cors, guard, metrics);
     let stopping = async move {
         let _ = clients_stopping.wait_for(|is_stopping| *is_stopping).await;
     };

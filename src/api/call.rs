@@ -8,6 +8,7 @@
 
 use std::future::Future;
 use std::marker::PhantomData;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,8 +54,8 @@ impl Gate {
     }
 
     /// Who calls; the probes use this alone.
-    pub fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, Error> {
-        self.keys.authenticate(bearer(headers))
+    pub fn authenticate(&self, parts: &Parts) -> Result<Caller, Error> {
+        self.keys.authenticate_from(bearer(&parts.headers), client_of(parts))
     }
 }
 
@@ -296,8 +297,10 @@ where
         };
         let caller = match token {
             // What is no text is no key of anybody.
-            Some(token) => gate.keys.authenticate(Some(&token.unwrap_or_default()))?,
-            None => gate.authenticate(&parts.headers)?,
+            Some(token) => {
+                gate.keys.authenticate_from(Some(&token.unwrap_or_default()), client_of(&parts))?
+            }
+            None => gate.authenticate(&parts)?,
         };
         caller.check(Scope::Read, None)?;
         Ok(StreamCall { caller, parts, name: name? })
@@ -333,7 +336,7 @@ impl Arrival {
         if N::SCOPE != Scope::Read {
             check_origin(&self.parts)?;
         }
-        let caller = gate.authenticate(&self.parts.headers)?;
+        let caller = gate.authenticate(&self.parts)?;
         caller.check(N::SCOPE, name)?;
         Ok(caller)
     }
@@ -389,6 +392,11 @@ pub fn check_origin(parts: &Parts) -> Result<(), Error> {
         Some(ForeignOrigin) => Err(ForeignOrigin::refusal()),
         None => Ok(()),
     }
+}
+
+/// Where a request comes from, maybe by way of a proxy.
+fn client_of(parts: &Parts) -> Option<IpAddr> {
+    parts.extensions.get::<Arc<WriteProgress>>()?.client
 }
 
 /// The key in `Authorization: Bearer <key>`.

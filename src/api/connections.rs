@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
+use prometheus::IntGauge;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
@@ -76,6 +77,8 @@ pub struct Connections {
     max: usize,
     slots: Mutex<Slots>,
     freed: Notify,
+    /// Shows how many are open.
+    shown: IntGauge,
 }
 
 #[derive(Default)]
@@ -108,9 +111,9 @@ impl Slots {
 }
 
 impl Connections {
-    /// At most `max`, at least one.
-    pub fn new(max: usize) -> Arc<Self> {
-        Arc::new(Connections { max: max.max(1), slots: Mutex::default(), freed: Notify::new() })
+    /// At most `max`, at least one. How many are open is shown by `shown`.
+    pub fn new(max: usize, shown: IntGauge) -> Arc<Self> {
+        Arc::new(Connections { max: max.max(1), slots: Mutex::default(), freed: Notify::new(), shown })
     }
 
     /// A place for `connection`, if need be that of an idle one; `None` if all have something under way.
@@ -146,6 +149,7 @@ impl Connections {
         if slots.is_stopping {
             connection.tell(Told::Stop);
         }
+        self.shown.inc();
         Some(ConnectionPlace { connections: self.clone(), slot })
     }
 
@@ -181,6 +185,7 @@ impl Drop for ConnectionPlace {
         slots.slots[self.slot] = None;
         slots.free.push(self.slot);
         drop(slots);
+        self.connections.shown.dec();
         self.connections.freed.notify_one();
     }
 }
@@ -188,11 +193,12 @@ impl Drop for ConnectionPlace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::metrics::CLIENT_CONNECTIONS;
 
     #[tokio::test]
     async fn an_idle_connection_makes_room_and_a_busy_one_does_not() {
         // C-LIMIT-16
-        let connections = Connections::new(2);
+        let connections = Connections::new(2, CLIENT_CONNECTIONS.gauge());
         let open: Vec<Arc<Connection>> = (0..4).map(|_| Connection::new(Arc::default())).collect();
         open[0].progress.exchange.begin();
         let first = connections.enter(&open[0]).await.unwrap();
@@ -207,14 +213,14 @@ mod tests {
         assert_eq!(ends.await.unwrap(), Told::MakeRoom);
         open[2].progress.exchange.begin();
         assert!(connections.enter(&open[3]).await.is_none(), "all are busy");
-        assert_eq!(connections.open(), 2);
+        assert_eq!((connections.open(), connections.shown.get()), (2, 2));
         drop((first, third));
-        assert_eq!(connections.open(), 0);
+        assert_eq!((connections.open(), connections.shown.get()), (0, 0));
     }
 
     #[tokio::test]
     async fn all_are_told_to_stop_also_those_to_come() {
-        let connections = Connections::new(2);
+        let connections = Connections::new(2, CLIENT_CONNECTIONS.gauge());
         let (early, late) = (Connection::new(Arc::default()), Connection::new(Arc::default()));
         let _early = connections.enter(&early).await.unwrap();
         connections.stop();

@@ -5,6 +5,8 @@
 //! each, for things that most requests do not ask for; here that costs a look at the headers.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, HttpBody, to_bytes};
@@ -18,8 +20,10 @@ use hyper::body::Body as RawBody;
 use tower_service::Service;
 
 use super::cors::Cors;
+use super::edge_metrics::EdgeMetrics;
 use super::gzip;
 use super::problem::internal;
+use super::request_metrics::RouteMetrics;
 use super::web_guard::{ForeignOrigin, WebGuard};
 use crate::limits::MIN_GZIP_BYTES;
 
@@ -28,11 +32,19 @@ pub struct Envelope {
     router: Router,
     cors: Cors,
     guard: WebGuard,
+    metrics: Arc<EdgeMetrics>,
+    /// Counts what comes to no handler.
+    unrouted: Arc<RouteMetrics>,
 }
 
 impl Envelope {
-    pub fn new(router: Router, cors: Cors, guard: WebGuard) -> Self {
-        Envelope { router, cors, guard }
+    pub fn new(router: Router, cors: Cors, guard: WebGuard, metrics: Arc<EdgeMetrics>) -> Self {
+        let unrouted = metrics.requests.other();
+        Envelope { router, cors, guard, metrics, unrouted }
+    }
+
+    pub fn metrics(&self) -> &Arc<EdgeMetrics> {
+        &self.metrics
     }
 
     /// Answers one request. Never fails and never panics.
@@ -42,7 +54,7 @@ impl Envelope {
         B::Error: Into<axum::BoxError>,
     {
         if let Err(error) = self.guard.check_host(&request) {
-            return error.into_response();
+            return self.unrouted(error.into_response());
         }
         let headers = request.headers();
         let allowed_origin = self.cors.allowed(headers);
@@ -52,7 +64,7 @@ impl Envelope {
         let mut response = if is_preflight {
             let mut response = StatusCode::NO_CONTENT.into_response();
             Cors::put_preflight(headers, response.headers_mut());
-            response
+            self.unrouted(response)
         } else {
             if self.guard.is_foreign(headers, allowed_origin.is_some()) {
                 request.extensions_mut().insert(ForeignOrigin);
@@ -66,6 +78,12 @@ impl Envelope {
             Cors::put_allowed(allowed, response.headers_mut());
         }
         if wants_gzip { packed(response).await } else { response }
+    }
+
+    /// Counts an answer that is made here at once.
+    fn unrouted(&self, response: Response) -> Response {
+        self.unrouted.answered(response.status(), Duration::ZERO);
+        response
     }
 
     async fn routed(&self, request: Request) -> Response {

@@ -9,6 +9,7 @@ mod call;
 mod connections;
 mod cors;
 mod cursor;
+mod edge_metrics;
 mod envelope;
 mod event_id;
 mod exchange;
@@ -22,6 +23,8 @@ mod query;
 mod raw_path_io;
 mod refusal_io;
 mod reply;
+mod request_metrics;
+mod routes;
 mod serve;
 mod shape;
 mod sse;
@@ -37,7 +40,6 @@ use axum::Router;
 use axum::extract::FromRef;
 use axum::http::header::ALLOW;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 
 use crate::auth::{Caller, Keys, Place};
 use crate::budget::{Budget, Charge};
@@ -47,8 +49,10 @@ use crate::limits::{BODY_GRACE_MS, MAX_WATCH_MEMORY_BYTES, MAX_WATCH_MEMORY_BYTE
 use byte_budget::ByteBudget;
 use call::Gate;
 pub use cors::Cors;
+use edge_metrics::EdgeMetrics;
 pub use envelope::Envelope;
 pub use name::is_topic_name;
+use routes::Routes;
 pub use serve::{ConnectionLimits, serve};
 pub use web_guard::WebGuard;
 
@@ -101,12 +105,19 @@ pub struct Api {
     budget: Arc<ByteBudget>,
     /// What watch sessions and WebSockets hold.
     watch_memory: Arc<Budget>,
+    metrics: Arc<EdgeMetrics>,
 }
 
 impl Api {
     pub fn new(engine: Engine, keys: Arc<Keys>, limits: ApiLimits) -> Self {
         let budget = ByteBudget::new(limits.max_inflight_bytes);
-        Api { engine, keys, limits, budget, watch_memory: Budget::new(MAX_WATCH_MEMORY_BYTES) }
+        let metrics = EdgeMetrics::new(&keys);
+        Api { engine, keys, limits, budget, watch_memory: Budget::new(MAX_WATCH_MEMORY_BYTES), metrics }
+    }
+
+    /// What is counted of its requests and connections.
+    pub fn metrics(&self) -> Arc<EdgeMetrics> {
+        self.metrics.clone()
     }
 
     /// What a watch session of `bytes` takes up. Errors: `throttled`.
@@ -132,55 +143,49 @@ impl FromRef<Api> for Gate {
 
 /// The whole HTTP surface of a member.
 pub fn router(api: Api) -> Router {
-    with_refusals(v0_routes().merge(cluster_routes())).with_state(api)
+    let metrics = api.metrics();
+    let routes = v0_routes(Routes::new(&metrics.requests));
+    cluster_routes(routes).finish().with_state(api)
 }
 
 /// What clusters ask each other, which is in no document (C-MIRROR-17).
-fn cluster_routes() -> Router<Api> {
-    Router::new().route("/v0/mirror/pull", post(v0::mirror::pull))
+fn cluster_routes(routes: Routes<'_, Api>) -> Routes<'_, Api> {
+    routes.route("/v0/mirror/pull", |at| at.post(v0::mirror::pull))
 }
 
-fn v0_routes() -> Router<Api> {
-    Router::new()
-        .route("/v0/topics", get(v0::topic_list::list))
-        .route(
-            "/v0/topics/{topic}",
-            post(v0::append::append).put(v0::topic::put).get(v0::topic::get).delete(v0::topic::delete),
-        )
-        .route("/v0/routers", get(v0::router_list::list))
-        .route("/v0/routers/{router}", get(v0::router::get).put(v0::router::put).delete(v0::router::delete))
-        .route("/v0/routers/{router}/pause", post(v0::router::pause))
-        .route("/v0/routers/{router}/resume", post(v0::router::resume))
-        .route("/v0/routers/{router}/skip", post(v0::router::skip))
-        .route("/v0/append", post(v0::append_many::append_many))
-        .route("/v0/topics/{topic}/origins", get(v0::origins::get))
-        .route("/v0/topics/{topic}/diff", post(v0::diff::diff))
-        .route("/v0/watch", post(v0::watch::create))
-        .route("/v0/watch/{wid}", get(v0::watch::open).head(not_by_head))
-        .route("/v0/ws", get(v0::ws::open).head(not_by_head))
-        .route("/v0/topics/{topic}/delete", post(v0::delete::delete))
-        .route("/v0/cluster", get(v0::cluster::get))
-        .route("/v0/openapi.json", get(openapi::get))
-        .route("/v0/metrics", get(v0::metrics::get))
-        .route("/v0/health", get(v0::probe::health))
-        .route("/healthz", get(v0::probe::health))
-        .route("/v0/ready", get(v0::probe::ready))
-        .route("/readyz", get(v0::probe::ready))
+fn v0_routes(routes: Routes<'_, Api>) -> Routes<'_, Api> {
+    routes
+        .route("/v0/topics", |at| at.get(v0::topic_list::list))
+        .route("/v0/topics/{topic}", |at| {
+            at.post(v0::append::append).put(v0::topic::put).get(v0::topic::get).delete(v0::topic::delete)
+        })
+        .route("/v0/routers", |at| at.get(v0::router_list::list))
+        .route("/v0/routers/{router}", |at| {
+            at.get(v0::router::get).put(v0::router::put).delete(v0::router::delete)
+        })
+        .route("/v0/routers/{router}/pause", |at| at.post(v0::router::pause))
+        .route("/v0/routers/{router}/resume", |at| at.post(v0::router::resume))
+        .route("/v0/routers/{router}/skip", |at| at.post(v0::router::skip))
+        .route("/v0/append", |at| at.post(v0::append_many::append_many))
+        .route("/v0/topics/{topic}/origins", |at| at.get(v0::origins::get))
+        .route("/v0/topics/{topic}/diff", |at| at.post(v0::diff::diff))
+        .route("/v0/watch", |at| at.post(v0::watch::create))
+        .route("/v0/watch/{wid}", |at| at.get(v0::watch::open).head(not_by_head))
+        .route("/v0/ws", |at| at.get(v0::ws::open).head(not_by_head))
+        .route("/v0/topics/{topic}/delete", |at| at.post(v0::delete::delete))
+        .route("/v0/cluster", |at| at.get(v0::cluster::get))
+        .route("/v0/openapi.json", |at| at.get(openapi::get))
+        .route("/v0/metrics", |at| at.get(v0::metrics::get))
+        .route("/v0/health", |at| at.get(v0::probe::health))
+        .route("/healthz", |at| at.get(v0::probe::health))
+        .route("/v0/ready", |at| at.get(v0::probe::ready))
+        .route("/readyz", |at| at.get(v0::probe::ready))
 }
 
 /// Without a route of its own HEAD would open a stream in order to leave its body out (C-CONV-20).
 async fn not_by_head() -> Response {
     let refused = Error::new(Code::MethodNotAllowed, "a stream has no HEAD").into_response();
     ([(ALLOW, "GET")], refused).into_response()
-}
-
-/// Adds the answers to what is not in the table (C-CONV-15). axum adds the `Allow` header itself.
-fn with_refusals<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
-    routes
-        .fallback(async || Error::new(Code::NotFound, "there is nothing at this path"))
-        .method_not_allowed_fallback(async || {
-            Error::new(Code::MethodNotAllowed, "this path does not take this method")
-        })
 }
 
 #[cfg(test)]

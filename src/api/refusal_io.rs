@@ -17,12 +17,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use axum::http::StatusCode;
 use bytes::{Buf, Bytes};
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use tokio::time::{Sleep, sleep};
 
 use super::connections::ConnectionPlace;
 use super::problem::error_body;
+use super::request_metrics::RouteMetrics;
 use super::write_progress::WriteProgress;
 use crate::error::{Code, Error};
 use crate::limits::{LINGER_MS, MAX_READ_BYTES};
@@ -37,13 +39,21 @@ pub struct RefusalIo<I> {
     linger_bytes: usize,
     /// Until when; set once nothing more is written.
     linger_until: Option<Pin<Box<Sleep>>>,
+    /// Counts the refusals.
+    refused: Arc<RouteMetrics>,
     /// Held as long as the socket is, also where it is none of HTTP any more.
     _place: ConnectionPlace,
 }
 
 impl<I> RefusalIo<I> {
     /// Reads at most `linger_bytes` off a connection that ends with an answer.
-    pub fn new(io: I, connection: Arc<WriteProgress>, linger_bytes: usize, place: ConnectionPlace) -> Self {
+    pub fn new(
+        io: I,
+        connection: Arc<WriteProgress>,
+        linger_bytes: usize,
+        refused: Arc<RouteMetrics>,
+        place: ConnectionPlace,
+    ) -> Self {
         RefusalIo {
             io,
             connection,
@@ -51,6 +61,7 @@ impl<I> RefusalIo<I> {
             replaced_bytes: 0,
             linger_bytes,
             linger_until: None,
+            refused,
             _place: place,
         }
     }
@@ -99,6 +110,8 @@ impl<I: Write + Unpin> RefusalIo<I> {
             return true;
         }
         let Some(refusal) = with_body(written) else { return false };
+        // All of them are of this class, and none was waited for.
+        self.refused.answered(StatusCode::BAD_REQUEST, Duration::ZERO);
         self.refusal = refusal;
         self.replaced_bytes = written.len();
         self.connection.exchange.linger();

@@ -19,7 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::connections::{Connection, ConnectionPlace, Connections, Told};
 use super::envelope::Envelope;
@@ -28,14 +28,13 @@ use super::raw_path_io::RawPathIo;
 use super::refusal_io::RefusalIo;
 use super::write_progress::{CountedIo, WriteProgress};
 use crate::limits::{DISCARD_TIME_MS, MAX_DISCARDED_BYTES, MAX_HEAD_BYTES, MAX_PAGE_BYTES, MAX_RECORD_BYTES};
+use crate::telemetry::seldom::Seldom;
 
 /// Pause after a connection could not be taken: most often there are no file handles left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// When a connection on which nothing comes is asked for a sign of life, and how often after that.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// How often the log says that connections cannot be taken.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Bounds of the connections of clients.
 #[derive(Debug, Clone, Copy)]
@@ -59,10 +58,12 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let envelope = Arc::new(envelope);
-    let connections = Connections::new(limits.max_connections);
+    let metrics = envelope.metrics().clone();
+    metrics.max_connections.set(i64::try_from(limits.max_connections).unwrap_or(i64::MAX));
+    let connections = Connections::new(limits.max_connections, metrics.connections.clone());
     // Every connection holds a sender; the channel ends with the last of them.
     let (open, mut all_closed) = mpsc::channel::<()>(1);
-    let mut complaints = Complaints::default();
+    let complaints = Seldom::default();
     let mut stop = std::pin::pin!(stop);
     loop {
         let accepted = tokio::select! {
@@ -78,12 +79,20 @@ pub async fn serve(
                     drop(open);
                 });
             }
-            Ok(None) => complaints.tell(|| {
-                format!("refused: max_connections is {}, and all are in use", limits.max_connections)
-            }),
+            Ok(None) => {
+                metrics.refused_connections.inc();
+                if let Some(count) = complaints.happened() {
+                    let max = limits.max_connections;
+                    tracing::warn!(
+                        "{count} connections of clients were not taken: {max} are open, and none is idle"
+                    );
+                }
+            }
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => {
-                complaints.tell(|| error.to_string());
+                if let Some(count) = complaints.happened() {
+                    tracing::warn!("{count} connections of clients were not taken: {error}");
+                }
                 // Its file handle is what is missing.
                 connections.make_room();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -101,8 +110,9 @@ async fn accept(
     connections: &Arc<Connections>,
     slow_after: Duration,
 ) -> io::Result<Option<(TcpStream, Arc<Connection>, ConnectionPlace)>> {
-    let (stream, _) = listener.accept().await?;
-    let connection = Connection::new(Arc::new(WriteProgress::new(slow_after)));
+    let (stream, client) = listener.accept().await?;
+    let progress = WriteProgress::new(slow_after, Some(client.ip().to_canonical()));
+    let connection = Connection::new(Arc::new(progress));
     let place = connections.enter(&connection).await;
     Ok(place.map(|place| (stream, connection, place)))
 }
@@ -111,23 +121,6 @@ async fn accept(
 fn is_of_the_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
-}
-
-/// Says now and then that connections cannot be taken.
-#[derive(Default)]
-struct Complaints {
-    told: Option<Instant>,
-    untold: u64,
-}
-
-impl Complaints {
-    fn tell(&mut self, why: impl FnOnce() -> String) {
-        self.untold += 1;
-        if self.told.is_none_or(|told| told.elapsed() >= COMPLAINT_INTERVAL) {
-            tracing::warn!("{} connections of clients were not taken: {}", self.untold, why());
-            (self.told, self.untold) = (Some(Instant::now()), 0);
-        }
-    }
 }
 
 /// Answers are small and somebody waits for each: they leave at once. And a client that went without a word holds its
@@ -154,7 +147,8 @@ async fn serve_connection(
     let _ = prepare(&stream, limits.slow_after);
     let progress = connection.progress.clone();
     let io = RawPathIo::new(CountedIo::new(TokioIo::new(stream), progress.clone()));
-    let io = RefusalIo::new(io, progress.clone(), limits.linger_bytes, place);
+    let refused = envelope.metrics().requests.other();
+    let io = RefusalIo::new(io, progress.clone(), limits.linger_bytes, refused, place);
     let service = service_fn(move |request| {
         progress.exchange.begin();
         let (envelope, progress) = (envelope.clone(), progress.clone());

@@ -9,16 +9,17 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, StatusCode};
 use axum::response::Response;
-use axum::routing::{get, post};
 use futures_util::StreamExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::ServiceExt;
 
+use super::ApiLimits;
 use super::byte_budget::ByteBudget;
 use super::call::{Admin, Call, Gate, TopicCall, Write};
 use super::reply::{Answer, Reply};
-use super::{ApiLimits, with_refusals};
+use super::request_metrics::RequestMetrics;
+use super::routes::Routes;
 use crate::auth::Keys;
 
 /// Answers with the topic and the length of the body.
@@ -43,12 +44,13 @@ fn table(api_keys: &str, max_body_bytes: usize) -> Router {
 
 fn table_of(api_keys: &str, limits: ApiLimits) -> Router {
     let keys = Arc::new(Keys::parse(api_keys).unwrap());
-    let routes = Router::new()
-        .route("/v0/topics/{topic}", post(echo))
-        .route("/v0/topics/{topic}/pause", post(pause))
-        .route("/v0/admin", get(admin_only));
+    let requests = RequestMetrics::default();
+    let routes = Routes::new(&requests)
+        .route("/v0/topics/{topic}", |at| at.post(echo))
+        .route("/v0/topics/{topic}/pause", |at| at.post(pause))
+        .route("/v0/admin", |at| at.get(admin_only));
     let budget = ByteBudget::new(limits.max_inflight_bytes);
-    with_refusals(routes).with_state(Gate { keys, limits, budget })
+    routes.finish().with_state(Gate { keys, limits, budget })
 }
 
 /// The answer's head, and its body; a failure must have the shape of C-ERR-01.

@@ -3,11 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::http::StatusCode;
 use axum::response::Response;
-use axum::routing::{get, post};
 use futures_util::StreamExt;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -17,10 +15,13 @@ use tokio::time::timeout;
 
 use super::byte_budget::ByteBudget;
 use super::call::{Call, Gate, Read, RouterCall, TopicCall, Write};
+use super::edge_metrics::EdgeMetrics;
 use super::reply::{Answer, Reply};
+use super::routes::Routes;
 use super::web_guard::WebGuard;
-use super::{ApiLimits, ConnectionLimits, Cors, Envelope, gzip, serve, with_refusals};
+use super::{ApiLimits, ConnectionLimits, Cors, Envelope, gzip, serve};
 use crate::auth::Keys;
+use crate::telemetry::metrics::Exposition;
 
 /// Longest wait for what has no bound of its own.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -85,6 +86,7 @@ async fn large(call: Call<Read>) -> Answer {
 /// A member's edge without a member.
 pub struct Edge {
     address: std::net::SocketAddr,
+    pub metrics: Arc<EdgeMetrics>,
     stop: Arc<Notify>,
     serving: tokio::task::JoinHandle<()>,
 }
@@ -93,23 +95,25 @@ impl Edge {
     pub async fn start(given: Given) -> Edge {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let routes = Router::new()
-            .route("/v0/topics/{topic}", post(echo))
-            .route("/v0/routers/{router}", get(name_of))
-            .route("/v0/wait", get(wait))
-            .route("/v0/large", get(large))
-            .route("/v0/stream", get(stream))
-            .route("/v0/panics", get(panics));
+        let keys = Arc::new(Keys::default());
+        let metrics = EdgeMetrics::new(&keys);
+        let routes = Routes::new(&metrics.requests)
+            .route("/v0/topics/{topic}", |at| at.post(echo))
+            .route("/v0/routers/{router}", |at| at.get(name_of))
+            .route("/v0/wait", |at| at.get(wait))
+            .route("/v0/large", |at| at.get(large))
+            .route("/v0/stream", |at| at.get(stream))
+            .route("/v0/panics", |at| at.get(panics));
         let budget = ByteBudget::new(given.limits.max_inflight_bytes);
-        let gate = Gate { keys: Arc::new(Keys::default()), limits: given.limits, budget };
-        let router = with_refusals(routes).with_state(gate);
+        let gate = Gate { keys, limits: given.limits, budget };
+        let router = routes.finish().with_state(gate);
         let cors = Cors::new(given.origins, Arc::new(|url| url == "http://member:4000"));
         let stop = Arc::new(Notify::new());
         let stopped = stop.clone();
         let stopping = async move { stopped.notified().await };
-        let envelope = Envelope::new(router, cors, given.guard);
+        let envelope = Envelope::new(router, cors, given.guard, metrics.clone());
         let serving = tokio::spawn(serve(listener, envelope, given.connections, stopping));
-        Edge { address, stop, serving }
+        Edge { address, metrics, stop, serving }
     }
 
     async fn with_origins(origins: &[&str]) -> Edge {
@@ -238,6 +242,47 @@ async fn a_client_that_sends_too_much_can_read_why() {
     let head = format!("POST /v0/topics/a HTTP/1.1\r\n{CLOSE}Content-Length: {}\r\n\r\n", body.len());
     let (status, _, body) = parsed(&edge.talk(&[head.as_bytes(), &body].concat()).await);
     assert_eq!((status, &body["error"]["code"]), (413, &"payload_too_large".into()));
+}
+
+#[tokio::test]
+async fn whatever_is_answered_is_counted_and_nothing_that_a_client_makes_up_is_shown() {
+    let edge = Edge::with_origins(&["https://a.b"]).await;
+    let hosts = WebGuard::new(vec!["x".to_owned()]);
+    let guarded = Edge::start(Given { guard: hosts, ..Given::default() }).await;
+    let asked = |line: &str, more: &str| format!("{line} HTTP/1.1\r\n{CLOSE}{more}\r\n");
+    let preflight = "Origin: https://a.b\r\nAccess-Control-Request-Method: POST\r\n";
+    for sent in [
+        asked("POST /v0/topics/made-up", ""),
+        asked("POST /v0/topics/made%20up", ""),
+        asked("GET /v0/panics", ""),
+        asked("GET /made/up", ""),
+        asked("DELETE /v0/topics/made-up", ""),
+        asked("OPTIONS /v0/topics/made-up", preflight),
+        "made up\r\n\r\n".to_owned(),
+    ] {
+        edge.talk(sent.as_bytes()).await;
+    }
+    guarded.talk(b"GET /v0/large HTTP/1.1\r\nHost: made.up\r\nConnection: close\r\n\r\n").await;
+    let requests = |edge: &Edge| {
+        let mut out = Exposition::default();
+        edge.metrics.put(&mut out);
+        let text = out.finish().unwrap();
+        assert!(!text.contains("made"), "{text}");
+        let lines = text.lines().filter_map(|line| line.strip_prefix("antiphon_http_requests_total"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        requests(&edge),
+        [
+            r#"{method="POST",route="/v0/topics/:topic",status="2xx"} 1"#,
+            r#"{method="POST",route="/v0/topics/:topic",status="4xx"} 1"#,
+            r#"{method="GET",route="/v0/panics",status="5xx"} 1"#,
+            // The preflight; no such path, a method that is not taken there, and no HTTP.
+            r#"{method="other",route="other",status="2xx"} 1"#,
+            r#"{method="other",route="other",status="4xx"} 3"#,
+        ]
+    );
+    assert_eq!(requests(&guarded), [r#"{method="other",route="other",status="4xx"} 1"#]);
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@
 use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -33,6 +34,8 @@ const CUT_GRACE: Duration = Duration::from_secs(10);
 pub struct WriteProgress {
     /// A reader that takes nothing for so long is too slow (contract section 17.4).
     slow_after: Duration,
+    /// The address of the client, if it is known.
+    pub client: Option<IpAddr>,
     /// Bytes handed to the connection and not written yet.
     waiting_bytes: AtomicUsize,
     /// Goes up with every write.
@@ -44,14 +47,15 @@ pub struct WriteProgress {
 
 impl Default for WriteProgress {
     fn default() -> Self {
-        WriteProgress::new(Duration::from_millis(SLOW_READER_MS))
+        WriteProgress::new(Duration::from_millis(SLOW_READER_MS), None)
     }
 }
 
 impl WriteProgress {
-    pub fn new(slow_after: Duration) -> Self {
+    pub fn new(slow_after: Duration, client: Option<IpAddr>) -> Self {
         WriteProgress {
             slow_after,
+            client,
             waiting_bytes: AtomicUsize::new(0),
             writes: AtomicU64::new(0),
             body: AtomicWaker::new(),

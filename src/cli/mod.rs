@@ -20,6 +20,8 @@ use std::process::ExitCode;
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use crate::telemetry::version::VERSION_AND_COMMIT;
+
 /// Runs what the process's arguments ask for.
 pub fn run() -> ExitCode {
     let mut command = command();
@@ -56,7 +58,7 @@ fn keep_files_private() {
 fn command() -> Command {
     Command::new("antiphon")
         .about("A replicated event bus")
-        .version(env!("CARGO_PKG_VERSION"))
+        .version(VERSION_AND_COMMIT)
         .subcommand(serve::command())
         .subcommand(dev::command())
         .subcommand(append::command())

@@ -64,7 +64,7 @@ pub struct ClusterView {
 
 /// While a member that lost its disk comes back, the membership has two of its name: the one that is gone and
 /// the one that comes. Whoever asks means the member, so the living one is shown.
-fn one_per_name(members: Vec<MemberStatus>) -> Vec<MemberStatus> {
+pub(super) fn one_per_name(members: Vec<MemberStatus>) -> Vec<MemberStatus> {
     let mut shown: BTreeMap<String, MemberStatus> = BTreeMap::new();
     let rank = |member: &MemberStatus| (member.status.is_some(), member.is_voter);
     for member in members {

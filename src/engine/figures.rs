@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::cluster_view::one_per_name;
 use super::{Consistency, Engine, HeldView, LinkState};
 use crate::limits::{MAX_LIST_PAGE, MAX_METRIC_ROUTERS, MAX_METRIC_TOPICS};
 use crate::raft::Leader;
@@ -46,8 +47,21 @@ pub struct Figures {
     pub checkpoint_age_ms: u64,
     /// What keeps the log longer than it should be.
     pub log_held: Option<HeldView>,
-    /// How many entries each member is behind, by name.
-    pub member_lag: Vec<(String, u64)>,
+    /// Free space of the disk that holds the data, once it was measured.
+    pub disk_free_bytes: Option<u64>,
+    /// All members, by name.
+    pub by_member: Vec<MemberFigures>,
+}
+
+/// One member's figures, as they are known here.
+#[derive(Debug, Clone)]
+pub struct MemberFigures {
+    pub name: String,
+    /// Whether it was heard lately.
+    pub is_up: bool,
+    /// How many entries it is behind; of one that is down, by what it said last. Of one that was never heard nothing is
+    /// known.
+    pub lag: Option<u64>,
 }
 
 /// One topic's figures.
@@ -122,16 +136,17 @@ impl Engine {
             checkpoint_lag: applied_index.saturating_sub(node.applied().saved_index()),
             checkpoint_age_ms: node.applied().checkpoint_clock().age().as_millis() as u64,
             log_held: self.log_view().held,
-            member_lag: Vec::new(),
+            disk_free_bytes: node.room().free_bytes(),
+            by_member: Vec::new(),
         };
-        for member in node.member_statuses() {
-            // Of one that is down, by what it said last. Of one that was never heard nothing is known.
-            if let Some(status) = member.last_status {
-                let lag = commit_index.saturating_sub(status.applied_index);
-                figures.member_lag.push((member.member.name, lag));
-            }
-        }
-        figures.member_lag.sort();
+        figures.by_member = one_per_name(node.member_statuses())
+            .into_iter()
+            .map(|member| MemberFigures {
+                is_up: member.status.is_some(),
+                lag: member.last_status.map(|status| commit_index.saturating_sub(status.applied_index)),
+                name: member.member.name,
+            })
+            .collect();
         for prefix in prefixes {
             self.add_topics(&mut figures, prefix).await;
             self.add_routers(&mut figures, prefix).await;

@@ -9,7 +9,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::ballast;
@@ -23,11 +23,15 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// What must be free above the reserve, at most, before a full member takes records again.
 const MAX_SPARE_BYTES: u64 = 64 << 20;
 
+const UNKNOWN: u64 = u64::MAX;
+
 /// Watches the free space of a data directory.
 pub struct Room {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     reserve_bytes: u64,
+    /// What was free at the last look; `UNKNOWN` before the first.
+    free_bytes: AtomicU64,
     is_short: AtomicBool,
     is_full: AtomicBool,
     is_exhausted: AtomicBool,
@@ -41,12 +45,19 @@ impl Room {
             disk,
             dir,
             reserve_bytes,
+            free_bytes: AtomicU64::new(UNKNOWN),
             is_short: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
             is_exhausted: AtomicBool::new(false),
             has_room_to_save: AtomicBool::new(true),
             has_ballast: AtomicBool::new(false),
         })
+    }
+
+    /// What was free when it was measured last.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let free_bytes = self.free_bytes.load(Ordering::Relaxed);
+        (free_bytes != UNKNOWN).then_some(free_bytes)
     }
 
     /// Whether there is so little above the reserve that what is kept for others should go.
@@ -89,6 +100,7 @@ impl Room {
     /// Measures the free space.
     pub fn look(&self) -> io::Result<()> {
         let free_bytes = self.disk.free_bytes(&self.dir)?;
+        self.free_bytes.store(free_bytes, Ordering::Relaxed);
         let was_full = self.is_full();
         let spare_bytes = if was_full { MAX_SPARE_BYTES.min(self.reserve_bytes / 4) } else { 0 };
         let enough_bytes = self.reserve_bytes + spare_bytes;
@@ -140,6 +152,7 @@ mod tests {
     fn a_full_disk_needs_room_to_spare_before_it_takes_more() {
         let disk = SimDisk::new(1);
         let room = Room::new(Arc::new(disk.clone()), PathBuf::from("/data"), 1000);
+        assert_eq!(room.free_bytes(), None);
         for (free_bytes, is_short, is_full, is_exhausted) in [
             (2000, false, false, false),
             (1999, true, false, false),
@@ -154,6 +167,7 @@ mod tests {
             room.look().unwrap();
             let found = (room.is_short(), room.is_full(), room.is_exhausted());
             assert_eq!(found, (is_short, is_full, is_exhausted), "{free_bytes} bytes");
+            assert_eq!(room.free_bytes(), Some(free_bytes));
         }
     }
 

@@ -1,13 +1,13 @@
 //! The names of all metrics, and the text in which Prometheus reads them.
 //!
-//! Figures are read when somebody asks for them, so there is no registry to keep: a series is a name, a
-//! kind and a line of help here, and the endpoint gives it values. Libraries for this write OpenMetrics,
-//! where the contract has the older text format (version 0.0.4), which is a few lines.
+//! Most figures are read when somebody asks for them. What is counted where it happens has a counter of the crate
+//! `prometheus` there, made of a name in this table. Both become families of that crate, which writes the text.
 //!
-//! Labels are `topic`, `class`, `member` and `le`, and nothing that a client can make up at will: topics
-//! are bounded by the caller.
+//! Labels hold nothing that a client can make up at will: routes are those of the table of routes, and topics and routers
+//! are bounded by who puts them in.
 
-use std::fmt::{Display, Write};
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, TextEncoder};
 
 /// What kind of figure a series is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub enum Kind {
     Histogram,
 }
 
-/// One series; `name` has no prefix.
+/// One series.
 #[derive(Debug, Clone, Copy)]
 pub struct Series {
     pub name: &'static str,
@@ -25,18 +25,20 @@ pub struct Series {
     pub help: &'static str,
 }
 
-/// What every name starts with.
-pub const PREFIX: &str = "antiphon_";
 /// `Content-Type` of the text.
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+/// What the names of figures of the log begin with.
+pub const LOG_PREFIX: &str = "antiphon_wal_";
 
 macro_rules! series {
-    ($($constant:ident = $name:literal, $kind:ident, $help:literal;)*) => {
-        $(pub const $constant: Series = Series { name: $name, kind: Kind::$kind, help: $help };)*
+    ($prefix:literal: $($constant:ident = $name:literal, $kind:ident, $help:literal;)*) => {
+        $(pub const $constant: Series =
+            Series { name: concat!($prefix, $name), kind: Kind::$kind, help: $help };)*
     };
 }
 
-series! {
+series! { "antiphon_":
+    BUILD_INFO = "build_info", Gauge, "1, for the version and the commit of this build.";
     TOPICS = "topics", Gauge, "Topics.";
     TOPICS_BY_CLASS = "topics_by_class", Gauge, "Topics by durability class.";
     ROUTERS = "routers", Gauge, "Routers.";
@@ -46,11 +48,18 @@ series! {
     QUEUE_TOPICS = "queue_topics", Gauge, "Topics that are queues.";
     QUEUE_LEASES_IN_FLIGHT = "queue_leases_in_flight", Gauge, "Jobs that are leased.";
     GROUPS = "groups", Gauge, "Consumer groups.";
+    REQUESTS = "http_requests_total", Counter, "Requests by route and class of the answer's status; none: the client went before the answer.";
+    REQUEST_DURATION = "http_request_duration_seconds", Histogram, "Time from the head of a request to that of its answer, waiting for records included.";
+    KEY_REFUSALS = "key_refusals_total", Counter, "Requests and commands refused for their key: it is not known (unauthorized), or may not do that (forbidden).";
+    CLIENT_CONNECTIONS = "client_connections", Gauge, "Open connections of clients.";
+    MAX_CLIENT_CONNECTIONS = "client_connections_max", Gauge, "Most connections of clients that may be open.";
+    REFUSED_CLIENT_CONNECTIONS = "client_connections_refused_total", Counter, "Connections of clients that were not taken.";
     SSE_CONNECTIONS = "sse_connections", Gauge, "Open event streams and WebSockets at this member.";
     WATCH_SESSIONS = "watch_sessions", Gauge, "Watch sessions at this member.";
     READY = "ready", Gauge, "1 if this member is ready, else 0.";
     RECOVERY_PROGRESS = "recovery_progress", Gauge, "Share of the log that is applied since the start.";
     UPTIME_MS = "uptime_ms", Gauge, "Time since the start in milliseconds.";
+    DISK_FREE = "disk_free_bytes", Gauge, "Free space of the disk that holds the data directory.";
     TOPIC_HEAD_SEQ = "topic_head_seq", Gauge, "Highest seq of a topic.";
     TOPIC_EARLIEST_SEQ = "topic_earliest_seq", Gauge, "First live seq of a topic.";
     TOPIC_RECORDS_LIVE = "topic_records_live", Gauge, "Live records of a topic.";
@@ -77,96 +86,161 @@ series! {
     RAFT_APPLIED_INDEX = "raft_applied_index", Gauge, "Last applied log index.";
     RAFT_ELECTIONS = "raft_elections_total", Counter, "Elections won by anybody since the start.";
     RAFT_LOG_HELD_ENTRIES = "raft_log_held_entries", Gauge, "Log entries that are kept beyond the usual, by what holds them back.";
-    RAFT_LOG_HELD_MS = "raft_log_held_ms", Gauge, "For how long, in milliseconds.";
+    RAFT_LOG_HELD = "raft_log_held_seconds", Gauge, "For how long log entries are kept beyond the usual, by what holds them back.";
     CHECKPOINT_LAG_ENTRIES = "checkpoint_lag_entries", Gauge, "Applied log entries that the checkpoint on disk does not cover.";
-    CHECKPOINT_AGE_MS = "checkpoint_age_ms", Gauge, "Time since the checkpoint on disk covered all that was applied, in milliseconds.";
-    MEMBER_LAG = "member_lag", Gauge, "Log entries that a member is behind, as known here.";
+    CHECKPOINT_AGE = "checkpoint_age_seconds", Gauge, "Time since the checkpoint on disk covered all that was applied.";
+    MEMBER_UP = "member_up", Gauge, "1 if a member was heard lately, else 0.";
+    MEMBER_LAG = "member_lag", Gauge, "Log entries that a member is behind, as known here; of one that is down, as it said last.";
     FORWARDED_REQUESTS = "forwarded_requests_total", Counter, "Commands handed to another member that leads.";
 }
+
+// The names that every process has for these.
+series! { "process_":
+    PROCESS_CPU = "cpu_seconds_total", Counter, "CPU time in user and kernel mode.";
+    PROCESS_RESIDENT = "resident_memory_bytes", Gauge, "Memory that is resident.";
+    PROCESS_VIRTUAL = "virtual_memory_bytes", Gauge, "Memory that is mapped.";
+    PROCESS_OPEN_FDS = "open_fds", Gauge, "Open file descriptors.";
+    PROCESS_MAX_FDS = "max_fds", Gauge, "Most file descriptors that may be open.";
+    PROCESS_START_TIME = "start_time_seconds", Gauge, "Start of the process in Unix time.";
+}
+
+impl Series {
+    /// Counters of this series by the values of `label`. The names in the table are good, which is all that can be
+    /// wrong with them.
+    pub fn counters(self, label: &str) -> IntCounterVec {
+        IntCounterVec::new(self.options(), &[label]).expect("the name of a metric")
+    }
+
+    pub fn counter(self) -> IntCounter {
+        IntCounter::with_opts(self.options()).expect("the name of a metric")
+    }
+
+    pub fn gauge(self) -> IntGauge {
+        IntGauge::with_opts(self.options()).expect("the name of a metric")
+    }
+
+    fn options(self) -> Opts {
+        Opts::new(self.name, self.help)
+    }
+}
+
+/// Labels of one sample, with their values.
+pub type Labels<'a> = [(&'a str, &'a str)];
 
 /// Metrics in the making.
 #[derive(Default)]
 pub struct Exposition {
-    text: String,
+    families: Vec<MetricFamily>,
 }
 
 impl Exposition {
     /// A series of one value.
-    pub fn value(&mut self, series: Series, value: impl Display) {
-        self.labelled(series, "", std::iter::once(("", value)));
+    pub fn value(&mut self, series: Series, value: f64) {
+        self.put(series, vec![sample(series, &[], value)]);
     }
 
     /// A series with one value per value of `label`.
-    pub fn labelled<L: Display, V: Display>(
+    pub fn labelled<L: AsRef<str>>(
         &mut self,
         series: Series,
         label: &str,
-        values: impl Iterator<Item = (L, V)>,
+        values: impl Iterator<Item = (L, f64)>,
     ) {
-        self.head(series);
-        for (text, value) in values {
-            self.sample(series.name, "", label, text, value);
-        }
+        let samples = values.map(|(text, value)| sample(series, &[(label, text.as_ref())], value));
+        self.put(series, samples.collect());
     }
 
     /// A series that says in which of some states each thing is: 1 for that, 0 for the others.
-    pub fn states<L: Display, S: PartialEq + Copy>(
+    pub fn states<L: AsRef<str>, S: PartialEq + Copy>(
         &mut self,
         series: Series,
         label: &str,
         states: &[(S, &str)],
         values: impl Iterator<Item = (L, S)>,
     ) {
-        self.head(series);
+        let mut samples = Vec::new();
         for (text, now) in values {
-            for (state, name) in states {
+            samples.extend(states.iter().map(|(state, name)| {
                 let is_it = (now == *state) as u8;
-                let _ = writeln!(
-                    self.text,
-                    "{PREFIX}{}{{{label}=\"{text}\",state=\"{name}\"}} {is_it}",
-                    series.name
-                );
-            }
+                sample(series, &[(label, text.as_ref()), ("state", name)], is_it.into())
+            }));
+        }
+        self.put(series, samples);
+    }
+
+    /// A series of these samples, if there are any.
+    pub fn put(&mut self, series: Series, samples: Vec<Metric>) {
+        if samples.is_empty() {
+            return;
+        }
+        let mut family = MetricFamily::default();
+        family.set_name(series.name.to_owned());
+        family.set_help(series.help.to_owned());
+        family.set_field_type(match series.kind {
+            Kind::Gauge => MetricType::GAUGE,
+            Kind::Counter => MetricType::COUNTER,
+            Kind::Histogram => MetricType::HISTOGRAM,
+        });
+        family.set_metric(samples);
+        self.families.push(family);
+    }
+
+    /// What was counted elsewhere.
+    pub fn extend(&mut self, families: Vec<MetricFamily>) {
+        self.families.extend(families);
+    }
+
+    pub fn finish(self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.families)
+    }
+}
+
+/// A value of a series that is no histogram.
+pub fn sample(series: Series, labels: &Labels<'_>, value: f64) -> Metric {
+    let mut metric = labelled(labels);
+    if series.kind == Kind::Counter {
+        let mut counter = Counter::default();
+        counter.set_value(value);
+        metric.set_counter(counter);
+    } else {
+        let mut gauge = Gauge::default();
+        gauge.set_value(value);
+        metric.set_gauge(gauge);
+    }
+    metric
+}
+
+/// A histogram from its buckets, which are not cumulative: upper bound (infinite for the last one) and count.
+pub fn histogram(labels: &Labels<'_>, buckets: impl Iterator<Item = (f64, u64)>, sum: f64) -> Metric {
+    let mut count = 0;
+    let mut finite = Vec::new();
+    for (bound, in_bucket) in buckets {
+        count += in_bucket;
+        // That of all others is made of the count.
+        if bound.is_finite() {
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(count);
+            finite.push(bucket);
         }
     }
+    let mut histogram = Histogram::default();
+    histogram.set_bucket(finite);
+    histogram.set_sample_count(count);
+    histogram.set_sample_sum(sum);
+    let mut metric = labelled(labels);
+    metric.set_histogram(histogram);
+    metric
+}
 
-    /// A histogram from its buckets, which are not cumulative: upper bound (`u64::MAX`: none) and count.
-    pub fn histogram(&mut self, series: Series, buckets: impl Iterator<Item = (u64, u64)>, sum: u64) {
-        self.head(series);
-        let mut count = 0;
-        for (bound, in_bucket) in buckets {
-            count += in_bucket;
-            if bound < u64::MAX {
-                self.sample(series.name, "_bucket", "le", bound, count);
-            }
-        }
-        self.sample(series.name, "_bucket", "le", "+Inf", count);
-        self.sample(series.name, "_sum", "", "", sum);
-        self.sample(series.name, "_count", "", "", count);
-    }
-
-    pub fn finish(self) -> String {
-        self.text
-    }
-
-    fn head(&mut self, series: Series) {
-        let kind = match series.kind {
-            Kind::Gauge => "gauge",
-            Kind::Counter => "counter",
-            Kind::Histogram => "histogram",
-        };
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.text, "# HELP {PREFIX}{} {}", series.name, series.help);
-        let _ = writeln!(self.text, "# TYPE {PREFIX}{} {kind}", series.name);
-    }
-
-    /// Label values are names and numbers, which need no escaping.
-    fn sample(&mut self, name: &str, end: &str, label: &str, text: impl Display, value: impl Display) {
-        let _ = match label {
-            "" => writeln!(self.text, "{PREFIX}{name}{end} {value}"),
-            label => writeln!(self.text, "{PREFIX}{name}{end}{{{label}=\"{text}\"}} {value}"),
-        };
-    }
+fn labelled(labels: &Labels<'_>) -> Metric {
+    let pair = |(name, value): &(&str, &str)| {
+        let mut pair = LabelPair::default();
+        pair.set_name((*name).to_owned());
+        pair.set_value((*value).to_owned());
+        pair
+    };
+    Metric::from_label(labels.iter().map(pair).collect())
 }
 
 #[cfg(test)]
@@ -176,11 +250,17 @@ mod tests {
     #[test]
     fn series_are_written_as_prometheus_reads_them() {
         let mut text = Exposition::default();
-        text.value(TOPICS, 3);
-        text.labelled(MEMBER_LAG, "member", [("m1", 0), ("m2", 7)].into_iter());
-        text.histogram(WAL_FSYNC_LATENCY_US, [(50, 2), (100, 0), (u64::MAX, 1)].into_iter(), 999);
-        let lines: Vec<String> =
-            text.finish().lines().filter(|line| !line.starts_with("# HELP")).map(str::to_owned).collect();
+        text.value(TOPICS, 3.0);
+        text.labelled(MEMBER_LAG, "member", [("m1", 0.0), ("m\"2", 7.0)].into_iter());
+        let buckets = [(50.0, 2), (100.0, 0), (f64::INFINITY, 1)];
+        text.put(WAL_FSYNC_LATENCY_US, vec![histogram(&[("a", "b")], buckets.into_iter(), 999.0)]);
+        text.states(ROUTER_STATE, "router", &[(1, "one"), (2, "two")], [("r", 2)].into_iter());
+        text.labelled::<&str>(ROUTER_LAG, "router", std::iter::empty());
+        let counted = KEY_REFUSALS.counters("reason");
+        counted.with_label_values(&["forbidden"]).inc();
+        text.extend(prometheus::core::Collector::collect(&counted));
+        let text = text.finish().unwrap();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with("# HELP")).collect();
         assert_eq!(
             lines,
             [
@@ -188,13 +268,18 @@ mod tests {
                 "antiphon_topics 3",
                 "# TYPE antiphon_member_lag gauge",
                 "antiphon_member_lag{member=\"m1\"} 0",
-                "antiphon_member_lag{member=\"m2\"} 7",
+                "antiphon_member_lag{member=\"m\\\"2\"} 7",
                 "# TYPE antiphon_wal_fsync_latency_us histogram",
-                "antiphon_wal_fsync_latency_us_bucket{le=\"50\"} 2",
-                "antiphon_wal_fsync_latency_us_bucket{le=\"100\"} 2",
-                "antiphon_wal_fsync_latency_us_bucket{le=\"+Inf\"} 3",
-                "antiphon_wal_fsync_latency_us_sum 999",
-                "antiphon_wal_fsync_latency_us_count 3",
+                "antiphon_wal_fsync_latency_us_bucket{a=\"b\",le=\"50\"} 2",
+                "antiphon_wal_fsync_latency_us_bucket{a=\"b\",le=\"100\"} 2",
+                "antiphon_wal_fsync_latency_us_bucket{a=\"b\",le=\"+Inf\"} 3",
+                "antiphon_wal_fsync_latency_us_sum{a=\"b\"} 999",
+                "antiphon_wal_fsync_latency_us_count{a=\"b\"} 3",
+                "# TYPE antiphon_router_state gauge",
+                "antiphon_router_state{router=\"r\",state=\"one\"} 0",
+                "antiphon_router_state{router=\"r\",state=\"two\"} 1",
+                "# TYPE antiphon_key_refusals_total counter",
+                "antiphon_key_refusals_total{reason=\"forbidden\"} 1",
             ]
         );
     }

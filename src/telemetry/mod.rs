@@ -1,11 +1,15 @@
 //! Logging and metrics.
 //!
-//! Metrics are in [`metrics`]; the rest of this room starts logging.
+//! Metrics are in [`metrics`], what the kernel knows of this process in [`process`], which build this is in [`version`].
+//! The rest of this room starts logging.
 //!
 //! Log lines go to stderr and nowhere else: files, rotation and shipping are what the service manager or
 //! the container platform does already, and a second place would have to be bounded and cleaned here.
 
 pub mod metrics;
+pub mod process;
+pub mod seldom;
+pub mod version;
 
 use std::io::{IsTerminal, Write};
 use std::panic::PanicHookInfo;

@@ -167,6 +167,34 @@ async fn probes_need_no_key_and_metrics_do() {
     assert_eq!(api.with_key("reader").get("/v0/metrics").await.status, 200);
 }
 
+/// What is refused for a key is counted, whoever asks.
+#[tokio::test]
+async fn refusals_are_counted() {
+    let api = api().await;
+    let member = api.at(0);
+    let counts = async || {
+        let text = String::from_utf8(member.get("/v0/metrics").await.bytes).expect("is UTF-8");
+        ["unauthorized", "forbidden"].map(|reason| {
+            let line = format!("antiphon_key_refusals_total{{reason=\"{reason}\"}} ");
+            let value = text.lines().find_map(|found| found.strip_prefix(&line)).expect("a count");
+            value.parse::<f64>().expect("a number")
+        })
+    };
+    let before = counts().await;
+    member.with_key(NOBODY).get("/v0/topics").await.refused(401, "unauthorized");
+    member.with_key("stranger").get("/v0/topics").await.refused(401, "unauthorized");
+    member.with_key("reader").put("/v0/topics/refused", json!({})).await.refused(403, "forbidden");
+    // Making one with a config needs more than to write.
+    let records = json!([{ "data": 1 }]);
+    let config = json!({ "durability": "fsync" });
+    let write = json!({ "records": records, "config": config });
+    member.with_key("writer").post("/v0/topics/refused", write.clone()).await.refused(403, "forbidden");
+    let many = json!({ "topics": { "refused": write } });
+    member.with_key("writer").post("/v0/append", many).await.refused(403, "forbidden");
+    let after = counts().await;
+    assert!(after[0] >= before[0] + 2.0 && after[1] >= before[1] + 3.0, "{before:?} {after:?}");
+}
+
 /// C-AUTH-19: neither other names nor anything of the member.
 #[tokio::test]
 async fn metrics_show_a_key_with_prefixes_its_own_names_only() {

@@ -28,6 +28,7 @@ mod foreign;
 mod idempotency;
 mod limits;
 mod memory;
+mod metrics;
 mod mirroring;
 mod openapi;
 mod ops;

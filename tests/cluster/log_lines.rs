@@ -17,12 +17,8 @@ async fn the_log_tells_of_leaders_members_readiness_and_of_an_orderly_end() {
     let version = env!("CARGO_PKG_VERSION");
     for number in 0..3 {
         let (name, port) = (cluster.members[number].name.clone(), cluster.members[number].client_port);
-        says(
-            &cluster,
-            number,
-            &format!("antiphon {version} starts: member {name} of cluster tests, data in"),
-        )
-        .await;
+        says(&cluster, number, &format!("starts: member {name} of cluster tests, data in")).await;
+        says(&cluster, number, &format!("antiphon {version} (commit ")).await;
         says(&cluster, number, &format!("clients on 127.0.0.1:{port}, members on 127.0.0.1:")).await;
         says(&cluster, number, "this member is ready").await;
     }

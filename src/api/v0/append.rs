@@ -28,7 +28,7 @@ pub async fn append(State(api): State<Api>, TopicCall { mut call, topic }: Topic
     let (outcome, timings) = api.engine.propose(draft).await?;
     match outcome {
         Outcome::Appended(appended) => Ok(reply(&api, &call, &topic, appended, timings)),
-        Outcome::Refused(refusal) => Err(refusal_error(&topic, refusal, is_creation_forbidden)),
+        Outcome::Refused(refusal) => Err(refusal_error(&call.caller, &topic, refusal, is_creation_forbidden)),
         other => Err(internal(format_args!("an append came out as {other:?}"))),
     }
 }
@@ -44,17 +44,15 @@ fn prepare_call(call: &Call<Write>, topic: &str) -> Result<Prepared, Error> {
 }
 
 /// 403 for who would have made a topic with a config and may not.
-pub fn creation_forbidden(topic: &str) -> Error {
-    Error::new(
-        Code::Forbidden,
-        format!("there is no topic {topic:?}, and making one with a config needs the admin right"),
-    )
+fn creation_forbidden(caller: &Caller, topic: &str) -> Error {
+    let message = format!("there is no topic {topic:?}, and making one with a config needs the admin right");
+    caller.refuse(Error::new(Code::Forbidden, message))
 }
 
 /// Why nothing was appended.
-pub fn refusal_error(topic: &str, refusal: Refusal, is_creation_forbidden: bool) -> Error {
+pub fn refusal_error(caller: &Caller, topic: &str, refusal: Refusal, is_creation_forbidden: bool) -> Error {
     match refusal {
-        Refusal::TopicNotFound if is_creation_forbidden => creation_forbidden(topic),
+        Refusal::TopicNotFound if is_creation_forbidden => creation_forbidden(caller, topic),
         refusal => refusal.into_error(topic),
     }
 }

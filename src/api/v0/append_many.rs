@@ -4,8 +4,8 @@ use axum::extract::State;
 use axum::response::Response;
 
 use super::append::{
-    REPLY_ROOM_BYTES, SEQ_ROOM_BYTES, creation_forbidden, idempotency_key_of_header, is_fsync,
-    may_create_with, put_seqs, put_timings,
+    REPLY_ROOM_BYTES, SEQ_ROOM_BYTES, idempotency_key_of_header, is_fsync, may_create_with, put_seqs,
+    put_timings, refusal_error,
 };
 use super::append_many_body::{AppendManyBody, of_entry};
 use crate::api::Api;
@@ -15,7 +15,7 @@ use crate::api::reply::{Answer, Reply, created_or_ok};
 use crate::auth::Scope;
 use crate::engine::Timings;
 use crate::error::{Code, Error};
-use crate::state::{AppendPart, Appended, Create, Draft, Outcome, Refusal};
+use crate::state::{AppendPart, Appended, Create, Draft, Outcome};
 
 pub async fn append_many(State(api): State<Api>, mut call: Call<Write>) -> Answer {
     let prepared = prepare(&call)?;
@@ -28,7 +28,9 @@ pub async fn append_many(State(api): State<Api>, mut call: Call<Write>) -> Answe
             Ok(reply(&api, &call, &topics, &appended, timings))
         }
         Outcome::PartRefused { part, refusal } => Err(match topics.get(part as usize) {
-            Some(topic) => refused(topic, refusal),
+            Some(Target { topic, is_creation_forbidden }) => {
+                of_entry(refusal_error(&call.caller, topic, refusal, *is_creation_forbidden), topic)
+            }
             None => internal(format_args!("part {part} of an append to {} topics", topics.len())),
         }),
         Outcome::KeysConflict { parts } => Err(keys_conflict(&topics, &parts)),
@@ -80,14 +82,6 @@ fn prepare(call: &Call<Write>) -> Result<Prepared, Error> {
     }
     let records = body.entries.iter().flat_map(|(_, write)| write.records(body.node()));
     Ok(Prepared { draft: Draft::append_many(&parts, records, json.len()), topics })
-}
-
-fn refused(target: &Target, refusal: Refusal) -> Error {
-    let error = match refusal {
-        Refusal::TopicNotFound if target.is_creation_forbidden => creation_forbidden(&target.topic),
-        refusal => refusal.into_error(&target.topic),
-    };
-    of_entry(error, &target.topic)
 }
 
 fn keys_conflict(topics: &[Target], parts: &[u64]) -> Error {

@@ -9,12 +9,16 @@ use axum::response::Response;
 use crate::api::Api;
 use crate::api::call::{Call, Read};
 use crate::api::json::{JsonWriter, Raw};
+use crate::api::problem::internal;
 use crate::api::reply::{Answer, Reply};
 use crate::auth::Scope;
 use crate::engine::{Figures, HeldView, LinkState, TopicFigures};
 use crate::raft::Holder;
 use crate::storage::SYNC_BUCKETS_US;
-use crate::telemetry::metrics::{self as series, Exposition, Series};
+use crate::task;
+use crate::telemetry::metrics::{self as series, Exposition, Series, histogram, sample};
+use crate::telemetry::process::ProcessFigures;
+use crate::telemetry::version::{COMMIT, VERSION};
 
 /// Durability classes, in the order in which figures count them.
 const CLASSES: [&str; 4] = ["ephemeral", "memory", "disk", "fsync"];
@@ -42,8 +46,13 @@ pub async fn get(State(api): State<Api>, call: Call<Read>) -> Answer {
     put_names(&mut out, &figures);
     if of_whole_member {
         put_member(&mut out, &figures);
+        api.metrics.put(&mut out);
+        // Listing open files takes the longer the more there are. What the kernel does not tell is left out.
+        let process = task::blocking(|| Ok(ProcessFigures::read())).await.ok().flatten();
+        put_process(&mut out, process);
     }
-    let mut response = Response::new(Body::from(out.finish()));
+    let text = out.finish().map_err(|error| internal(format_args!("metrics: {error}")))?;
+    let mut response = Response::new(Body::from(text));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(series::CONTENT_TYPE));
     call.answer_counted(response)
 }
@@ -66,47 +75,76 @@ fn prefers_json(accepted: &[u8]) -> bool {
 fn put_names(out: &mut Exposition, figures: &Figures) {
     put_topics(out, figures);
     let routers = || figures.by_router.iter();
-    let forwarded = routers().map(|router| (&router.name, router.forwarded_total));
+    let forwarded = routers().map(|router| (&router.name, router.forwarded_total as f64));
     out.labelled(series::ROUTER_FORWARDED, "router", forwarded);
     let links = || routers().filter_map(|router| Some((&router.name, router.link?)));
-    out.labelled(series::ROUTER_LAG, "router", links().map(|(name, (_, lag))| (name, lag)));
+    out.labelled(series::ROUTER_LAG, "router", links().map(|(name, (_, lag))| (name, lag as f64)));
     out.states(series::ROUTER_STATE, "router", &LINK_STATES, links().map(|(name, (state, _))| (name, state)));
 }
 
 fn put_member(out: &mut Exposition, figures: &Figures) {
-    out.value(series::TOPICS, figures.topics);
+    let build = [("version", VERSION), ("commit", COMMIT)];
+    out.put(series::BUILD_INFO, vec![sample(series::BUILD_INFO, &build, 1.0)]);
     let by_class = CLASSES.iter().zip(figures.topics_by_class);
-    out.labelled(series::TOPICS_BY_CLASS, "class", by_class);
-    out.value(series::ROUTERS, figures.routers);
-    out.value(series::RECORDS_LIVE, figures.records_live);
-    out.value(series::BYTES_LIVE, figures.bytes_live);
-    out.value(series::IDEMPOTENCY_KEYS, figures.idempotency_keys);
-    out.value(series::QUEUE_TOPICS, figures.queue_topics);
-    // Of what is not there yet there are none.
-    for none in [series::GROUPS, series::QUEUE_LEASES_IN_FLIGHT] {
-        out.value(none, 0);
+    out.labelled(series::TOPICS_BY_CLASS, "class", by_class.map(|(class, count)| (class, count as f64)));
+    for (series, value) in [
+        (series::TOPICS, figures.topics),
+        (series::ROUTERS, figures.routers),
+        (series::RECORDS_LIVE, figures.records_live),
+        (series::BYTES_LIVE, figures.bytes_live),
+        (series::IDEMPOTENCY_KEYS, figures.idempotency_keys),
+        (series::QUEUE_TOPICS, figures.queue_topics),
+        // Of what is not there yet there are none.
+        (series::GROUPS, 0),
+        (series::QUEUE_LEASES_IN_FLIGHT, 0),
+        (series::SSE_CONNECTIONS, figures.streams),
+        (series::WATCH_SESSIONS, figures.watch_sessions),
+        (series::READY, figures.is_ready.into()),
+        (series::UPTIME_MS, figures.uptime_ms),
+        (series::RAFT_IS_LEADER, figures.is_leader.into()),
+        (series::RAFT_TERM, figures.term),
+        (series::RAFT_COMMIT_INDEX, figures.commit_index),
+        (series::RAFT_APPLIED_INDEX, figures.applied_index),
+        (series::RAFT_ELECTIONS, figures.elections),
+        (series::CHECKPOINT_LAG_ENTRIES, figures.checkpoint_lag),
+        (series::FORWARDED_REQUESTS, figures.forwarded_requests),
+    ] {
+        out.value(series, value as f64);
     }
-    out.value(series::SSE_CONNECTIONS, figures.streams);
-    out.value(series::WATCH_SESSIONS, figures.watch_sessions);
-    out.value(series::READY, figures.is_ready as u8);
     out.value(series::RECOVERY_PROGRESS, figures.replay_progress);
-    out.value(series::UPTIME_MS, figures.uptime_ms);
+    out.value(series::CHECKPOINT_AGE, seconds(figures.checkpoint_age_ms));
+    if let Some(free_bytes) = figures.disk_free_bytes {
+        out.value(series::DISK_FREE, free_bytes as f64);
+    }
     put_log(out, figures);
-    out.value(series::RAFT_IS_LEADER, figures.is_leader as u8);
-    out.value(series::RAFT_TERM, figures.term);
-    out.value(series::RAFT_COMMIT_INDEX, figures.commit_index);
-    out.value(series::RAFT_APPLIED_INDEX, figures.applied_index);
-    out.value(series::RAFT_ELECTIONS, figures.elections);
     let held_for = |reason: &str| figures.log_held.as_ref().filter(|held| held.reason == reason);
-    let by_reason = |read: fn(&HeldView) -> u64| {
-        Holder::REASONS.into_iter().map(move |reason| (reason, held_for(reason).map_or(0, read)))
+    let by_reason = |read: fn(&HeldView) -> f64| {
+        Holder::REASONS.into_iter().map(move |reason| (reason, held_for(reason).map_or(0.0, read)))
     };
-    out.labelled(series::RAFT_LOG_HELD_ENTRIES, "reason", by_reason(|held| held.entries));
-    out.labelled(series::RAFT_LOG_HELD_MS, "reason", by_reason(|held| held.for_ms));
-    out.value(series::CHECKPOINT_LAG_ENTRIES, figures.checkpoint_lag);
-    out.value(series::CHECKPOINT_AGE_MS, figures.checkpoint_age_ms);
-    out.labelled(series::MEMBER_LAG, "member", figures.member_lag.iter().map(|(name, lag)| (name, lag)));
-    out.value(series::FORWARDED_REQUESTS, figures.forwarded_requests);
+    out.labelled(series::RAFT_LOG_HELD_ENTRIES, "reason", by_reason(|held| held.entries as f64));
+    out.labelled(series::RAFT_LOG_HELD, "reason", by_reason(|held| seconds(held.for_ms)));
+    let members = || figures.by_member.iter();
+    out.labelled(series::MEMBER_UP, "member", members().map(|it| (&it.name, it.is_up.into())));
+    let lags = members().filter_map(|it| Some((&it.name, it.lag? as f64)));
+    out.labelled(series::MEMBER_LAG, "member", lags);
+}
+
+fn seconds(ms: u64) -> f64 {
+    ms as f64 / 1000.0
+}
+
+fn put_process(out: &mut Exposition, process: Option<ProcessFigures>) {
+    let Some(process) = process else { return };
+    for (series, value) in [
+        (series::PROCESS_CPU, process.cpu_seconds),
+        (series::PROCESS_RESIDENT, process.resident_bytes as f64),
+        (series::PROCESS_VIRTUAL, process.virtual_bytes as f64),
+        (series::PROCESS_OPEN_FDS, process.open_files as f64),
+        (series::PROCESS_MAX_FDS, process.max_open_files.map_or(f64::INFINITY, |max| max as f64)),
+        (series::PROCESS_START_TIME, process.start_seconds),
+    ] {
+        out.value(series, value);
+    }
 }
 
 fn put_topics(out: &mut Exposition, figures: &Figures) {
@@ -122,23 +160,25 @@ fn put_topics(out: &mut Exposition, figures: &Figures) {
         [(series::TOPIC_QUEUE_READY, |topic| topic.records_live), (series::TOPIC_QUEUE_IN_FLIGHT, |_| 0)];
     let topics = || figures.by_topic.iter();
     for (series, read) in of_all {
-        out.labelled(series, "topic", topics().map(|topic| (&topic.name, read(topic))));
+        out.labelled(series, "topic", topics().map(|topic| (&topic.name, read(topic) as f64)));
     }
     for (series, read) in of_queues {
         let queues = topics().filter(|topic| topic.is_queue);
-        out.labelled(series, "topic", queues.map(|topic| (&topic.name, read(topic))));
+        out.labelled(series, "topic", queues.map(|topic| (&topic.name, read(topic) as f64)));
     }
     let is_truncated = figures.topics > figures.by_topic.len() as u64;
-    out.value(series::TOPIC_METRICS_TRUNCATED, is_truncated as u8);
+    out.value(series::TOPIC_METRICS_TRUNCATED, is_truncated.into());
 }
 
 fn put_log(out: &mut Exposition, figures: &Figures) {
     for (series, value) in log_figures(figures) {
-        out.value(series, value);
+        out.value(series, value as f64);
     }
     let log = &figures.log;
-    let buckets = SYNC_BUCKETS_US.iter().copied().zip(log.sync_buckets);
-    out.histogram(series::WAL_FSYNC_LATENCY_US, buckets, log.sync_time_us);
+    let bounds =
+        SYNC_BUCKETS_US.iter().map(|bound| if *bound == u64::MAX { f64::INFINITY } else { *bound as f64 });
+    let latency = histogram(&[], bounds.zip(log.sync_buckets), log.sync_time_us as f64);
+    out.put(series::WAL_FSYNC_LATENCY_US, vec![latency]);
 }
 
 fn log_figures(figures: &Figures) -> [(Series, u64); 9] {
@@ -189,7 +229,7 @@ fn put_json(json: &mut JsonWriter, figures: &Figures, of_whole_member: bool) {
     json.field("replay_progress", Raw(&progress));
     json.object_field("wal", |json| {
         for (series, value) in log_figures(figures) {
-            let name = series.name.strip_prefix("wal_").unwrap_or(series.name);
+            let name = series.name.strip_prefix(series::LOG_PREFIX).unwrap_or(series.name);
             json.field(name.strip_suffix("_total").unwrap_or(name), value);
         }
     });

@@ -3,7 +3,8 @@
 //! Neither asks another member or waits for anything: a probe that hangs says less than one that fails.
 
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -11,20 +12,21 @@ use crate::api::Api;
 use crate::api::call::Gate;
 use crate::api::reply::{Answer, Reply};
 use crate::error::{Code, Error};
+use crate::telemetry::version::VERSION;
 
-pub async fn health(State(gate): State<Gate>, State(api): State<Api>, headers: HeaderMap) -> Answer {
+pub async fn health(State(gate): State<Gate>, State(api): State<Api>, parts: Parts) -> Answer {
     let arrived = Instant::now();
-    admit(&gate, &headers)?;
+    admit(&gate, &parts)?;
     let mut reply = Reply::new(arrived, 128);
     reply.json.field("status", "ok");
-    reply.json.field("version", env!("CARGO_PKG_VERSION"));
+    reply.json.field("version", VERSION);
     reply.json.field("uptime_ms", api.engine.uptime_ms());
     Ok(reply.finish(StatusCode::OK))
 }
 
-pub async fn ready(State(gate): State<Gate>, State(api): State<Api>, headers: HeaderMap) -> Answer {
+pub async fn ready(State(gate): State<Gate>, State(api): State<Api>, parts: Parts) -> Answer {
     let arrived = Instant::now();
-    admit(&gate, &headers)?;
+    admit(&gate, &parts)?;
     let readiness = api.engine.readiness();
     if readiness.is_draining {
         return Err(Error::new(Code::ShuttingDown, "this member is shutting down"));
@@ -50,9 +52,9 @@ pub async fn ready(State(gate): State<Gate>, State(api): State<Api>, headers: He
 }
 
 /// C-AUTH-19.
-fn admit(gate: &Gate, headers: &HeaderMap) -> Result<(), Error> {
+fn admit(gate: &Gate, parts: &Parts) -> Result<(), Error> {
     if gate.limits.probe_auth {
-        gate.authenticate(headers)?;
+        gate.authenticate(parts)?;
     }
     Ok(())
 }

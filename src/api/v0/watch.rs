@@ -90,7 +90,11 @@ pub async fn open(State(api): State<Api>, call: StreamCall) -> Answer {
     api.engine.admit()?;
     let binding = call.caller.binding(wid);
     let hold = |bytes| api.hold_session(&call.caller, bytes);
-    let session = api.engine.session(wid, binding.as_ref(), hold).await?;
+    let session =
+        api.engine.session(wid, binding.as_ref(), hold).await.map_err(|error| match error.code {
+            Code::Unauthorized => call.caller.refuse(error),
+            _ => error,
+        })?;
     let places = (api.engine.enter_stream()?, call.caller.enter_stream(api.limits.max_streams_per_key)?);
     let rewind = rewind(&call.parts.headers, Query::new(call.parts.uri.query()), &session);
     let progress = call.parts.extensions.get().cloned();

@@ -36,8 +36,8 @@ use crate::limits::{
 pub async fn open(State(api): State<Api>, request: Request) -> Answer {
     let (parts, body) = request.into_parts();
     check_origin(&parts)?;
+    let caller = Gate::from_ref(&api).authenticate(&parts)?;
     let mut request = Request::from_parts(parts, body);
-    let caller = Gate::from_ref(&api).authenticate(request.headers())?;
     let (response, on_upgrade) = match upgrade(&mut request) {
         Ok(upgrade) => upgrade,
         Err(refusal) => return Ok(*refusal),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::append::{Prepared, REPLY_ROOM_BYTES, is_fsync, prepare, put_seqs, put_timings};
+use super::append::{Prepared, REPLY_ROOM_BYTES, is_fsync, prepare, put_seqs, put_timings, refusal_error};
 use super::append_body::AppendBody;
 use super::frame::{error_message, message, refusal_message};
 use super::watch::{Places, put_places, start_places};
@@ -139,7 +139,7 @@ async fn publish(api: &Api, caller: &Caller, json: &[u8], request_id: Option<&st
             });
             Ok(Done::Answer(json.finish()))
         }
-        Outcome::Refused(refusal) => Err(super::append::refusal_error(topic, refusal, is_creation_forbidden)),
+        Outcome::Refused(refusal) => Err(refusal_error(caller, topic, refusal, is_creation_forbidden)),
         other => Err(internal(format_args!("a publish came out as {other:?}"))),
     }
 }

@@ -6,6 +6,8 @@
 use anyhow::Context;
 use rustix::param::clock_ticks_per_second;
 
+use crate::telemetry::process::Stat;
+
 /// What one process has used since it started, or between two points.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Usage {
@@ -23,11 +25,11 @@ impl Usage {
     pub fn of(pid: u32) -> anyhow::Result<Usage> {
         let path = format!("/proc/{pid}/stat");
         let stat = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        let ticks = parse_cpu_ticks(&stat).with_context(|| format!("read the CPU time in {path}"))?;
+        let stat = Stat::parse(&stat).with_context(|| format!("read the CPU time in {path}"))?;
         // Readable only by the process's owner, unlike the CPU time.
         let io = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
         Ok(Usage {
-            cpu_s: ticks as f64 / clock_ticks_per_second() as f64,
+            cpu_s: stat.cpu_ticks as f64 / clock_ticks_per_second() as f64,
             written_bytes: parse_io(&io, "write_bytes"),
             wchar_bytes: parse_io(&io, "wchar"),
         })
@@ -57,15 +59,6 @@ fn parse_resident(status: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// `utime` plus `stime` of a `stat` line. The name of the program, in brackets, may hold anything.
-fn parse_cpu_ticks(stat: &str) -> Option<u64> {
-    let (_, behind_name) = stat.rsplit_once(')')?;
-    let mut fields = behind_name.split_whitespace().skip(11);
-    let user: u64 = fields.next()?.parse().ok()?;
-    let kernel: u64 = fields.next()?.parse().ok()?;
-    Some(user + kernel)
-}
-
 fn parse_io(io: &str, name: &str) -> Option<u64> {
     let value = io.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     value.trim().parse().ok()
@@ -77,9 +70,6 @@ mod tests {
 
     #[test]
     fn the_kernels_files_are_read() {
-        let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 100 0 0 0 250 50 7 7 20 0 3 0 99 1000 10";
-        assert_eq!(parse_cpu_ticks(stat), Some(300));
-        assert_eq!(parse_cpu_ticks("42 (a) S 1"), None);
         let io = "rchar: 1\nwchar: 22\nsyscw: 3\nwrite_bytes: 4096\ncancelled_write_bytes: 5\n";
         assert_eq!(parse_io(io, "wchar"), Some(22));
         assert_eq!(parse_io(io, "write_bytes"), Some(4096));

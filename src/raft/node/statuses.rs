@@ -16,6 +16,7 @@ use super::super::types::{Member, NodeId};
 use super::{Leader, Node};
 use crate::storage::Room;
 use crate::task;
+use crate::telemetry::version::VERSION;
 
 /// How often members tell each other their clocks and progress.
 const STATUS_INTERVAL: Duration = Duration::from_millis(500);
@@ -116,7 +117,7 @@ impl Node {
             wall_ms: self.time.clock().wall_ms(),
             applied_index: self.applied.index(),
             durable_index: self.durable_index(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: VERSION.to_owned(),
             is_storage_full: self.room.is_full(),
             installing: self.installer.progress(),
             install_error: self.installer.last_error().unwrap_or_default(),
