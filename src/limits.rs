@@ -318,6 +318,18 @@ pub const FORGET_CHANGES_AFTER: Duration = Duration::from_secs(120);
 pub const MAX_WARM_TOPICS: usize = 256;
 /// How long connecting to another cluster may take.
 pub const REMOTE_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Names of other clusters' members that are looked up at once, each by a thread that may wait long for a name server;
+/// of these, names that were not found the last time.
+pub const MAX_LOOK_UPS: usize = 8;
+pub const MAX_DOUBTFUL_LOOK_UPS: usize = 4;
+/// How long somebody waits for one. Below what connecting may take, so that an old answer is still of use.
+pub const NAME_TIMEOUT: Duration = Duration::from_millis(2000);
+/// How long what was found, or that nothing was, counts without another look; and for how long an address does while
+/// no name server answers.
+pub const KNOWN_NAME_FOR: Duration = Duration::from_secs(5);
+pub const OLD_NAME_FOR: Duration = Duration::from_secs(600);
+/// Names of which that is kept.
+pub const MAX_KNOWN_NAMES: usize = 16_384;
 /// How long a pull waits for something to say, in milliseconds, and how long one may. Short, because nothing else
 /// tells a link that is idle from one that is dead.
 pub const PULL_WAIT_MS: u64 = 5000;

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::join_all;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use reqwest::{Response, Url};
 use serde::Deserialize;
 
+use super::names::Names;
 use super::remote::{Answering, Remote, RemoteError};
 use super::targets::Targets;
 use crate::limits::{MAX_PULL_ANSWER_BYTES, REMOTE_CONNECT_TIMEOUT, REMOTE_READ_TIMEOUT};
@@ -27,18 +29,22 @@ const MAX_CODE_CHARS: usize = 64;
 pub struct HttpRemote {
     client: reqwest::Client,
     targets: Arc<Targets>,
+    names: Arc<Names>,
 }
 
 /// What a name stands for, but for what may not be connected to: asked for each connection.
-struct Permitted(Arc<Targets>);
+struct Permitted {
+    targets: Arc<Targets>,
+    names: Arc<Names>,
+}
 
 impl Resolve for Permitted {
     fn resolve(&self, name: Name) -> Resolving {
-        let (targets, host) = (self.0.clone(), name.as_str().to_owned());
+        let (targets, names, host) = (self.targets.clone(), self.names.clone(), name.as_str().to_owned());
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((host.as_str(), 0)).await?.collect();
-            let permitted: Vec<SocketAddr> =
-                found.iter().copied().filter(|address| targets.permit(&host, address.ip())).collect();
+            let found = names.addresses(&host).await?;
+            let permitted = found.iter().filter(|address| targets.permit(&host, **address));
+            let permitted: Vec<SocketAddr> = permitted.map(|address| SocketAddr::new(*address, 0)).collect();
             if permitted.is_empty() && !found.is_empty() {
                 return Err(Denied.into());
             }
@@ -81,17 +87,18 @@ struct ErrorFields {
 impl HttpRemote {
     /// Errors: a sentence, if the system has no room for a client.
     pub fn new(targets: Targets) -> Result<Self, String> {
-        let targets = Arc::new(targets);
+        let (targets, names) = (Arc::new(targets), Arc::new(Names::of_system()));
+        let permitted = Permitted { targets: targets.clone(), names: names.clone() };
         let client = reqwest::Client::builder()
             .no_proxy()
-            .dns_resolver(Arc::new(Permitted(targets.clone())))
+            .dns_resolver(Arc::new(permitted))
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .connect_timeout(REMOTE_CONNECT_TIMEOUT)
             .read_timeout(REMOTE_READ_TIMEOUT)
             .tcp_nodelay(true)
             .build();
-        client.map(|client| HttpRemote { client, targets }).map_err(|error| error.to_string())
+        client.map(|client| HttpRemote { client, targets, names }).map_err(|error| error.to_string())
     }
 
     /// What the look-up of a name does not see: addresses that are written as such, and ports.
@@ -102,12 +109,27 @@ impl HttpRemote {
             return Err(Denied.into());
         }
         let port = url.port_or_known_default().unwrap_or_default();
+        let mut peers = Vec::new();
         for peer in self.targets.peer_hosts(port) {
-            if peer.eq_ignore_ascii_case(bare) || share_address(peer, bare).await {
+            if peer.eq_ignore_ascii_case(bare) {
                 return Err(Denied.into());
             }
+            peers.push(self.share_address(peer, bare));
         }
-        Ok(())
+        // At once, because each may take as long as a name server is silent.
+        match join_all(peers).await.contains(&true) {
+            true => Err(Denied.into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether two names stand for the same machine.
+    async fn share_address(&self, one: &str, other: &str) -> bool {
+        let (one, other) = tokio::join!(self.names.addresses(one), self.names.addresses(other));
+        let (Ok(one), Ok(other)) = (one, other) else { return false };
+        // What listens on every address does so on this machine.
+        let is_here = other.iter().any(|ip| ip.is_loopback() || ip.is_unspecified());
+        one.iter().any(|ip| other.contains(ip) || (ip.is_unspecified() && is_here))
     }
 
     async fn ask(
@@ -170,16 +192,6 @@ async fn whole_body(mut response: Response) -> Result<Bytes, RemoteError> {
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
-}
-
-/// Whether two names stand for the same machine.
-async fn share_address(one: &str, other: &str) -> bool {
-    let (one, other) = tokio::join!(tokio::net::lookup_host((one, 0)), tokio::net::lookup_host((other, 0)));
-    let (Ok(one), Ok(other)) = (one, other) else { return false };
-    let other: Vec<IpAddr> = other.map(|address| address.ip()).collect();
-    // What listens on every address does so on this machine.
-    let is_here = other.iter().any(|ip| ip.is_loopback() || ip.is_unspecified());
-    one.map(|address| address.ip()).any(|ip| other.contains(&ip) || (ip.is_unspecified() && is_here))
 }
 
 /// The innermost cause says what happened; the others only repeat the address.

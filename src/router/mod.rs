@@ -10,6 +10,7 @@ mod backoff;
 mod http;
 mod local;
 mod mirror;
+mod names;
 mod page;
 mod picks;
 mod remote;
