@@ -206,10 +206,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     let remote =
         HttpRemote::new(targets).map_err(|why| anyhow!("cannot prepare to ask other clusters: {why}"))?;
     let routing = router::Context { engine: engine.clone(), remote: Arc::new(remote), random };
-    services.spawn("routers", async {
-        router::run_routers(routing).await;
-        Ok(())
-    });
+    services.spawn("routers", router::run_routers(routing));
     let limits = ApiLimits {
         max_body_bytes: settings.max_body_bytes,
         max_inflight_bytes: settings.max_inflight_bytes,

@@ -14,6 +14,7 @@ mod names;
 mod page;
 mod picks;
 mod remote;
+mod running;
 mod source;
 mod standing;
 mod status;
@@ -22,10 +23,10 @@ mod view;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 pub use answer::{Answered, PullAnswer, Skips};
 pub use http::{HttpRemote, PULL_CONTENT_TYPE, PULL_PATH, refused};
@@ -35,8 +36,10 @@ pub use targets::Targets;
 pub use wire::PullRequest;
 
 use crate::clock::Random;
-use crate::engine::Engine;
-use crate::task;
+use crate::engine::{Engine, LinkState};
+use crate::state::SharedRouter;
+use running::{Running, run_again_after_panics};
+use status::Told;
 
 /// What every router needs.
 #[derive(Clone)]
@@ -47,44 +50,36 @@ pub struct Context {
     pub random: Arc<dyn Random>,
 }
 
-/// A task that ends when this is dropped.
-struct Running(JoinHandle<()>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// A mirror, and who tells it when it is configured anew.
 struct RunningMirror {
     _task: Running,
     changes: watch::Sender<u64>,
 }
 
-/// Runs all routers whenever this member leads. Never returns.
-pub async fn run_routers(context: Context) {
+/// Runs all routers whenever this member leads. Returns when this member ends. Errors: the local routers cannot go on.
+pub async fn run_routers(context: Context) -> io::Result<()> {
     let mut leadership = context.engine.leadership();
     loop {
         if leadership.wait_for(|now| now.is_here()).await.is_err() {
-            return;
+            return Ok(());
         }
         let term = leadership.borrow().term;
         tokio::select! {
             biased;
             _ = leadership.wait_for(|now| !now.is_here() || now.term != term) => {}
-            () = lead(&context) => {}
+            ended = lead(&context) => return ended,
         }
         context.engine.links().retain(|_| false);
     }
 }
 
-/// Keeps one task running per mirror and one for all local routers. Never returns.
-async fn lead(context: &Context) {
+/// Keeps one task running per mirror and one for all local routers. Returns when this member ends. Errors: as
+/// [`run_routers`].
+async fn lead(context: &Context) -> io::Result<()> {
     let (mut versions, mut known_version) = (context.engine.watch_routers(), None);
     // A task that was ended may have told something more.
     context.engine.links().retain(|_| false);
-    let _local = Running(task::spawn(local::run(context.clone())));
+    let mut local = Running::spawn(local::run(context.clone()));
     let mut mirrors: BTreeMap<u64, RunningMirror> = BTreeMap::new();
     loop {
         versions.borrow_and_update();
@@ -110,8 +105,8 @@ async fn lead(context: &Context) {
                 Some(router) if router.is_remote => {
                     let start = || {
                         let (changes, changed) = watch::channel(0);
-                        let task = task::spawn(mirror::run(context.clone(), router, changed));
-                        RunningMirror { _task: Running(task), changes }
+                        let task = Running::spawn(run_mirror(context.clone(), router, changed));
+                        RunningMirror { _task: task, changes }
                     };
                     let mirror = mirrors.entry(generation).or_insert_with(start);
                     mirror.changes.send_modify(|count| *count += 1);
@@ -119,8 +114,28 @@ async fn lead(context: &Context) {
                 Some(_) => {}
             }
         }
-        if versions.changed().await.is_err() {
-            return;
+        tokio::select! {
+            biased;
+            changed = versions.changed() => if changed.is_err() {
+                return Ok(());
+            },
+            error = local.ended() => {
+                return Err(io::Error::new(error.kind(), format!("the local routers: {error}")));
+            }
         }
     }
+}
+
+/// Runs one mirror. What it is told by another cluster is the one thing here that anybody may have written: if it
+/// panics over that, it is that mirror alone which is in trouble.
+async fn run_mirror(context: Context, router: Arc<SharedRouter>, changes: watch::Receiver<u64>) {
+    let start = || mirror::run(context.clone(), router.clone(), changes.clone());
+    let tell = || {
+        let message =
+            "this member has met with a fault of its own, which its log tells; the mirror begins again";
+        let told = Told::new("internal", message);
+        let lag = context.engine.links().get(router.generation).map_or(0, |status| status.lag);
+        status::set(&context, router.generation, LinkState::Retrying, lag, Some(told));
+    };
+    run_again_after_panics(&*context.random, start, tell).await;
 }

@@ -270,7 +270,8 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     };
     let engine = Engine::new(node.clone(), log.clone(), hub, random.clone(), options);
     let remote = Arc::new(SimRemote { wide: world.wide.clone(), cluster: world.cluster });
-    task::spawn(router::run_routers(router::Context { engine: engine.clone(), remote, random }));
+    let routing = router::Context { engine: engine.clone(), remote, random };
+    serve("routers", router::run_routers(routing), &failure);
     let mut machine = world.machines[number].lock();
     if machine.life == life
         && let Some(running) = &mut machine.running
