@@ -309,6 +309,14 @@ pub const MAX_TOLD_CHANGES: usize = 16_384;
 pub const MAX_TOLD_NAME_BYTES: usize = 1 << 20;
 /// Stretches of what was taken and what was lost by turns that are gone through to find out what is unknown of a range.
 pub const MAX_KNOWN_TURNS: usize = 8192;
+/// Gaps that a topic tells one by one; beyond, those of one origin are joined.
+pub const MAX_GAPS_PER_TOPIC: usize = 1 << 17;
+/// Stretches of seqs that are known to be lost, of all origins of a topic; beyond, a gap reaches up to the one before.
+pub const MAX_REPORTED_PER_TOPIC: usize = 1 << 17;
+/// Topics, here and of other clusters, that the records of one topic were first written in.
+pub const MAX_ORIGINS_PER_TOPIC: usize = 1 << 16;
+/// Topics that a mirror may not make of which it is noted where it begins.
+pub const MAX_BEGUN_PER_ROUTER: usize = 1 << 16;
 /// As [`MAX_TOLD_RANGES`], of all origins of a topic together.
 pub const MAX_TOLD_RANGES_IN_ALL: usize = 4096;
 /// Topics of which it is noted that they changed, and for how long if nobody asks.

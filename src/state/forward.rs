@@ -159,6 +159,8 @@ impl State {
             quota_left,
             over_quota: Refusal::OverLimit { limit: Limit::MaxTotalBytes, max: self.limits.max_total_bytes },
             stopped: None,
+            examined_seq: 0,
+            new_origins: BTreeSet::new(),
             turns: Turns::default(),
         }
     }
@@ -195,6 +197,7 @@ impl State {
         let (source_topic, dest_topic) = (source.read(), dest.read());
         let own = Instance::of_topic(cluster, source_topic.name.clone(), source.epoch);
         let mut planner = self.planner(cluster.id, Some(&dest_topic), &router.dest, quota_left);
+        planner.examined_seq = part.from_seq;
         let mut looked = Looked { expired_to_seq: 0, missing: None };
         let route = LocalRoute { source: &source_topic, own: &own, overlay, part, now_ms };
         let to_seq = part.to_seq.min(source_topic.head_seq).max(part.from_seq);
@@ -210,7 +213,13 @@ impl State {
             let evicted = part.from_seq + 1..=evicted_to_seq;
             let lost = lost_seqs(&source_topic, evicted, |origin| planner.needs_nothing_of(origin));
             let copies = std::mem::take(&mut planner.items);
-            planner.lost(&own, &lost);
+            let stopped = planner.stopped.take();
+            if !planner.lost(&own, &lost)
+                && let Some((_, refusal)) = planner.stopped
+            {
+                return Ok(Planned::Refused(refusal, None));
+            }
+            planner.stopped = stopped;
             planner.items.extend(copies);
         }
         let (seq, stopped) = match planner.stopped {
@@ -286,21 +295,29 @@ impl State {
         let mut position = first_position;
         // Nothing is examined twice.
         let from_seq = part.from_seq.unwrap_or(0);
-        if let Some(instance) = instances.get(part.source_instance as usize) {
-            planner.lost(instance, &part.lost);
+        planner.examined_seq = from_seq;
+        if let Some(instance) = instances.get(part.source_instance as usize)
+            && !planner.lost(instance, &part.lost)
+            && let Some((_, refusal)) = planner.stopped
+        {
+            return Planned::Refused(refusal, None);
         }
         for item in &part.items {
             let is_examined = match item {
                 CopyItem::Gap { instance, from_seq, to_seq } => {
-                    if let Some(instance) = instances.get(*instance as usize) {
+                    let mut is_new = |instance: &Instance| {
                         let offered = offered_gaps.entry(instance.key()).or_default();
                         let covering = offered.range_of(*from_seq);
-                        if covering.is_none_or(|offered| offered.end() < to_seq) {
+                        let is_new = covering.is_none_or(|covering| covering.end() < to_seq);
+                        if is_new {
                             offered.insert(*from_seq..=*to_seq);
-                            planner.lost(instance, &[*from_seq..=*to_seq]);
                         }
+                        is_new
+                    };
+                    match instances.get(*instance as usize).filter(|instance| is_new(instance)) {
+                        None => true,
+                        Some(instance) => planner.lost(instance, &[*from_seq..=*to_seq]),
                     }
-                    true
                 }
                 CopyItem::Records { instance, origin_seq, origin_ts_ms, source_seq, count } => {
                     let positions = position..position + *count as usize;
@@ -414,6 +431,9 @@ impl State {
     /// Notes where a mirror begins in a topic, for whichever destination there will be.
     fn note_begun(&mut self, begun: Begun) {
         let Begun { router, source, source_epoch, seq } = begun;
+        if !router.read().may_note_begun(&source) {
+            return;
+        }
         let reached = Reached { source_epoch, dest_epoch: 0, seq, entry: None };
         router.write().set_position(&source, reached);
         self.routers.changed(&router);

@@ -3,14 +3,17 @@
 //! A record is taken unless its origin is the destination itself, or it was taken before, by whatever way; as many as
 //! there is room for. Nothing is changed here: what is taken is listed.
 
+use std::collections::BTreeSet;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
 use super::delete::Ranges;
-use super::origins::{Instance, Origin, Turns};
+use super::origins::{Instance, InstanceKey, Origin, Turns};
 use super::outcome::Refusal;
+use super::quota::Limit;
 use super::run::{Overlay, Run};
 use super::topic::Topic;
+use crate::limits::MAX_ORIGINS_PER_TOPIC;
 use crate::storage::EntryId;
 
 pub(super) enum Item {
@@ -57,6 +60,10 @@ pub(super) struct Planner<'a> {
     pub over_quota: Refusal,
     /// The seq of the source up to which everything was examined, and why no further.
     pub stopped: Option<(u64, Refusal)>,
+    /// The seq of the source up to which everything was examined, as far as it did not stop.
+    pub examined_seq: u64,
+    /// Of which the destination has nothing yet, and gets something now.
+    pub new_origins: BTreeSet<InstanceKey>,
     /// For finding out what was lost.
     pub turns: Turns,
 }
@@ -78,14 +85,24 @@ impl Planner<'_> {
     /// `false` if not all of it was examined.
     pub fn offer(&mut self, offer: &Offer<'_>) -> bool {
         let Offer { instance, origin_seq, .. } = *offer;
+        if self.stopped.is_some() {
+            return false;
+        }
+        let count = offer.sizes_bytes.len() as u64;
         if self.is_echo(instance) {
+            self.examined_seq = offer.source_seq + count - 1;
             return true;
         }
-        let last = origin_seq + offer.sizes_bytes.len() as u64 - 1;
+        let last = origin_seq + count - 1;
+        let number = self.dest.and_then(|dest| dest.origins.number(instance));
         let untaken = match self.dest {
             None => vec![origin_seq..=last],
-            Some(dest) => dest.origins.untaken_in(dest.origins.number(instance), origin_seq..=last),
+            Some(dest) => dest.origins.untaken_in(number, origin_seq..=last),
         };
+        self.examined_seq = offer.source_seq - 1;
+        if number.is_none() && !self.has_place_for(instance) {
+            return false;
+        }
         for stretch in untaken {
             let at = (stretch.start() - origin_seq) as usize;
             let count = (stretch.end() - stretch.start() + 1) as usize;
@@ -108,7 +125,22 @@ impl Planner<'_> {
                 return false;
             }
         }
+        self.examined_seq = offer.source_seq + count - 1;
         true
+    }
+
+    /// Whether the destination may have something of `instance`, of which it has nothing yet: what it knows of each
+    /// stays for ever, and another cluster may name any number. If not, it stops.
+    fn has_place_for(&mut self, instance: &Instance) -> bool {
+        let known = self.dest.map_or(0, |dest| dest.origins.all().len());
+        let key = instance.key();
+        if known + self.new_origins.len() < MAX_ORIGINS_PER_TOPIC || self.new_origins.contains(&key) {
+            self.new_origins.insert(key);
+            return true;
+        }
+        let (limit, max) = (Limit::OriginsPerTopic, MAX_ORIGINS_PER_TOPIC as u64);
+        self.stopped = Some((self.examined_seq, Refusal::OverLimit { limit, max }));
+        false
     }
 
     /// How many of these fit, one after the other, and what is said of the first that does not.
@@ -129,22 +161,25 @@ impl Planner<'_> {
         (sizes_bytes.len(), None)
     }
 
-    /// These seqs of `instance` were lost before they could be copied.
-    pub fn lost(&mut self, instance: &Arc<Instance>, ranges: &[RangeInclusive<u64>]) {
+    /// These seqs of `instance` were lost before they could be copied. `false` if that cannot be told.
+    pub fn lost(&mut self, instance: &Arc<Instance>, ranges: &[RangeInclusive<u64>]) -> bool {
         if self.is_echo(instance) {
-            return;
+            return true;
         }
+        let number = self.dest.and_then(|dest| dest.origins.number(instance));
         let unreported = |range: &RangeInclusive<u64>| match self.dest {
             None => Some(range.clone()),
-            Some(dest) => {
-                dest.origins.unreported_in(dest.origins.number(instance), range.clone(), &self.turns)
-            }
+            Some(dest) => dest.origins.unreported_in(number, range.clone(), &self.turns),
         };
         let mut ranges = ranges.iter().filter_map(unreported);
-        let Some(first) = ranges.next() else { return };
+        let Some(first) = ranges.next() else { return true };
         let last = ranges.next_back().unwrap_or(first.clone());
         let range = *first.start()..=*last.end();
+        if self.stopped.is_some() || (number.is_none() && !self.has_place_for(instance)) {
+            return false;
+        }
         self.items.push(Item::Gap { instance: instance.clone(), range });
+        true
     }
 }
 

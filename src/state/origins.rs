@@ -22,7 +22,7 @@ use super::reported::Reported;
 use super::seq_set::SeqSet;
 use super::topic::TopicKey;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
-use crate::limits::MAX_KNOWN_TURNS;
+use crate::limits::{MAX_GAPS_PER_TOPIC, MAX_KNOWN_TURNS, MAX_REPORTED_PER_TOPIC};
 
 /// One life of a topic name in one cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -182,14 +182,16 @@ pub struct Gap {
 /// The origins of one topic.
 #[derive(Debug, Default)]
 pub struct Origins {
-    /// By number; none is ever forgotten.
+    /// By number; none is ever forgotten. At most [`crate::limits::MAX_ORIGINS_PER_TOPIC`].
     all: Vec<Origin>,
     numbers: BTreeMap<InstanceKey, u32>,
     /// Which seqs of the topic itself were first written there.
     pub own: OwnSeqs,
-    /// By the seq that it takes up.
+    /// By the seq that it takes up; at most [`MAX_GAPS_PER_TOPIC`].
     gaps: BTreeMap<u64, Gap>,
     dirty_gaps: BTreeSet<u64>,
+    /// Stretches that were reported, of all origins; at most [`MAX_REPORTED_PER_TOPIC`], but for one of each.
+    reported_count: usize,
 }
 
 impl Origins {
@@ -264,14 +266,50 @@ impl Origins {
         origin.is_dirty = true;
     }
 
-    /// Notes that `gap` is reported at `seq`.
-    pub fn report(&mut self, seq: u64, gap: Gap) {
+    /// Notes that `gap` is reported at `seq`. Gives what is reported: more where there is no room for another stretch.
+    pub fn report(&mut self, seq: u64, mut gap: Gap) -> Gap {
         if let Some(origin) = self.all.get_mut(gap.number as usize) {
-            origin.reported.insert(gap.from_seq..=gap.to_seq);
+            let mut range = gap.from_seq..=gap.to_seq;
+            if self.reported_count >= MAX_REPORTED_PER_TOPIC {
+                range = origin.reported.up_to_neighbour(range);
+            }
+            (gap.from_seq, gap.to_seq) = (*range.start(), *range.end());
+            let before = origin.reported.count();
+            origin.reported.insert(range);
+            self.reported_count = self.reported_count + origin.reported.count() - before;
             origin.is_dirty = true;
+        }
+        if self.gaps.len() >= MAX_GAPS_PER_TOPIC {
+            self.join_gaps(MAX_GAPS_PER_TOPIC / 8);
         }
         self.gaps.insert(seq, gap);
         self.dirty_gaps.insert(seq);
+        gap
+    }
+
+    /// Joins pairs of gaps of one origin, the oldest first, until there are so many fewer. A reader is told of both at
+    /// the later one: of those that stand before the earlier one, none misses it.
+    fn join_gaps(&mut self, fewer: usize) {
+        // As there are more gaps than origins, many of them are of one.
+        let mut unpaired: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut joined = Vec::new();
+        for (seq, gap) in &self.gaps {
+            match unpaired.remove(&gap.number) {
+                None => drop(unpaired.insert(gap.number, *seq)),
+                Some(earlier) => joined.push((earlier, *seq)),
+            }
+            if joined.len() >= fewer {
+                break;
+            }
+        }
+        for (earlier, later) in joined {
+            let Some(first) = self.gaps.remove(&earlier) else { continue };
+            if let Some(gap) = self.gaps.get_mut(&later) {
+                gap.from_seq = gap.from_seq.min(first.from_seq);
+                gap.to_seq = gap.to_seq.max(first.to_seq);
+            }
+            self.dirty_gaps.extend([earlier, later]);
+        }
     }
 
     /// The first gap above `cursor`.
@@ -358,6 +396,7 @@ impl Origins {
             }
             TopicKey::Reported(number, first_seq) => {
                 self.all.get_mut(number as usize).ok_or(unknown)?.reported.restore(first_seq, bytes)?;
+                self.reported_count += 1;
             }
             TopicKey::Foreign(chunk) => self.own.restore_chunk(chunk, bytes)?,
             TopicKey::OwnSum => self.own.restore_summed(bytes)?,

@@ -67,11 +67,19 @@ pub enum Limit {
     MaxTotalBytes = 1,
     MaxRouters = 2,
     MaxIdempotencyKeys = 3,
+    /// No setting, but a bound.
+    OriginsPerTopic = 4,
 }
 
 impl Limit {
     pub fn from_number(number: u8) -> Option<Self> {
-        let all = [Limit::MaxTopics, Limit::MaxTotalBytes, Limit::MaxRouters, Limit::MaxIdempotencyKeys];
+        let all = [
+            Limit::MaxTopics,
+            Limit::MaxTotalBytes,
+            Limit::MaxRouters,
+            Limit::MaxIdempotencyKeys,
+            Limit::OriginsPerTopic,
+        ];
         all.into_iter().find(|limit| *limit as u8 == number)
     }
 
@@ -82,6 +90,7 @@ impl Limit {
             Limit::MaxTotalBytes => "max_total_bytes",
             Limit::MaxRouters => "max_routers",
             Limit::MaxIdempotencyKeys => "max_idempotency_keys",
+            Limit::OriginsPerTopic => "origins_per_topic",
         }
     }
 }

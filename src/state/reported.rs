@@ -32,6 +32,21 @@ impl Reported {
         self.dirty.insert(first);
     }
 
+    pub fn count(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// `range` and what lies between it and the range before it, or behind it if there is none: taking that in makes
+    /// no further range.
+    pub fn up_to_neighbour(&self, range: RangeInclusive<u64>) -> RangeInclusive<u64> {
+        let (first, last) = range.into_inner();
+        if let Some((_, end)) = self.range_at(first) {
+            return first.min(end.saturating_add(1))..=last;
+        }
+        let next = self.ranges.range(first..).next();
+        first..=next.map_or(last, |(start, _)| last.max(start.saturating_sub(1)))
+    }
+
     /// The last range that begins at `seq` or before.
     fn range_at(&self, seq: u64) -> Option<(u64, u64)> {
         self.ranges.range(..=seq).next_back().map(|(start, end)| (*start, *end))
@@ -116,6 +131,22 @@ mod tests {
                     prop_assert!(range.is_none_or(|range| range.contains(seq)));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_reaches_up_to_its_neighbour_makes_no_further_range() {
+        let mut reported = Reported::default();
+        assert_eq!(reported.up_to_neighbour(5..=7), 5..=7);
+        reported.insert(10..=20);
+        for (range, expected) in
+            [(5..=7, 5..=9), (30..=31, 21..=31), (15..=25, 15..=25), (5..=12, 5..=12), (5..=30, 5..=30)]
+        {
+            let more = reported.up_to_neighbour(range.clone());
+            assert_eq!(more, expected);
+            let mut with = reported.clone();
+            with.insert(more);
+            assert_eq!(with.count(), 1, "{range:?}");
         }
     }
 

@@ -9,7 +9,7 @@ use super::router_config::{Relays, RouterConfig};
 use super::{put_entry_id, read_entry_id};
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
-use crate::limits::{MAX_RELAYS, MAX_SKIPS, RUN_BLOCK_BYTES};
+use crate::limits::{MAX_BEGUN_PER_ROUTER, MAX_RELAYS, MAX_SKIPS, RUN_BLOCK_BYTES};
 use crate::storage::EntryId;
 
 /// How far a router has come in one topic of its source.
@@ -69,6 +69,8 @@ pub struct Router {
     pub positions: BTreeMap<Arc<str>, Position>,
     /// How many of the positions hold something back.
     held_count: usize,
+    /// How many of them have no destination; at most [`MAX_BEGUN_PER_ROUTER`].
+    begun_count: usize,
     next_ordinal: u64,
     /// Sum of what the positions count for, so that one of many changes cheaply.
     positions_digest: u64,
@@ -119,6 +121,7 @@ impl Router {
             presented: BTreeMap::new(),
             skips: BTreeMap::new(),
             held_count: 0,
+            begun_count: 0,
             positions: BTreeMap::new(),
             next_ordinal: 0,
             positions_digest: 0,
@@ -159,6 +162,11 @@ impl Router {
         self.recount(&source, before, Some(position));
         self.unsaved.positions.insert(source.clone());
         self.positions.insert(source, position);
+    }
+
+    /// Whether it may be noted where it begins in `source`, for which there is no destination yet.
+    pub(super) fn may_note_begun(&self, source: &str) -> bool {
+        self.begun_count < MAX_BEGUN_PER_ROUTER || self.positions.contains_key(source)
     }
 
     /// Forgets how far it has come in `source`.
@@ -269,6 +277,8 @@ impl Router {
     fn recount(&mut self, source: &str, before: Option<Position>, now: Option<Position>) {
         let held = |position: Option<Position>| usize::from(position.is_some_and(|it| it.held_seq.is_some()));
         self.held_count = self.held_count + held(now) - held(before);
+        let begun = |position: Option<Position>| usize::from(position.is_some_and(|it| it.dest_epoch == 0));
+        self.begun_count = self.begun_count + begun(now) - begun(before);
         let value = |position: Option<Position>| position.map_or(0, |position| position.digest(source));
         self.positions_digest = self.positions_digest.wrapping_sub(value(before)).wrapping_add(value(now));
     }

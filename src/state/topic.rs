@@ -193,9 +193,9 @@ impl Topic {
         self.blocks.push_nothing(seq, ts_ms, entry, |emptied_first_seq| {
             freed.blocks.push(Key::Topic(epoch, TopicKey::Runs(emptied_first_seq)));
         });
-        self.origins.report(seq, gap);
+        let Gap { number, from_seq, to_seq } = self.origins.report(seq, gap);
         self.origins.own.take_up(seq..=seq);
-        [seq, u64::from(gap.number), from_seq, to_seq].into_iter().for_each(|value| self.digest.add(value));
+        [seq, u64::from(number), from_seq, to_seq].into_iter().for_each(|value| self.digest.add(value));
         self.earliest_seq = self.blocks.raise_floor(self.earliest_seq);
         self.is_dirty = true;
     }

@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use super::{Asked, Halt, Mirror, diverged};
 use crate::engine::{Consistency, PullCursor};
-use crate::limits::MAX_RELAYS;
+use crate::limits::{MAX_ORIGINS_PER_TOPIC, MAX_RELAYS};
 use crate::record::HeaderEdit;
 use crate::router::answer::{Answered, AnsweredPage, AnsweredTopic, Damage, PullAnswer};
 use crate::router::page::{dest_of, is_records, leave_out, lost, part, untaken};
 use crate::router::status::Told;
-use crate::state::{Cluster, Copy, CopyItem, Draft, Forwarded, Instance, Outcome, Refusal, SharedTopic};
+use crate::state::{
+    Cluster, Copy, CopyItem, Draft, Forwarded, Instance, Limit, Outcome, Refusal, SharedTopic,
+};
 
 /// How far a topic is examined without writing that down; a new leader examines it again.
 const MAX_AHEAD_SEQS: u64 = 10_000;
@@ -228,6 +230,16 @@ impl Mirror {
                 None => {
                     self.standing.note_lag(part.source, left);
                     self.standing.unblock(part.source);
+                }
+                Some(Refusal::OverLimit { limit: Limit::OriginsPerTopic, .. }) => {
+                    self.standing.note_lag(part.source, left);
+                    let message = format!(
+                        "the records of topic {:?} of the remote come from more topics than are kept apart, {MAX_ORIGINS_PER_TOPIC}",
+                        part.source
+                    );
+                    let told =
+                        Told { topic: Some(part.source.to_owned()), ..Told::new("source_damaged", message) };
+                    self.standing.distrust(part.source, told);
                 }
                 Some(refusal) => {
                     self.standing.note_lag(part.source, left);
