@@ -5,13 +5,15 @@
 
 use std::borrow::Cow;
 
+use super::number::Number;
+
 /// A value in JSON text. Strings are bytes: JSON can name halves of a surrogate pair, which no text can hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found<'a> {
     Null,
     Bool(bool),
-    /// As written.
-    Number(&'a [u8]),
+    /// As written, and taken apart.
+    Number(&'a [u8], Number<'a>),
     /// Without escapes.
     Text(Cow<'a, [u8]>),
     /// An array or an object, as written.
@@ -27,7 +29,7 @@ pub(super) fn value(json: &[u8]) -> Option<Found<'_>> {
         b'f' => Found::Bool(false),
         b'"' => Found::Text(unescape(json.get(1..json.len().checked_sub(1)?)?)),
         b'[' | b'{' => Found::Composite(json),
-        _ => Found::Number(json),
+        _ => Found::Number(json, Number::of(json)),
     })
 }
 
@@ -266,7 +268,7 @@ mod tests {
         let json =
             br#" { "a" : {"b":"]}\"","c":[1,{"c":2}]} , "c":"x\u0041\ud83d\ude00\n", "d":-1.5e3 ,"n":null} "#;
         assert_eq!(member(json, b"c").and_then(value), text("xA\u{1f600}\n".as_bytes()));
-        assert_eq!(member(json, b"d").and_then(value), Some(Found::Number(b"-1.5e3")));
+        assert_eq!(member(json, b"d").and_then(value), Some(Found::Number(b"-1.5e3", Number::of(b"-1.5e3"))));
         assert_eq!(member(json, b"n").and_then(value), Some(Found::Null));
         let inner = member(json, b"a").unwrap();
         assert_eq!(elements(member(inner, b"c").unwrap()).collect::<Vec<_>>(), [&b"1"[..], b"{\"c\":2}"]);

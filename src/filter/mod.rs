@@ -19,7 +19,7 @@ pub use parse::TagMatch;
 
 use crate::record::Record;
 use json::{Found, at_path, member, value};
-use number::cmp_numbers;
+use number::Number;
 
 /// A condition on records.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -96,7 +96,7 @@ impl Scalar {
         match (self, found) {
             (Scalar::Null, Found::Null) => true,
             (Scalar::Bool(one), Found::Bool(other)) => one == other,
-            (Scalar::Number(_), Found::Number(_)) | (Scalar::Text(_), Found::Text(_)) => {
+            (Scalar::Number(_), Found::Number(..)) | (Scalar::Text(_), Found::Text(_)) => {
                 self.order_of(found) == Some(Ordering::Equal)
             }
             _ => false,
@@ -106,7 +106,9 @@ impl Scalar {
     /// How `found` compares with this; `None` if they are not two numbers or two strings.
     fn order_of(&self, found: &Found<'_>) -> Option<Ordering> {
         match (self, found) {
-            (Scalar::Number(bound), Found::Number(found)) => Some(cmp_numbers(found, bound.as_bytes())),
+            (Scalar::Number(bound), Found::Number(_, found)) => {
+                Some(found.cmp_value(&Number::of(bound.as_bytes())))
+            }
             (Scalar::Text(bound), Found::Text(found)) => Some((**found).cmp(bound.as_bytes())),
             _ => None,
         }
@@ -142,7 +144,7 @@ impl Filter {
     }
 
     /// How often asking it walks over a record, at most: decoding it, and each leaf that looks into `meta` or
-    /// `data`, however long its path is (C-FILT-07).
+    /// `data`, however long its path is, twice if it takes what it finds apart (C-FILT-07).
     pub fn walks(&self) -> usize {
         1 + self.looks()
     }
@@ -151,7 +153,8 @@ impl Filter {
         match self {
             Filter::And(filters) | Filter::Or(filters) => filters.iter().map(Filter::looks).sum(),
             Filter::Not(filter) => filter.looks(),
-            Filter::Leaf(field, _) => matches!(field, Field::Meta(_) | Field::Data(_)) as usize,
+            Filter::Leaf(Field::Meta(_) | Field::Data(_), op) => 1 + usize::from(op.has_number()),
+            Filter::Leaf(..) => 0,
         }
     }
 }
@@ -174,6 +177,16 @@ impl Scalar {
 }
 
 impl Op {
+    /// Whether it compares with any number.
+    fn has_number(&self) -> bool {
+        let is_number = |scalar: &Scalar| matches!(scalar, Scalar::Number(_));
+        match self {
+            Op::Eq(scalar) | Op::NotEq(scalar) | Op::Order(_, scalar) => is_number(scalar),
+            Op::In(scalars) => scalars.iter().any(is_number),
+            Op::Glob(_) | Op::Exists(_) => false,
+        }
+    }
+
     fn heap_bytes(&self) -> usize {
         match self {
             Op::Eq(scalar) | Op::NotEq(scalar) | Op::Order(_, scalar) => scalar.heap_bytes(),

@@ -10,18 +10,23 @@ use std::cmp::Ordering;
 /// more than seventeen digits.
 const MAX_EXPONENT: i64 = 100_000_000_000_000_000;
 
-/// A number, split into its parts.
-#[derive(Debug, Clone, Copy)]
-struct Decimal<'a> {
-    is_negative: bool,
+/// A number, taken apart: comparing two looks at no more than the digits that count in the shorter one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Number<'a> {
+    /// -1, 0 or 1.
+    sign: i8,
+    /// The power of ten of the first digit that counts.
+    power: i64,
+    /// The digits that count, from the first to the last that is not 0: those before the point, and those behind it.
     whole: &'a [u8],
     fraction: &'a [u8],
-    exponent: i64,
 }
 
-impl<'a> Decimal<'a> {
+impl<'a> Number<'a> {
     /// Takes JSON's form of a number apart. What is no number is worth whatever comes out; it must not panic.
-    fn of(text: &'a [u8]) -> Self {
+    pub fn of(text: &'a [u8]) -> Self {
+        #[cfg(test)]
+        tests::note_work(text.len());
         let (is_negative, text) = match text.split_first() {
             Some((b'-', rest)) => (true, rest),
             _ => (false, text),
@@ -29,43 +34,48 @@ impl<'a> Decimal<'a> {
         let end = text.iter().position(|byte| matches!(byte, b'e' | b'E')).unwrap_or(text.len());
         let (mantissa, exponent) = (&text[..end], text.get(end + 1..).unwrap_or_default());
         let point = mantissa.iter().position(|byte| *byte == b'.').unwrap_or(mantissa.len());
-        let (whole, fraction) = (&mantissa[..point], mantissa.get(point + 1..).unwrap_or_default());
-        Decimal { is_negative, whole, fraction, exponent: exponent_of(exponent) }
+        let (mut whole, mut fraction) = (&mantissa[..point], mantissa.get(point + 1..).unwrap_or_default());
+        let leading_zeros = |digits: &[u8]| digits.iter().take_while(|digit| **digit == b'0').count();
+        let mut power = exponent_of(exponent);
+        whole = &whole[leading_zeros(whole)..];
+        if whole.is_empty() {
+            let zeros = leading_zeros(fraction);
+            fraction = &fraction[zeros..];
+            power -= zeros as i64 + 1;
+        } else {
+            power += whole.len() as i64 - 1;
+        }
+        // Zeros at the end are worth nothing: 1.10 is 1.1.
+        fraction = without_zeros_at_end(fraction);
+        if fraction.is_empty() {
+            whole = without_zeros_at_end(whole);
+        }
+        match (whole.is_empty() && fraction.is_empty(), is_negative) {
+            (true, _) => Number { sign: 0, power: 0, whole, fraction },
+            (false, true) => Number { sign: -1, power, whole, fraction },
+            (false, false) => Number { sign: 1, power, whole, fraction },
+        }
     }
 
-    fn digits(&self) -> impl Iterator<Item = u8> + use<'a> {
-        self.whole.iter().chain(self.fraction).copied()
+    fn digits(&self) -> impl Iterator<Item = &'a u8> + use<'a> {
+        let digits = self.whole.iter().chain(self.fraction);
+        #[cfg(test)]
+        let digits = digits.inspect(|_| tests::note_work(1));
+        digits
     }
 
-    /// The power of ten of the first digit that is not 0, and the digits from there on; `None` for zero.
-    fn significant(&self) -> Option<(i64, impl Iterator<Item = u8> + use<'a>)> {
-        let leading_zeros = self.digits().position(|digit| digit != b'0')?;
-        let power = self.whole.len() as i64 - 1 - leading_zeros as i64 + self.exponent;
-        Some((power, self.digits().skip(leading_zeros)))
-    }
-
-    fn cmp_magnitude(&self, other: &Decimal<'_>) -> Ordering {
-        let (one, two) = match (self.significant(), other.significant()) {
-            (None, None) => return Ordering::Equal,
-            (None, Some(_)) => return Ordering::Less,
-            (Some(_), None) => return Ordering::Greater,
-            (Some(one), Some(two)) => (one, two),
-        };
-        one.0.cmp(&two.0).then_with(|| {
-            let (mut one, mut two) = (one.1, two.1);
-            loop {
-                let (left, right) = (one.next(), two.next());
-                if left.is_none() && right.is_none() {
-                    return Ordering::Equal;
-                }
-                // Zeros at the end are worth nothing: 1.10 is 1.1.
-                let order = left.unwrap_or(b'0').cmp(&right.unwrap_or(b'0'));
-                if order != Ordering::Equal {
-                    return order;
-                }
-            }
+    /// How it compares with another one by value.
+    pub fn cmp_value(&self, other: &Number<'_>) -> Ordering {
+        self.sign.cmp(&other.sign).then_with(|| {
+            let magnitudes = self.power.cmp(&other.power).then_with(|| self.digits().cmp(other.digits()));
+            if self.sign < 0 { magnitudes.reverse() } else { magnitudes }
         })
     }
+}
+
+fn without_zeros_at_end(digits: &[u8]) -> &[u8] {
+    let end = digits.iter().rposition(|digit| *digit != b'0').map_or(0, |last| last + 1);
+    &digits[..end]
 }
 
 fn exponent_of(text: &[u8]) -> i64 {
@@ -80,26 +90,49 @@ fn exponent_of(text: &[u8]) -> i64 {
     if is_negative { -value } else { value }
 }
 
-/// Compares two JSON numbers by value. Time is in the order of their lengths.
-pub(super) fn cmp_numbers(one: &[u8], other: &[u8]) -> Ordering {
-    let (one, other) = (Decimal::of(one), Decimal::of(other));
-    let is_zero = |number: &Decimal<'_>| number.significant().is_none();
-    match (one.is_negative && !is_zero(&one), other.is_negative && !is_zero(&other)) {
-        (false, false) => one.cmp_magnitude(&other),
-        (true, true) => other.cmp_magnitude(&one),
-        (false, true) => Ordering::Greater,
-        (true, false) => Ordering::Less,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::filter::Filter;
+    use crate::record::Record;
+
+    thread_local! {
+        /// Bytes that were looked at.
+        static WORK_BYTES: Cell<usize> = const { Cell::new(0) };
+    }
+
+    pub(super) fn note_work(bytes: usize) {
+        WORK_BYTES.with(|work| work.set(work.get() + bytes));
+    }
 
     fn cmp(one: &str, other: &str) -> Ordering {
-        cmp_numbers(one.as_bytes(), other.as_bytes())
+        Number::of(one.as_bytes()).cmp_value(&Number::of(other.as_bytes()))
+    }
+
+    /// C-FILT-07: a number may have 1 MiB, and a filter may compare with 64 x 64 others.
+    #[test]
+    fn a_long_number_is_taken_apart_once_per_leaf() {
+        let scalars: Vec<String> = (0..64).map(|number| format!("1.{number:02}")).collect();
+        let leaf = format!(r#"["data.a","In",[{}]]"#, scalars.join(","));
+        let filter = format!(r#"["Or",[{}]]"#, vec![leaf; 64].join(","));
+        let filter = Filter::parse(&filter).expect("a filter");
+        assert_eq!(filter.walks(), 1 + 64 * 2);
+        let zeros = "0".repeat(100_000);
+        for number in
+            [format!("0.{zeros}1"), format!("1{zeros}"), format!("1.{zeros}1"), format!("1.5{zeros}1")]
+        {
+            let data = format!(r#"{{"a":{number}}}"#);
+            WORK_BYTES.set(0);
+            assert!(!filter.matches(&Record { data: &data, ..Record::default() }));
+            let work_bytes = WORK_BYTES.get();
+            assert!(work_bytes < 64 * (number.len() + 64 * 100), "{work_bytes} for {}", number.len());
+        }
+        let data = format!(r#"{{"a":1.63{zeros}}}"#);
+        assert!(filter.matches(&Record { data: &data, ..Record::default() }));
     }
 
     #[test]
@@ -165,7 +198,7 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_never_panic(one: Vec<u8>, other: Vec<u8>) {
-            let _ = cmp_numbers(&one, &other);
+            let _ = Number::of(&one).cmp_value(&Number::of(&other));
         }
     }
 }

@@ -167,7 +167,7 @@ fn parse_scalar(json: &[u8]) -> Result<Scalar, Error> {
     Ok(match value(json) {
         Some(Found::Null) => Scalar::Null,
         Some(Found::Bool(value)) => Scalar::Bool(value),
-        Some(Found::Number(digits)) => Scalar::Number(owned(digits)?),
+        Some(Found::Number(digits, _)) => Scalar::Number(owned(digits)?),
         Some(Found::Text(text)) => Scalar::Text(owned(&text)?),
         _ => return Err(bad("a value to compare with is a scalar")),
     })
