@@ -1,8 +1,8 @@
 //! Taking a watch session over from the member that holds it (C-WATCH-05).
 //!
-//! The one that got the GET asks the maker, which is named in the id. A maker that gave the session away
-//! before says to whom, and notes at once that the asker has it now. The session moves only if its key was shown,
-//! and only to where there is room for it.
+//! The one that got the GET asks the maker, which is named in the id. A maker that gave the session away before says
+//! to whom, and is told by the asker once that one has it: until then others are shown where it was. The session
+//! moves only if its key was shown, and only to where there is room for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,6 +18,7 @@ use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::error::{Code, Error};
 use crate::filter::Filter;
 use crate::raft::PeerHandler;
+use crate::task;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// From the maker to the present holder, once more if it moved meanwhile, and once more to say that there is room.
@@ -25,7 +26,7 @@ const MAX_HOPS: usize = 4;
 /// Room for a session that is made before its size is known.
 const USUAL_SESSION_BYTES: usize = 4 << 10;
 
-/// What a member is asked.
+/// What a member is asked, or told.
 struct Ask {
     wid: String,
     binding: Option<Binding>,
@@ -33,6 +34,8 @@ struct Ask {
     taker: String,
     /// What the taker has room for.
     max_bytes: usize,
+    /// The taker has the session already, and nothing is asked.
+    has_taken: bool,
 }
 
 enum Reply {
@@ -55,6 +58,7 @@ impl Ask {
         put_binding(&mut out, self.binding.as_ref());
         put_blob(&mut out, self.taker.as_bytes());
         put_varint(&mut out, self.max_bytes as u64);
+        out.put_u8(u8::from(self.has_taken));
         out
     }
 
@@ -65,6 +69,7 @@ impl Ask {
             binding: binding(&mut reader)?,
             taker: reader.text()?.to_owned(),
             max_bytes: usize::try_from(reader.varint()?).map_err(|_| reader.malformed())?,
+            has_taken: reader.bool()?,
         };
         reader.finish()?;
         Ok(ask)
@@ -246,7 +251,9 @@ impl Engine {
             binding: binding.copied(),
             taker: self.member().to_owned(),
             max_bytes: USUAL_SESSION_BYTES,
+            has_taken: false,
         };
+        let asked_first = ask_whom.clone();
         let mut held = None;
         for _ in 0..MAX_HOPS {
             if ask_whom == self.member() {
@@ -264,6 +271,9 @@ impl Engine {
                 Ok(Reply::Taken { subscription, applied_index }) => {
                     let session = Session::new(wid.to_owned(), subscription, applied_index, taken);
                     self.inner.watch_sessions.adopt(session.clone());
+                    if ask_whom != asked_first {
+                        self.tell_taken(asked_first, ask);
+                    }
                     return Ok(session);
                 }
                 Ok(Reply::At(member)) => (ask_whom, held) = (member, Some(taken)),
@@ -284,11 +294,26 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Tells the member that knew where a session was that it is here now. If that gets lost, the way to it is longer.
+    fn tell_taken(&self, member: String, ask: Ask) {
+        let told = Ask { has_taken: true, ..ask }.encode();
+        let inner = self.inner.clone();
+        task::spawn(async move {
+            if let Err(error) = inner.node.ask_handler(&member, &told, ASK_TIMEOUT).await {
+                tracing::debug!("member {member} was not told where a watch session is: {error}");
+            }
+        });
+    }
+}
+
 impl Inner {
     fn give_session(&self, ask: &Ask) -> BytesMut {
         let sessions = &self.watch_sessions;
         match sessions.find(&ask.wid) {
             Whereabouts::Here(session) if !session.is_bound_to(ask.binding.as_ref()) => encode_wrong_key(),
+            // What is told comes late: it came back meanwhile.
+            Whereabouts::Here(_) if ask.has_taken => encode_unknown(),
             Whereabouts::Here(session) => {
                 let bytes = session.subscription.memory_bytes();
                 if bytes > ask.max_bytes {
@@ -302,11 +327,12 @@ impl Inner {
             Whereabouts::At(_, binding) if !is_same(binding.as_ref(), ask.binding.as_ref()) => {
                 encode_wrong_key()
             }
-            Whereabouts::At(member, _) if member == ask.taker => encode_unknown(),
-            Whereabouts::At(member, binding) => {
+            Whereabouts::At(_, binding) if ask.has_taken => {
                 sessions.moved(&ask.wid, &ask.taker, binding);
-                encode_at(&member)
+                encode_unknown()
             }
+            Whereabouts::At(member, _) if member == ask.taker => encode_unknown(),
+            Whereabouts::At(member, _) => encode_at(&member),
             Whereabouts::Unknown => encode_unknown(),
         }
     }
@@ -364,10 +390,16 @@ mod tests {
         assert!(matches!(Reply::decode(&encode_unknown()), Ok(Reply::Unknown)));
         assert!(matches!(Reply::decode(&encode_wrong_key()), Ok(Reply::WrongKey)));
         (0..reply.len()).for_each(|cut| assert!(Reply::decode(&reply[..cut]).is_err()));
-        let ask = Ask { wid: "wid_m1.x".into(), binding: None, taker: "m2".into(), max_bytes: 4096 };
+        let ask = Ask {
+            wid: "wid_m1.x".into(),
+            binding: None,
+            taker: "m2".into(),
+            max_bytes: 4096,
+            has_taken: true,
+        };
         let decoded = Ask::decode(&ask.encode()).unwrap();
         assert_eq!((decoded.wid.as_str(), decoded.binding, decoded.taker.as_str()), ("wid_m1.x", None, "m2"));
-        assert_eq!(decoded.max_bytes, 4096);
+        assert_eq!((decoded.max_bytes, decoded.has_taken), (4096, true));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use super::machine::Applied;
 use super::node::Node;
 use super::retention::{Exported, LogTail};
+use super::upkeep::rest_or_end;
 use crate::limits::{EXPORT_ENTRIES, EXPORT_INTERVAL};
 use crate::storage::{Disk, Log, Room, read_export, remove_export};
 use crate::task;
@@ -27,8 +28,6 @@ const SETTLE_TIME: Duration = Duration::from_secs(30);
 const MARK_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two exports for whose sake the log may go that fills the disk.
 const SHORT_OF_ROOM_INTERVAL: Duration = Duration::from_secs(10);
-/// After a failure that may pass.
-const LONG_REST: Duration = Duration::from_secs(10);
 
 /// The export of one data directory.
 pub struct Export {
@@ -125,7 +124,9 @@ pub async fn export_state(
     room: Arc<Room>,
     tail: LogTail,
 ) -> io::Result<()> {
-    export.check().await?;
+    while let Err(error) = export.check().await {
+        rest_or_end(error, "the state that was exported cannot be read").await?;
+    }
     let logged_bytes = || {
         let stats = log.stats();
         stats.bytes_written - stats.zero_bytes_written
@@ -136,8 +137,10 @@ pub async fn export_state(
     loop {
         sleep(REST).await;
         if !node.is_alone() {
-            if export.index() > 0 {
-                export.remove().await?;
+            if export.index() > 0
+                && let Err(error) = export.remove().await
+            {
+                rest_or_end(error, "the state that was exported cannot be removed").await?;
             }
             continue;
         }
@@ -158,11 +161,7 @@ pub async fn export_state(
                 tracing::debug!(index = export.index(), bytes, "exported the state");
                 (last, last_logged_bytes, cost_bytes) = (Instant::now(), now_logged_bytes, bytes);
             }
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                tracing::warn!("the state cannot be exported: {error}");
-                sleep(LONG_REST).await;
-            }
-            Err(error) => return Err(error),
+            Err(error) => rest_or_end(error, "the state cannot be exported").await?,
         }
     }
 }

@@ -65,7 +65,7 @@ pub struct Applied {
     next_epoch: AtomicU64,
     saved: Mutex<SavedPoint>,
     /// Held while the state is saved.
-    saving: tokio::sync::Mutex<()>,
+    saving: tokio::sync::Mutex<Saving>,
     checkpoint_clock: CheckpointClock,
     /// What the last checkpoint took to be cut and written, in microseconds.
     save_cost_us: AtomicU64,
@@ -74,6 +74,14 @@ pub struct Applied {
     lost: Mutex<Lost>,
     /// Held while it is cleared, on a thread that may wait for the disk.
     garbage: Mutex<Garbage>,
+}
+
+/// Whether the state may still be saved.
+#[derive(Default)]
+struct Saving {
+    /// A checkpoint that failed took changes out of the state: one that is written after it would lack them, and
+    /// add up all the same.
+    has_lost_changes: bool,
 }
 
 /// Topics, and blocks below the floors of their topics.
@@ -243,15 +251,15 @@ impl Applied {
 
     /// Saves the state as it is now, if it changed since the last time and no other save is under way.
     pub async fn save(self: &Arc<Self>) -> io::Result<()> {
-        let Ok(_saving) = self.saving.try_lock() else { return Ok(()) };
-        self.save_now().await
+        let Ok(mut saving) = self.saving.try_lock() else { return Ok(()) };
+        self.save_now(&mut saving).await
     }
 
     /// Saves the state as it is now, behind a save that is under way.
     pub async fn save_last(self: &Arc<Self>) -> io::Result<()> {
         let saving = async {
-            let _saving = self.saving.lock().await;
-            self.save_now().await
+            let mut saving = self.saving.lock().await;
+            self.save_now(&mut saving).await
         };
         let saved = tokio::time::timeout(LAST_SAVE_TIMEOUT, saving).await;
         saved.unwrap_or_else(|_| {
@@ -260,7 +268,10 @@ impl Applied {
         })
     }
 
-    async fn save_now(self: &Arc<Self>) -> io::Result<()> {
+    async fn save_now(self: &Arc<Self>, saving: &mut Saving) -> io::Result<()> {
+        if saving.has_lost_changes {
+            return Err(io::Error::other("a checkpoint before this one was not written"));
+        }
         let cutting = Instant::now();
         let (point, Changes { values, saved, deleted, freed }) = {
             let mut state = self.state.lock();
@@ -269,6 +280,7 @@ impl Applied {
                 self.checkpoint_clock.saved();
                 return Ok(());
             }
+            saving.has_lost_changes = true;
             (point, state.take_changes())
         };
         let cutting = cutting.elapsed();
@@ -285,6 +297,7 @@ impl Applied {
             Ok(())
         });
         writing.await?;
+        saving.has_lost_changes = false;
         let cost = cutting + began.elapsed();
         self.save_cost_us.store(cost.as_micros() as u64, Ordering::Relaxed);
         // In slices, so that applying gets its turn.
@@ -579,6 +592,7 @@ impl RaftStateMachine<Types> for Machine {
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::Rig;
     use super::*;
 
     #[test]
@@ -588,5 +602,20 @@ mod tests {
         assert_eq!(pause_after(ms(25), interval), interval);
         assert_eq!(pause_after(ms(200), interval), ms(1800));
         assert_eq!(pause_after(ms(60_000), interval), MAX_CHECKPOINT_PAUSE);
+    }
+
+    /// What a checkpoint that failed took out of the state is in no later one.
+    #[tokio::test]
+    async fn no_checkpoint_follows_one_that_was_not_written() {
+        let mut rig = Rig::new();
+        let let_go = rig.let_go.take().expect("it holds on");
+        rig.apply(1).await;
+        let_go.send(Err(io::Error::other("a disk on a bad day"))).expect("it waits");
+        assert_eq!(rig.applied.save().await.unwrap_err().to_string(), "a disk on a bad day");
+        drop(let_go);
+        rig.apply(2).await;
+        rig.applied.save().await.expect_err("it would add up, and be wrong");
+        rig.applied.save_last().await.expect_err("also at the end");
+        assert_eq!(rig.applied.saved_index(), 0);
     }
 }

@@ -20,10 +20,10 @@ impl ApplyObserver for Nobody {
     fn topics_changed(&self, _topics: &[Arc<SharedTopic>]) {}
 }
 
-/// A checkpoint whose writes hang until each is let go.
+/// A checkpoint whose writes hang until each is let go, or told to fail.
 pub struct Hanging {
     inner: MemoryCheckpoint,
-    let_go: Mutex<Receiver<()>>,
+    let_go: Mutex<Receiver<std::io::Result<()>>>,
 }
 
 impl Checkpoint for Hanging {
@@ -45,7 +45,7 @@ impl Checkpoint for Hanging {
 
     fn write(&self, changes: Vec<Change>) -> std::io::Result<()> {
         // One that nobody holds on to hangs no more.
-        let _ = self.let_go.lock().recv();
+        self.let_go.lock().recv().unwrap_or(Ok(()))?;
         self.inner.write(changes)
     }
 }
@@ -54,8 +54,8 @@ impl Checkpoint for Hanging {
 pub struct Rig {
     pub applied: Arc<Applied>,
     pub machine: Machine,
-    /// Lets one write of the checkpoint go; all, once it is dropped.
-    pub let_go: Option<Sender<()>>,
+    /// Lets one write of the checkpoint go, or fail; lets all go, once it is dropped.
+    pub let_go: Option<Sender<std::io::Result<()>>>,
     writer: Option<std::thread::JoinHandle<()>>,
 }
 

@@ -57,9 +57,11 @@ pub async fn clear_garbage(applied: Arc<Applied>, room: Arc<Room>) -> io::Result
             continue;
         }
         let this = applied.clone();
-        let did_something = task::blocking(move || this.clear_garbage()).await?;
-        // Also in between: the checkpoint has other things to write.
-        sleep(if did_something { REST / 20 } else { REST }).await;
+        match task::blocking(move || this.clear_garbage()).await {
+            // Also in between: the checkpoint has other things to write.
+            Ok(did_something) => sleep(if did_something { REST / 20 } else { REST }).await,
+            Err(error) => rest_or_end(error, "what was deleted cannot be cleared away").await?,
+        }
     }
 }
 
@@ -74,11 +76,7 @@ pub async fn free_space(mut reclaimer: Reclaimer, applied: Arc<Applied>) -> io::
             Ok(cost_bytes) => {
                 sleep(Duration::from_micros(cost_bytes * 1_000_000 / RECLAIM_BYTES_PER_S)).await;
             }
-            Err(error) if Verdict::of(&error).lets_a_chore_rest() => {
-                tracing::warn!("space of the log cannot be freed: {error}");
-                sleep(LONG_REST).await;
-            }
-            Err(error) => return Err(error),
+            Err(error) => rest_or_end(error, "space of the log cannot be freed").await?,
         }
     }
 }
@@ -105,17 +103,40 @@ pub async fn index_log(mut indexer: Indexer, applied: Arc<Applied>, room: Arc<Ro
                 sleep(INDEX_LAG).await;
             }
             Ok(done) => sleep(Duration::from_micros(done.cost_bytes * 1_000_000 / RECLAIM_BYTES_PER_S)).await,
-            Err(error) if Verdict::of(&error).lets_a_chore_rest() => {
-                // What the index lacks is read by who asks.
-                tracing::warn!("the index of the log cannot be brought up to date: {error}");
-                sleep(LONG_REST).await;
-            }
-            Err(error) => return Err(error),
+            // What the index lacks is read by who asks.
+            Err(error) => rest_or_end(error, "the index of the log cannot be brought up to date").await?,
         }
     }
+}
+
+/// Rests after a failure of a chore that may pass, and says so; any other ends the member.
+pub(super) async fn rest_or_end(error: io::Error, what: &str) -> io::Result<()> {
+    if !Verdict::of(&error).lets_a_chore_rest() {
+        return Err(error);
+    }
+    tracing::warn!("{what}: {error}");
+    sleep(LONG_REST).await;
+    Ok(())
 }
 
 fn step(mut reclaimer: Reclaimer, saved_index: u64) -> (Reclaimer, io::Result<u64>) {
     let outcome = reclaimer.step(saved_index).map(|done| done.cost_bytes);
     (reclaimer, outcome)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_chore_rests_after_what_may_pass_and_ends_the_member_otherwise() {
+        for errno in [Errno::MFILE, Errno::NFILE, Errno::DQUOT, Errno::NOSPC] {
+            let began = tokio::time::Instant::now();
+            rest_or_end(errno.into(), "nothing can be done").await.expect("it may pass");
+            assert_eq!(began.elapsed(), LONG_REST, "{errno:?}");
+        }
+        rest_or_end(Errno::ROFS.into(), "nothing can be done").await.expect_err("it is refused");
+    }
 }

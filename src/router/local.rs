@@ -196,6 +196,8 @@ impl LocalRoutes {
                 }
                 self.due.insert(slot);
                 if route.waits_until.is_none_or(|until| until <= now) {
+                    // A time that is past would have this looked at again and again, while it waits for a read.
+                    route.waits_until = None;
                     due.push((route.last_turn, slot, number));
                 }
             }

@@ -411,6 +411,7 @@ impl State {
                 if let Some((source, held_seq)) = held.filter(|(_, held_seq)| *held_seq < seq) {
                     router.hold(source, *held_seq);
                 }
+                router.forget_skips(&copies.source);
                 router.count_forwarded(taken, self.time_ms);
             }
             self.routers.changed(&copies.router);
@@ -435,7 +436,10 @@ impl State {
             return;
         }
         let reached = Reached { source_epoch, dest_epoch: 0, seq, entry: None };
-        router.write().set_position(&source, reached);
+        let mut begun = router.write();
+        begun.set_position(&source, reached);
+        begun.forget_skips(&source);
+        drop(begun);
         self.routers.changed(&router);
     }
 

@@ -152,12 +152,6 @@ impl Router {
         let is_same =
             |before: &Position| (before.source_epoch, before.dest_epoch) == (source_epoch, dest_epoch);
         let held_seq = before.filter(is_same).and_then(|before| before.held_seq);
-        if let Some(skips) = self.skips.get_mut(&source) {
-            *skips = skips.split_off(&(seq + 1));
-            if skips.is_empty() {
-                self.skips.remove(&source);
-            }
-        }
         let position = Position { ordinal, source_epoch, dest_epoch, seq, entry, held_seq };
         self.recount(&source, before, Some(position));
         self.unsaved.positions.insert(source.clone());
@@ -167,6 +161,19 @@ impl Router {
     /// Whether it may be noted where it begins in `source`, for which there is no destination yet.
     pub(super) fn may_note_begun(&self, source: &str) -> bool {
         self.begun_count < MAX_BEGUN_PER_ROUTER || self.positions.contains_key(source)
+    }
+
+    /// Forgets what is passed over of `source` where it will not be asked for again: up to its position, or to where
+    /// something was first left out, to which it may go back.
+    pub(super) fn forget_skips(&mut self, source: &str) {
+        let (Some(position), Some(skips)) = (self.positions.get(source), self.skips.get_mut(source)) else {
+            return;
+        };
+        let done_seq = position.held_seq.map_or(position.seq, |held_seq| held_seq.min(position.seq));
+        *skips = skips.split_off(&(done_seq + 1));
+        if skips.is_empty() {
+            self.skips.remove(source);
+        }
     }
 
     /// Forgets how far it has come in `source`.
@@ -573,7 +580,15 @@ mod tests {
         // One that was passed is forgotten, and one in another life of the topics holds nothing back.
         let name = format!("{}00", "a".repeat(253));
         restored.set_position(&name, Reached { seq: u64::MAX >> 4, ..reached(1) });
+        restored.forget_skips(&name);
         assert_eq!(restored.skips.len(), MAX_SKIPS - 1);
+        // Not one that it may have to pass again.
+        restored.skips.clear();
+        assert_eq!((restored.skip("a2", 20), restored.skip("a2", 30)), (Some(true), Some(true)));
+        restored.set_position("a2", reached(40));
+        restored.hold("a2", 25);
+        restored.forget_skips("a2");
+        assert_eq!(restored.skips["a2"], BTreeSet::from([30]));
         restored.hold("a2", 3);
         restored.set_position("a2", Reached { source_epoch: 8, ..reached(2) });
         assert!(!restored.holds_back());

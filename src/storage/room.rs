@@ -9,7 +9,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::ballast;
@@ -19,6 +19,9 @@ use crate::task;
 
 /// How often free space is measured. What is written meanwhile comes out of the reserve.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Looks between two tries to lay the ballast: a minute.
+const BALLAST_REST_LOOKS: u32 = 240;
 
 /// What must be free above the reserve, at most, before a full member takes records again.
 const MAX_SPARE_BYTES: u64 = 64 << 20;
@@ -37,6 +40,8 @@ pub struct Room {
     is_exhausted: AtomicBool,
     has_room_to_save: AtomicBool,
     has_ballast: AtomicBool,
+    /// Looks until it is tried again to lay it.
+    ballast_rest: AtomicU32,
 }
 
 impl Room {
@@ -51,6 +56,7 @@ impl Room {
             is_exhausted: AtomicBool::new(false),
             has_room_to_save: AtomicBool::new(true),
             has_ballast: AtomicBool::new(false),
+            ballast_rest: AtomicU32::new(0),
         })
     }
 
@@ -109,11 +115,8 @@ impl Room {
         self.is_full.store(is_full, Ordering::Release);
         self.is_exhausted.store(free_bytes < self.reserve_bytes / 4, Ordering::Release);
         self.has_room_to_save.store(free_bytes >= CHECKPOINT_ROOM_BYTES, Ordering::Release);
-        if free_bytes >= self.reserve_bytes.saturating_add(8 * BALLAST_BYTES)
-            && !self.has_ballast.swap(true, Ordering::AcqRel)
-            && let Err(error) = ballast::lay(self.disk.as_ref(), &self.dir, BALLAST_BYTES)
-        {
-            tracing::warn!("no space can be kept for a start on a full disk: {error}");
+        if free_bytes >= self.reserve_bytes.saturating_add(8 * BALLAST_BYTES) {
+            self.keep_ballast();
         }
         if is_full && !was_full {
             tracing::error!(
@@ -128,6 +131,24 @@ impl Room {
             tracing::info!("there is room again in {}: writes are taken", self.dir.display());
         }
         Ok(())
+    }
+
+    fn keep_ballast(&self) {
+        if self.has_ballast.load(Ordering::Acquire) {
+            return;
+        }
+        let rest = self.ballast_rest.load(Ordering::Acquire);
+        if rest > 0 {
+            self.ballast_rest.store(rest - 1, Ordering::Release);
+            return;
+        }
+        match ballast::lay(self.disk.as_ref(), &self.dir, BALLAST_BYTES) {
+            Ok(()) => self.has_ballast.store(true, Ordering::Release),
+            Err(error) => {
+                self.ballast_rest.store(BALLAST_REST_LOOKS, Ordering::Release);
+                tracing::warn!("no space can be kept for a start on a full disk: {error}");
+            }
+        }
     }
 
     /// Measures the free space for as long as the member runs.
@@ -183,5 +204,18 @@ mod tests {
         assert!(!room.has_room_to_save_now().await);
         disk.set_free_bytes(CHECKPOINT_ROOM_BYTES);
         assert!(room.has_room_to_save_now().await);
+    }
+
+    #[test]
+    fn a_ballast_that_could_not_be_laid_is_laid_later() {
+        let (disk, dir) = (SimDisk::new(1), PathBuf::from("/data"));
+        disk.create_dir_all(&dir).unwrap();
+        let room = Room::new(Arc::new(disk.clone()), dir.clone(), 1000);
+        let is_laid = || disk.exists(&dir.join(ballast::FILE)).unwrap();
+        disk.refuse_opens(1);
+        (0..=BALLAST_REST_LOOKS).for_each(|_| room.look().unwrap());
+        assert!(!is_laid(), "not again at once");
+        room.look().unwrap();
+        assert!(is_laid());
     }
 }

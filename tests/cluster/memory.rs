@@ -75,3 +75,32 @@ async fn idle_sockets_hold_no_buffers() {
     let grown = resident_bytes(pid).saturating_sub(before);
     assert!(grown < 2 * 7 * MIB, "{SOCKETS} idle sockets hold {grown} bytes");
 }
+
+/// C-WATCH-05: a session that finds no room where it is to move stays where it is, and is found there.
+#[tokio::test]
+async fn a_session_that_finds_no_room_where_it_should_move_is_not_lost() {
+    let cluster = Cluster::start(3).await;
+    let urls = cluster.urls();
+    let topics: Vec<String> = (0..64).map(|number| format!("t{number}")).collect();
+    let appends = topics.iter().map(|name| (name.clone(), json!({ "records": [{ "data": 1 }] })));
+    let body = json!({ "topics": appends.collect::<serde_json::Map<String, Value>>() });
+    cluster.client.post(&format!("{}/v0/append", urls[0]), &body).await.expect("topics");
+    let filter = json!(["tag", "In", vec![1; 64]]);
+    let watched = topics.iter().map(|name| (name.clone(), json!({ "filter": filter })));
+    let body = json!({ "topics": watched.collect::<serde_json::Map<String, Value>>() });
+    // The one that is full.
+    loop {
+        match cluster.client.post(&format!("{}/v0/watch", urls[2]), &body).await {
+            Reply::Answer { status: 200, .. } => {}
+            Reply::Answer { status: 429, .. } => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    let made = cluster.client.post(&format!("{}/v0/watch", urls[0]), &body).await.expect("make a watch");
+    let session = made["stream_url"].as_str().expect("a path");
+    let http = reqwest::Client::builder().no_proxy().build().expect("build a client");
+    for (member, status) in [(1, 200), (2, 429), (0, 200), (2, 429), (1, 200)] {
+        let opened = http.get(format!("{}{session}", urls[member])).send().await.expect("an answer");
+        assert_eq!(opened.status(), status, "at member {member}");
+    }
+}
