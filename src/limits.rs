@@ -294,6 +294,8 @@ pub const MAX_PULL_ITEMS: usize = 10_000;
 pub const MAX_TOLD_RANGES: usize = 1000;
 /// Bytes of records that a mirror gets with one answer; a single record may be more.
 pub const MAX_PULL_BYTES: usize = 8 << 20;
+/// The same for topics whose destination took nothing last time.
+pub const MAX_RETRY_PULL_BYTES: usize = 64 << 10;
 /// Longest answer to a pull that is read.
 pub const MAX_PULL_ANSWER_BYTES: usize = 2 * MAX_PULL_BYTES;
 /// Topics that one pull asks for, and the bytes of what it says of them.

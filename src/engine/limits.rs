@@ -15,6 +15,11 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Engine {
+    /// The cluster's bounds, as applied here.
+    pub fn cluster_limits(&self) -> ClusterLimits {
+        self.inner.node.applied().limits()
+    }
+
     /// Keeps the cluster's bounds at `limits` while this member leads. Never returns.
     pub(super) async fn keep_limits(self, limits: ClusterLimits) {
         let mut leadership = self.inner.node.leadership();

@@ -9,6 +9,7 @@
 //! are none, those that were active last.
 
 mod asking;
+mod prospects;
 mod writing;
 
 use std::collections::BTreeMap;
@@ -32,7 +33,9 @@ use super::view::View;
 use super::wire::PullRequest;
 use crate::config::Secret;
 use crate::engine::{ChangeCursor, LinkState, News, PullCursor, SecretMissing};
-use crate::limits::{MAX_PULL_WANTED_BYTES, MIRROR_PAUSE_MS, PULL_WAIT_MS};
+use crate::limits::{
+    MAX_PULL_BYTES, MAX_PULL_WANTED_BYTES, MAX_RETRY_PULL_BYTES, MIRROR_PAUSE_MS, PULL_WAIT_MS,
+};
 use crate::state::{Cluster, Position, RouterConfig, SharedRouter};
 use crate::task;
 
@@ -98,6 +101,9 @@ struct Mirror {
     /// Of a mirror of many topics: which to ask for, what is known of the others, and up to where it is known which
     /// topics went away here.
     agenda: Agenda,
+    /// Those that were left alone and are tried again, in pulls of their own: little is asked of them.
+    retries: Agenda,
+    was_retry: bool,
     view: View,
     known_here: ChangeCursor,
     /// Bytes of names and cursors in one pull; less if the remote takes no request of that size.
@@ -178,6 +184,8 @@ impl Mirror {
             standing: Standing::default(),
             ahead: BTreeMap::new(),
             agenda: Agenda::default(),
+            retries: Agenda::default(),
+            was_retry: false,
             view: View::default(),
             max_wanted_bytes: MAX_PULL_WANTED_BYTES,
             has_failed: false,
@@ -236,14 +244,16 @@ impl Mirror {
         let due = self.standing.take_due(now);
         let mut is_curious = self.is_first_contact() || self.has_failed || !due.is_empty();
         if is_of_many {
-            due.iter().for_each(|topic| self.agenda.add(topic));
+            due.iter().for_each(|topic| self.retries.add(topic));
             self.note_what_went();
-            is_curious |= !self.agenda.is_empty() || self.view.is_listing();
+            is_curious |= !self.agenda.is_empty() || !self.retries.is_empty() || self.view.is_listing();
         }
         let longest = Duration::from_millis(if is_curious { 0 } else { PULL_WAIT_MS });
         let wait = next_try.map_or(longest, |until| longest.min(until - now));
-        let wanted = self.wanted();
-        let (request, asked) = self.request(&wanted, wait);
+        let (wanted, is_retry) = self.wanted();
+        self.was_retry = is_retry;
+        let max_bytes = if is_retry { MAX_RETRY_PULL_BYTES } else { MAX_PULL_BYTES };
+        let (request, asked) = self.request(&wanted, wait, max_bytes);
         let answer = tokio::select! {
             biased;
             answer = self.pull(&request, wait) => answer,
@@ -304,11 +314,14 @@ impl Mirror {
             }
         }
         if self.prefix().is_some() {
-            wanted[examined..].iter().chain(&moved).for_each(|topic| self.agenda.add(topic));
+            moved.iter().for_each(|topic| self.agenda.add(topic));
             self.agenda.warm_up(&warm);
+            let asked_from = if self.was_retry { &mut self.retries } else { &mut self.agenda };
+            wanted[examined..].iter().for_each(|topic| asked_from.add(topic));
             if let Some(last) = wanted[..examined].last() {
-                self.agenda.came_to(last);
+                asked_from.came_to(last);
             }
+            wanted[..examined].iter().for_each(|topic| self.retries.remove(topic));
             self.take_news(news).await;
         }
         Ok(())

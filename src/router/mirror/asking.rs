@@ -9,22 +9,27 @@ use super::{Asked, LOOK_INTERVAL, Mirror, TOPICS_PER_LOOK};
 use crate::engine::{
     Ask, Beginning, ChangeCursor, ChangedTopic, News, PullCursor, PullQuery, Sources, TopicNews,
 };
-use crate::limits::{MAX_PULL_BYTES, MAX_PULL_WANTED};
+use crate::limits::MAX_PULL_WANTED;
 use crate::router::page::dest_of;
 use crate::router::view::View;
 use crate::router::wire::PullRequest;
 use crate::state::{Position, Router};
 
 impl Mirror {
-    /// Which topics to ask for.
-    pub(super) fn wanted(&self) -> Vec<Arc<str>> {
+    /// Which topics to ask for, and whether they are some that were left alone and are tried again. Those and all
+    /// others take turns.
+    pub(super) fn wanted(&self) -> (Vec<Arc<str>>, bool) {
+        let source = &self.router.source;
         if self.prefix().is_none() {
-            return vec![self.router.source.clone()];
+            return (vec![source.clone()], self.standing.has_left(source));
         }
-        match self.agenda.is_empty() {
-            true => self.agenda.warm(self.max_wanted_bytes),
+        let is_retry = !self.retries.is_empty() && (self.agenda.is_empty() || !self.was_retry);
+        let wanted = match is_retry {
+            true => self.retries.turn(MAX_PULL_WANTED, self.max_wanted_bytes),
+            false if self.agenda.is_empty() => self.agenda.warm(self.max_wanted_bytes),
             false => self.agenda.turn(MAX_PULL_WANTED, self.max_wanted_bytes),
-        }
+        };
+        (wanted, is_retry)
     }
 
     /// Puts topics on the agenda that have something new, or have gone there.
@@ -141,7 +146,12 @@ impl Mirror {
         (goes_on && ahead.seq > position.seq).then_some(ahead)
     }
 
-    pub(super) fn request(&self, wanted: &[Arc<str>], wait: Duration) -> (PullRequest, Asked) {
+    pub(super) fn request(
+        &self,
+        wanted: &[Arc<str>],
+        wait: Duration,
+        max_bytes: usize,
+    ) -> (PullRequest, Asked) {
         let router = self.router.read();
         let mut asked = Asked::new();
         let mut cursor = |source: &Arc<str>| {
@@ -174,7 +184,7 @@ impl Mirror {
             puller_id: self.own.id,
             dest: (self.config.dest != "*").then(|| self.config.dest.clone()),
             wait_ms: wait.as_millis() as u64,
-            max_bytes: MAX_PULL_BYTES,
+            max_bytes,
         };
         (PullRequest { puller: self.own.clone(), query }, asked)
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::prospects::Prospects;
 use super::{Asked, Halt, Mirror, diverged};
 use crate::engine::{Consistency, PullCursor};
 use crate::limits::{MAX_ORIGINS_PER_TOPIC, MAX_RELAYS};
@@ -11,7 +12,8 @@ use crate::router::answer::{Answered, AnsweredPage, AnsweredTopic, Damage, PullA
 use crate::router::page::{dest_of, is_records, leave_out, lost, part, untaken};
 use crate::router::status::Told;
 use crate::state::{
-    Cluster, Copy, CopyItem, Draft, Forwarded, Instance, Limit, Outcome, Refusal, SharedTopic,
+    Cluster, Copy, CopyItem, CopyPart, Draft, Forwarded, Instance, Limit, Outcome, Ranges, Refusal,
+    SharedTopic,
 };
 
 /// How far a topic is examined without writing that down; a new leader examines it again.
@@ -24,8 +26,9 @@ impl Mirror {
         let config = self.config.clone();
         let (held, presents_new) = self.leave_out(&cluster, &instances, &mut topics);
         let mut moved: Vec<Arc<str>> = Vec::new();
-        let mut has_diverged = false;
+        let (mut has_diverged, mut has_refused) = (false, false);
         let (mut parts, mut records, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        let mut refused: BTreeMap<&str, Refusal> = BTreeMap::new();
         for topic in &topics {
             let page = match &topic.answer {
                 Answered::Page(page) => page,
@@ -69,19 +72,45 @@ impl Mirror {
             if has_nothing && self.may_wait(topic, page, dest.as_deref(), is_held) {
                 continue;
             }
-            for (item, records_of_item) in items.iter().filter(|item| is_records(item)).zip(kept) {
-                let CopyItem::Records { instance, .. } = item else { continue };
-                let origin = &instances[*instance as usize];
-                records.extend(records_of_item.iter().map(|record| (record.clone(), origin)));
-            }
+            let prospects = self.prospects(&instances);
+            let refusal = prospects.refusal(
+                (dest_name, dest.as_ref().map(|dest| dest.read()).as_deref()),
+                &items,
+                &kept,
+            );
             // By now it may be another one again; then the command changes nothing.
             let asked = asked.get(&topic.topic);
             let asked_epoch = asked.map(|asked| asked.dest_epoch).filter(|epoch| *epoch > 0);
             let dest_epoch = asked_epoch.or(dest.as_ref().map(|dest| dest.epoch));
             let lost = lost(page, &instances, dest.as_deref()).clone();
-            parts.push(part(asked, dest_name, (topic, page), items, lost, dest_epoch));
+            let mut part = part(asked, dest_name, (topic, page), items, lost, dest_epoch);
+            if let Some(refusal) = refusal {
+                if part.from_seq.is_some() {
+                    self.standing.note_lag(&topic.topic, topic.head_seq.saturating_sub(page.start_seq));
+                    self.block(&topic.topic, dest_name, refusal);
+                    has_refused = true;
+                    continue;
+                }
+                // Where it begins is written down all the same (C-ROUTE-02).
+                part = CopyPart {
+                    to_seq: page.start_seq,
+                    to_entry: None,
+                    lost: Ranges::new(),
+                    items: Vec::new(),
+                    ..part
+                };
+                refused.insert(&topic.topic, refusal);
+            }
+            for (item, records_of_item) in part.items.iter().filter(|item| is_records(item)).zip(kept) {
+                let CopyItem::Records { instance, .. } = item else { continue };
+                let origin = &instances[*instance as usize];
+                records.extend(records_of_item.iter().map(|record| (record.clone(), origin)));
+            }
+            parts.push(part);
         }
-        if parts.is_empty() && gone.is_empty() && !self.is_first_contact() {
+        // Of which clusters there were records is written down even if none of them can be.
+        let has_to_present = presents_new && has_refused;
+        if parts.is_empty() && gone.is_empty() && !self.is_first_contact() && !has_to_present {
             // With one source there is nothing else to do.
             let is_all = has_diverged && !self.config.source.ends_with('*');
             return if is_all { Err(diverged("its history there is another one")) } else { Ok(moved) };
@@ -110,7 +139,26 @@ impl Mirror {
             Ok((_, _)) => return Err(Halt::retrying("no_leader", "the copies were refused".into())),
             Err(error) => return Err(Halt::retrying(error.code.name(), error.message)),
         };
-        self.note(&copy, &topics, &forwarded).map(|()| moved)
+        self.note(&copy, &topics, &forwarded, &refused).map(|()| moved)
+    }
+
+    fn prospects<'a>(&self, instances: &'a [Instance]) -> Prospects<'a> {
+        let (catalog, limits) = (self.context.engine.catalog(), self.context.engine.cluster_limits());
+        Prospects {
+            own_cluster_id: self.own.id,
+            create_dest: self.config.create_dest,
+            limits,
+            topics: catalog.len() as u64,
+            bytes: catalog.totals().bytes(),
+            instances,
+        }
+    }
+
+    /// Leaves `source` alone, as `dest` takes nothing of it.
+    fn block(&mut self, source: &str, dest: &str, refusal: Refusal) {
+        let error = refusal.into_error(dest);
+        let told = Told::new(error.code.name(), error.message);
+        self.standing.block(source, told, &*self.context.random);
     }
 
     /// Takes out of the pages what the remote may not bring. Gives the seqs behind which something was, by topic, and
@@ -213,19 +261,20 @@ impl Mirror {
         }
     }
 
-    /// Notes what became of each part.
+    /// Notes what became of each part. Of those in `refused` only the beginning was written.
     pub(super) fn note(
         &mut self,
         copy: &Copy<'_>,
         topics: &[AnsweredTopic],
         forwarded: &[Forwarded],
+        refused: &BTreeMap<&str, Refusal>,
     ) -> Result<(), Halt> {
         let heads: BTreeMap<&str, u64> =
             topics.iter().map(|topic| (topic.topic.as_str(), topic.head_seq)).collect();
         let mut has_moved = false;
         for (part, outcome) in copy.parts.iter().zip(forwarded) {
             let left = heads.get(part.source).map_or(0, |head_seq| head_seq.saturating_sub(outcome.seq));
-            match outcome.stopped {
+            match outcome.stopped.or_else(|| refused.get(part.source).copied()) {
                 Some(Refusal::RouterMoved) => has_moved = true,
                 None => {
                     self.standing.note_lag(part.source, left);
@@ -247,9 +296,7 @@ impl Mirror {
                         // It comes along, if slowly.
                         self.standing.unblock(part.source);
                     }
-                    let error = refusal.into_error(part.dest);
-                    let told = Told::new(error.code.name(), error.message);
-                    self.standing.block(part.source, told, &*self.context.random);
+                    self.block(part.source, part.dest, refusal);
                 }
             }
             self.ahead.remove(part.source);

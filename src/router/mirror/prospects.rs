@@ -1,0 +1,133 @@
+//! Whether a destination takes anything of what was pulled for it.
+//!
+//! What is refused when it is applied lies in the log of every member all the same, and a mirror tries again for
+//! ever. So it is looked first, as far as this member has applied: by the rules of `state/intake.rs`, as they hold for
+//! the first record. What is refused here for want of something not applied yet is tried again too.
+
+use bytes::Bytes;
+
+use crate::record::counted_bytes;
+use crate::router::page::is_records;
+use crate::state::{ClusterLimits, CopyItem, Discard, Instance, Limit, Refusal, Topic};
+
+/// What decides beside the destination itself.
+pub(super) struct Prospects<'a> {
+    pub own_cluster_id: u128,
+    pub create_dest: bool,
+    pub limits: ClusterLimits,
+    /// What the whole cluster has.
+    pub topics: u64,
+    pub bytes: u64,
+    /// What the items name by number.
+    pub instances: &'a [Instance],
+}
+
+impl Prospects<'_> {
+    /// Why nothing of `items` would be taken by `dest`, `None` if that is to be made; `records` are those of each item
+    /// that has any.
+    pub fn refusal(
+        &self,
+        (dest_name, dest): (&str, Option<&Topic>),
+        items: &[CopyItem],
+        records: &[&[Bytes]],
+    ) -> Option<Refusal> {
+        let ClusterLimits { max_topics, max_total_bytes, .. } = self.limits;
+        if dest.is_none() && !self.create_dest {
+            return Some(Refusal::TopicNotFound);
+        }
+        if dest.is_none() && max_topics > 0 && self.topics >= max_topics {
+            return Some(Refusal::OverLimit { limit: Limit::MaxTopics, max: max_topics });
+        }
+        let is_echo = |item: &CopyItem| {
+            let CopyItem::Records { instance, .. } = item else { return false };
+            self.instances.get(*instance as usize).is_some_and(|instance| {
+                instance.cluster_id == self.own_cluster_id
+                    && *instance.topic == *dest_name
+                    && dest.is_none_or(|dest| instance.epoch <= dest.epoch)
+            })
+        };
+        let mut new = items.iter().filter(|item| is_records(item)).zip(records);
+        let (_, first) = new.find(|(item, _)| !is_echo(item))?;
+        // One that is damaged is found out elsewhere.
+        let size_bytes = counted_bytes(first.first()?).ok()?;
+        if let Some(dest) = dest.filter(|dest| dest.config.discard == Discard::Reject) {
+            let (cap_records, cap_bytes) = (dest.config.cap_records, dest.config.cap_bytes);
+            let is_over = |cap: u64, held: u64, new: u64| cap > 0 && held.saturating_add(new) > cap;
+            if is_over(cap_records, dest.count, 1) || is_over(cap_bytes, dest.bytes, size_bytes) {
+                let (head_seq, earliest_seq) = (dest.head_seq, dest.earliest_seq);
+                return Some(Refusal::TopicFull { cap_records, cap_bytes, head_seq, earliest_seq });
+            }
+        }
+        let is_over_quota = max_total_bytes > 0 && self.bytes.saturating_add(size_bytes) > max_total_bytes;
+        is_over_quota.then_some(Refusal::OverLimit { limit: Limit::MaxTotalBytes, max: max_total_bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::RECORD_FRAMING_BYTES;
+    use crate::record::{EntryBuilder, EntryRecords, Record};
+    use crate::state::TopicConfig;
+
+    /// A record that counts for 100 bytes.
+    fn record() -> Bytes {
+        let data = format!("\"{}\"", "x".repeat(98 - RECORD_FRAMING_BYTES as usize));
+        let mut builder = EntryBuilder::new(0, 1, 200);
+        builder.push(&Record { data: &data, ..Record::default() });
+        let entry = EntryRecords::parse(builder.finish().freeze()).expect("what was built parses");
+        let record = Bytes::copy_from_slice(entry.record(0).expect("the record"));
+        assert_eq!(counted_bytes(&record), Ok(100));
+        record
+    }
+
+    fn of(instance: u32, origin_seq: u64) -> CopyItem {
+        CopyItem::Records { instance, origin_seq, origin_ts_ms: 1, source_seq: origin_seq, count: 1 }
+    }
+
+    fn instance(cluster_id: u128, topic: &str) -> Instance {
+        Instance { cluster_id, cluster: "c".into(), topic: topic.into(), epoch: 1 }
+    }
+
+    #[test]
+    fn what_would_be_refused_is_known_before() {
+        // C-ROUTE-14, C-MIRROR-06
+        let instances = [instance(9, "there"), instance(7, "t")];
+        let limits = ClusterLimits { max_topics: 3, max_total_bytes: 1000, ..ClusterLimits::default() };
+        let free = || Prospects {
+            own_cluster_id: 7,
+            create_dest: true,
+            limits,
+            topics: 2,
+            bytes: 900,
+            instances: &instances,
+        };
+        let record = [record()];
+        let say = |prospects: &Prospects<'_>, dest: Option<&Topic>, instance: u32| {
+            let gap = CopyItem::Gap { instance: 0, from_seq: 1, to_seq: 2 };
+            prospects.refusal(("t", dest), &[gap, of(instance, 3)], &[&record])
+        };
+        let over = |limit, max| Some(Refusal::OverLimit { limit, max });
+        assert_eq!(say(&free(), None, 0), None);
+        let refused = Prospects { create_dest: false, ..free() };
+        assert_eq!(say(&refused, None, 0), Some(Refusal::TopicNotFound));
+        assert_eq!(say(&Prospects { topics: 3, ..free() }, None, 0), over(Limit::MaxTopics, 3));
+        assert_eq!(say(&Prospects { bytes: 901, ..free() }, None, 0), over(Limit::MaxTotalBytes, 1000));
+
+        let mut dest = Topic::new("t".into(), 1, TopicConfig::default());
+        assert_eq!(say(&Prospects { create_dest: false, topics: 3, ..free() }, Some(&dest), 0), None);
+        dest.config = TopicConfig { cap_records: 2, cap_bytes: 300, ..TopicConfig::default() };
+        (dest.count, dest.bytes) = (2, 300);
+        assert_eq!(say(&free(), Some(&dest), 0), None, "the oldest goes");
+        dest.config.discard = Discard::Reject;
+        let full = Some(Refusal::TopicFull { cap_records: 2, cap_bytes: 300, head_seq: 0, earliest_seq: 1 });
+        // Not full, and yet it does not fit.
+        for (count, bytes, is_full) in [(1, 200, false), (2, 200, true), (1, 201, true)] {
+            (dest.count, dest.bytes) = (count, bytes);
+            assert_eq!(say(&free(), Some(&dest), 0), full.filter(|_| is_full), "{count} {bytes}");
+            // What comes home is left out, and a gap takes up no room.
+            assert_eq!(say(&free(), Some(&dest), 1), None);
+            assert_eq!(free().refusal(("t", Some(&dest)), &[], &[]), None);
+        }
+    }
+}
