@@ -125,6 +125,11 @@ impl<N: Needs> Call<N> {
         }
     }
 
+    /// Tells the log that the caller has changed something that outlives its records.
+    pub fn tell(&self, done: std::fmt::Arguments<'_>) {
+        tracing::info!("{} {done}", self.caller);
+    }
+
     /// The bytes of a header; the first one if it is repeated.
     pub fn header(&self, name: &HeaderName) -> Option<&[u8]> {
         self.parts.headers.get(name).map(|value| value.as_bytes())

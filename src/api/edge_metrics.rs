@@ -9,6 +9,7 @@ use crate::auth::Keys;
 use crate::telemetry::metrics::{
     CLIENT_CONNECTIONS, Exposition, MAX_CLIENT_CONNECTIONS, REFUSED_CLIENT_CONNECTIONS,
 };
+use crate::telemetry::seldom::Seldom;
 
 /// Counts of one member's edge.
 pub struct EdgeMetrics {
@@ -18,6 +19,8 @@ pub struct EdgeMetrics {
     pub max_connections: IntGauge,
     /// Connections that were not taken.
     pub refused_connections: IntCounter,
+    /// Deletes of records, which some clients do all the time.
+    pub deletes: Seldom,
     registry: Registry,
 }
 
@@ -29,6 +32,7 @@ impl EdgeMetrics {
             connections: CLIENT_CONNECTIONS.gauge(),
             max_connections: MAX_CLIENT_CONNECTIONS.gauge(),
             refused_connections: REFUSED_CLIENT_CONNECTIONS.counter(),
+            deletes: Seldom::new(),
             registry: Registry::new(),
         };
         let all: [Box<dyn prometheus::core::Collector>; 4] = [

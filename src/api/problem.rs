@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::json::{JsonWriter, Raw};
 use crate::error::{Code, Error};
+use crate::telemetry::seldom::Seldom;
 
 /// The body of C-ERR-01.
 pub fn error_body(error: &Error) -> Bytes {
@@ -47,7 +48,10 @@ impl IntoResponse for Error {
 
 /// For what cannot happen unless there is a bug in a lower room; the log has the words, the client a 500.
 pub fn internal(what: impl std::fmt::Display) -> Error {
-    tracing::error!(%what, "a request failed for a reason that is a bug");
+    static LINES: Seldom = Seldom::new();
+    if let Some(count) = LINES.happened() {
+        tracing::error!("{count} requests failed for a reason that is a bug, the last one: {what}");
+    }
     Error::new(Code::Internal, "something went wrong inside the server; its log says what")
 }
 

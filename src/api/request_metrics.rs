@@ -18,6 +18,7 @@ use axum::response::Response;
 use parking_lot::Mutex;
 
 use crate::telemetry::metrics::{Exposition, REQUEST_DURATION, REQUESTS, histogram, sample};
+use crate::telemetry::seldom::Seldom;
 
 /// Upper bounds of the time that a request takes, in nanoseconds. Above the last one there is one more bucket.
 const BOUNDS_NS: [u64; 15] = [
@@ -43,6 +44,13 @@ const NS_PER_S: f64 = 1e9;
 const OUTCOMES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 const NO_ANSWER: usize = 0;
 
+/// A request that takes so long is worth a line.
+const SLOW_REQUEST: Duration = Duration::from_secs(5);
+/// Routes that say by their status whether this member is ready, which has lines of its own.
+const PROBES: [&str; 2] = ["/v0/ready", "/readyz"];
+/// Routes that wait for records.
+const WAITING: [&str; 2] = ["/v0/topics/:topic/diff", "/v0/mirror/pull"];
+
 /// What stands for all that no route takes.
 const OTHER: &str = "other";
 
@@ -50,6 +58,14 @@ const OTHER: &str = "other";
 #[derive(Default)]
 pub struct RequestMetrics {
     routes: Mutex<Vec<Arc<RouteMetrics>>>,
+    lines: Arc<Lines>,
+}
+
+/// What is said in the log of all requests together.
+#[derive(Default)]
+struct Lines {
+    failed: Seldom,
+    slow: Seldom,
 }
 
 impl RequestMetrics {
@@ -60,7 +76,11 @@ impl RequestMetrics {
         if let Some(known) = routes.iter().find(|route| route.method == method && route.path == path) {
             return known.clone();
         }
-        let route = Arc::new(RouteMetrics { method, path, outcomes: Default::default() });
+        let outcomes = Default::default();
+        let is_probe = PROBES.contains(&path.as_str());
+        let may_wait = WAITING.contains(&path.as_str());
+        let lines = self.lines.clone();
+        let route = Arc::new(RouteMetrics { method, path, outcomes, is_probe, may_wait, lines });
         routes.push(route.clone());
         route
     }
@@ -103,6 +123,11 @@ pub struct RouteMetrics {
     method: &'static str,
     path: String,
     outcomes: [Counts; OUTCOMES.len()],
+    /// A failure of it is said in other words.
+    is_probe: bool,
+    /// It may take long because there is nothing to answer yet.
+    may_wait: bool,
+    lines: Arc<Lines>,
 }
 
 #[derive(Default)]
@@ -115,6 +140,30 @@ impl RouteMetrics {
     /// A request was answered.
     pub fn answered(&self, status: StatusCode, took: Duration) {
         self.count(usize::from(status.as_u16() / 100), took);
+        if status.is_server_error() || took >= SLOW_REQUEST {
+            self.tell(status, took);
+        }
+    }
+
+    #[cold]
+    fn tell(&self, status: StatusCode, took: Duration) {
+        let (method, path, status, took_ms) = (self.method, &self.path, status.as_u16(), took.as_millis());
+        if status >= 500 {
+            if !self.is_probe
+                && let Some(count) = self.lines.failed.happened()
+            {
+                tracing::warn!(
+                    "{count} requests failed, the last one with {status} after {took_ms} ms: {method} {path}"
+                );
+            }
+        } else if !self.may_wait
+            && let Some(count) = self.lines.slow.happened()
+        {
+            let than_s = SLOW_REQUEST.as_secs();
+            tracing::warn!(
+                "{count} requests took {than_s} s or longer, the last one {took_ms} ms until {status}: {method} {path}"
+            );
+        }
     }
 
     fn count(&self, outcome: usize, took: Duration) {

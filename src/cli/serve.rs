@@ -71,7 +71,7 @@ pub(super) fn run(matches: &ArgMatches) -> ExitCode {
     if let Err(bad) = keys {
         return fail(2, &bad.to_string());
     }
-    match serve(settings, matches.get_flag(EXIT_WITH_STDIN)) {
+    match serve(settings, &given, matches.get_flag(EXIT_WITH_STDIN)) {
         Ok(Next::Stop) => ExitCode::SUCCESS,
         Ok(Next::StartAgain) => fail(1, &start_again()),
         Err(error) => fail(1, &format!("{error:#}")),
@@ -105,9 +105,10 @@ fn given(matches: &ArgMatches) -> Given {
     given
 }
 
-fn serve(settings: Settings, exit_with_stdin: bool) -> anyhow::Result<Next> {
+fn serve(settings: Settings, given: &Given, exit_with_stdin: bool) -> anyhow::Result<Next> {
     super::keep_files_private();
     telemetry::start(&settings.log, settings.log_format)?;
+    tracing::info!("settings: {}", given.describe());
     let unknown = unknown_variables(std::env::vars_os().map(|(name, _)| name.to_string_lossy().into_owned()));
     if !unknown.is_empty() {
         tracing::warn!("ignored, as no setting has such a variable: {}", unknown.join(", "));

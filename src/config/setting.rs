@@ -252,6 +252,22 @@ impl Given {
         self.text("log_format") == Some("json")
     }
 
+    /// What was given, for the log: one line, and of secrets only that they were.
+    pub fn describe(&self) -> String {
+        let given =
+            SETTINGS.iter().filter_map(|setting| Some((setting, self.0.get(setting.name)?.0.expose())));
+        let words: Vec<String> = given
+            .map(|(Setting { name, kind, .. }, text)| match kind {
+                Kind::Secret => format!("{name}=(hidden)"),
+                _ if text.chars().all(|char| char.is_ascii_graphic() && char != '"') => {
+                    format!("{name}={text}")
+                }
+                _ => format!("{name}={text:?}"),
+            })
+            .collect();
+        if words.is_empty() { "none given".to_owned() } else { words.join(" ") }
+    }
+
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }

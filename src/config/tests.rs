@@ -47,6 +47,22 @@ fn nothing_given_is_a_cluster_of_one_on_loopback() {
 }
 
 #[test]
+fn what_was_given_is_one_line_and_secrets_are_not_in_it() {
+    assert_eq!(given(&[]).describe(), "none given");
+    let mut given =
+        given(&[("members", "m1=a:1,m2=b:2"), ("cluster_secret", SECRET), ("data_dir", "/a \n b")]);
+    given.set("port", "1".to_owned(), Source::Variable);
+    let line = given.describe();
+    assert_eq!(line, r#"data_dir="/a \n b" port=1 members=m1=a:1,m2=b:2 cluster_secret=(hidden)"#);
+    let secrets = SETTINGS.iter().filter(|setting| setting.kind == Kind::Secret);
+    for setting in secrets {
+        let mut given = Given::default();
+        given.set(setting.name, "hunter2".to_owned(), Source::Flag);
+        assert_eq!(given.describe(), format!("{}=(hidden)", setting.name));
+    }
+}
+
+#[test]
 fn host_may_hold_the_port_and_then_port_is_ignored() {
     // C-CONV-01
     let settings = resolve(&[("host", "127.0.0.2:4567"), ("port", "not looked at")]).unwrap();

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::{Engine, Inner};
 use crate::codec::{Malformed, Reader, put_blob, put_optional_number, put_optional_text, put_varint};
 use crate::raft::Leader;
+use crate::telemetry::seldom::SELDOM_INTERVAL;
 
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -61,27 +63,78 @@ pub struct LinkStatus {
 
 /// The status of every link that has one, by generation of its router: at most as many as there are routers.
 #[derive(Debug, Default)]
-pub struct Links {
-    statuses: Mutex<BTreeMap<u64, LinkStatus>>,
+pub struct Links(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    statuses: BTreeMap<u64, LinkStatus>,
+    told: BTreeMap<u64, LastLine>,
+}
+
+/// What the log was told of a router last, and when.
+#[derive(Debug, Clone, Copy)]
+struct LastLine {
+    state: LinkState,
+    at: Instant,
+}
+
+impl LastLine {
+    /// Whether a router that is in `state` now is worth a line. That it goes on is, if it was told not to; that it does
+    /// not is told once in a while, however often it changes.
+    fn is_news(last: Option<LastLine>, state: LinkState, now: Instant) -> bool {
+        let told = last.map_or(LinkState::Running, |last| last.state);
+        let is_recent = last.is_some_and(|last| now.duration_since(last.at) < SELDOM_INTERVAL);
+        match (told >= LinkState::Retrying, state >= LinkState::Retrying) {
+            (false, false) => false,
+            (true, false) => true,
+            (_, true) => state != told && !is_recent,
+        }
+    }
+}
+
+impl Known {
+    /// Whether this is worth a line, which is taken for told then.
+    fn is_news(&mut self, generation: u64, state: LinkState) -> bool {
+        let now = Instant::now();
+        let is_news = LastLine::is_news(self.told.get(&generation).copied(), state, now);
+        if is_news {
+            self.told.insert(generation, LastLine { state, at: now });
+        }
+        is_news
+    }
 }
 
 impl Links {
-    pub fn set(&self, generation: u64, status: LinkStatus) {
-        self.statuses.lock().insert(generation, status);
+    /// Sets a status; whether its state is worth a line of the log.
+    pub fn set(&self, generation: u64, status: LinkStatus) -> bool {
+        let mut known = self.0.lock();
+        let is_news = known.is_news(generation, status.state);
+        known.statuses.insert(generation, status);
+        is_news
     }
 
     pub fn get(&self, generation: u64) -> Option<LinkStatus> {
-        self.statuses.lock().get(&generation).cloned()
+        self.0.lock().statuses.get(&generation).cloned()
     }
 
-    /// Forgets that of a router that does well, or is gone.
+    /// Forgets the status of a router that does well; whether that is worth a line of the log.
+    pub fn goes_on(&self, generation: u64) -> bool {
+        let mut known = self.0.lock();
+        known.statuses.remove(&generation).is_some() && known.is_news(generation, LinkState::Running)
+    }
+
+    /// Forgets all of a router that is gone.
     pub fn forget(&self, generation: u64) {
-        self.statuses.lock().remove(&generation);
+        let mut known = self.0.lock();
+        known.statuses.remove(&generation);
+        known.told.remove(&generation);
     }
 
     /// Forgets those of other generations: routers that are gone, or all when this member no longer leads.
     pub fn retain(&self, mut is_wanted: impl FnMut(u64) -> bool) {
-        self.statuses.lock().retain(|generation, _| is_wanted(*generation));
+        let mut known = self.0.lock();
+        known.statuses.retain(|generation, _| is_wanted(*generation));
+        known.told.retain(|generation, _| is_wanted(*generation));
     }
 }
 
@@ -199,6 +252,28 @@ impl Inner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_router_that_does_not_go_on_is_told_and_one_that_flaps_is_told_seldom() {
+        let links = Links::default();
+        let set = |state| links.set(1, LinkStatus { state, lag: 0, last_error: None });
+        assert!(
+            !set(LinkState::Running) && !set(LinkState::Paused) && !links.goes_on(1),
+            "as is to be expected"
+        );
+        assert!(set(LinkState::Retrying) && !set(LinkState::Retrying));
+        assert!(!set(LinkState::Blocked), "that is told later, if it is still so");
+        assert!(links.goes_on(1) && !links.goes_on(1), "who was told the bad is told the good");
+        assert!(!set(LinkState::Blocked) && !links.goes_on(1));
+        tokio::time::advance(SELDOM_INTERVAL).await;
+        assert!(set(LinkState::Blocked) && !set(LinkState::Blocked));
+        tokio::time::advance(SELDOM_INTERVAL).await;
+        assert!(set(LinkState::Retrying) && set(LinkState::Running));
+        links.retain(|_| false);
+        assert!(set(LinkState::Retrying), "a new leader tells what it finds");
+        links.forget(1);
+        assert!(set(LinkState::Blocked));
+    }
 
     #[test]
     fn statuses_cross_the_wire_unchanged() {

@@ -20,6 +20,7 @@ use crate::record::{EntryRecords, Record};
 use crate::state::{Floors, Instance, Located, Overlay, Run, SealedBlock, SharedTopic, TimePlace, Topic};
 use crate::storage::EntryId;
 use crate::task;
+use crate::telemetry::seldom::Seldom;
 
 /// What a page should hold.
 #[derive(Debug, Clone)]
@@ -527,6 +528,9 @@ fn unreadable(shared: &SharedTopic, place: Place, error: &dyn std::fmt::Display)
 
 /// What was read does not have the form that was written. It is reported, never served.
 pub(super) fn damaged(error: &dyn std::fmt::Display) -> Error {
-    tracing::error!("a read failed: {error}");
+    static LINES: Seldom = Seldom::new();
+    if let Some(count) = LINES.happened() {
+        tracing::error!("{count} reads failed, the last one: {error}");
+    }
     Error::new(Code::Internal, format!("this member cannot read what it stored: {error}"))
 }

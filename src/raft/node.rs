@@ -215,18 +215,23 @@ impl Node {
         let mut last = (0, None);
         let mut last_seats = None;
         loop {
-            let (term, leader, member, seats) = {
+            let (term, leader, member, seats, members) = {
                 let metrics = metrics.borrow_and_update();
                 let leader = metrics.current_leader;
                 let member = leader.and_then(|id| metrics.membership_config.get_node(&id).cloned());
                 let (committed, effective) =
                     (&metrics.committed_membership_config, &metrics.membership_config);
                 let term = stored_vote(&metrics.vote).term;
-                (term, leader, member, (*committed.log_id(), *effective.log_id()))
+                let seats = (*committed.log_id(), *effective.log_id());
+                let is_news = last_seats.is_none_or(|(last, _)| last != seats.0);
+                (term, leader, member, seats, is_news.then(|| describe(committed)).flatten())
             };
             if last_seats != Some(seats) {
                 last_seats = Some(seats);
                 self.look_at_own_seat();
+            }
+            if let Some(members) = members {
+                tracing::info!("the cluster is {members}");
             }
             if (term, leader) != last {
                 last = (term, leader);
@@ -566,4 +571,16 @@ impl Node {
     pub async fn shut_down(&self) {
         let _ = self.raft.shutdown().await;
     }
+}
+
+/// The members of a membership, for people; `None` before there is any.
+fn describe(stored: &RaftStoredMembership) -> Option<String> {
+    let voters: Vec<NodeId> = stored.membership().voter_ids().collect();
+    let members = stored.nodes().map(|(node_id, member)| {
+        let role = if voters.contains(node_id) { "voter" } else { "learner" };
+        format!("{} ({role}, {})", member.name, member.peer_address)
+    });
+    let members = members.collect::<Vec<_>>().join(", ");
+    let index = stored.log_id().as_ref()?.index;
+    Some(format!("{members} as of entry {index}"))
 }

@@ -332,7 +332,7 @@ impl Route {
         self.waits_until = None;
         self.backoff.reset();
         // Also what was told before the routers were looked up anew. Without a word it runs.
-        context.engine.links().forget(self.router.generation);
+        status::goes_on(context, self.router.generation);
     }
 }
 

@@ -6,6 +6,7 @@ use super::wire::{AnswerWriter, PullRequest};
 use crate::engine::{Engine, News, PullReply};
 use crate::error::{Code, Error};
 use crate::state::Instance;
+use crate::telemetry::seldom::Seldom;
 
 /// Bytes that are written before others get the thread.
 const BYTES_PER_TURN: usize = 256 << 10;
@@ -32,7 +33,10 @@ pub async fn answer_pull(
     for topic in &reply.topics {
         let own = Instance::of_topic(&cluster, topic.topic.clone(), topic.epoch);
         writer.push(topic, &own).map_err(|malformed| {
-            tracing::error!("a pull failed: {malformed}");
+            static LINES: Seldom = Seldom::new();
+            if let Some(count) = LINES.happened() {
+                tracing::error!("{count} pulls failed, the last one: {malformed}");
+            }
             Error::new(Code::Internal, format!("this member cannot read what it stored: {malformed}"))
         })?;
         if writer.len() - yielded_at > BYTES_PER_TURN {

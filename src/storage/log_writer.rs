@@ -42,9 +42,12 @@ use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::stats::Counters;
 use super::table::OffsetTable;
 use super::view::{Change, OpenSegment};
+use crate::telemetry::seldom::Seldom;
 
 /// Silence after which the last group gets its witness.
 const QUIET: Duration = Duration::from_millis(100);
+/// A sync that takes so long is worth a line.
+const SLOW_SYNC: Duration = Duration::from_secs(1);
 /// A buffer that grew for an unusually large group is given back above this size.
 const BUFFER_KEPT_BYTES: usize = 16 << 20;
 /// Room that every segment keeps for the witness of its last group.
@@ -124,6 +127,7 @@ pub struct LogWriter {
     /// The last frame of a group that was confirmed; 0 before the first one.
     confirmed_lsn: u64,
     next_segment: NextSegment,
+    slow_syncs: Seldom,
 }
 
 impl LogWriter {
@@ -150,6 +154,7 @@ impl LogWriter {
             written_ticket: 0,
             confirmed_lsn: 0,
             next_segment,
+            slow_syncs: Seldom::new(),
         }
     }
 
@@ -434,7 +439,17 @@ impl LogWriter {
     fn sync(&self, file: &Arc<dyn DiskFile>) -> io::Result<()> {
         let start = Instant::now();
         file.sync_data()?;
-        self.shared.counters.sync_took(start.elapsed());
+        let took = start.elapsed();
+        self.shared.counters.sync_took(took);
+        if took >= SLOW_SYNC
+            && let Some(count) = self.slow_syncs.happened()
+        {
+            tracing::warn!(
+                "{count} syncs of the log took {} s or longer, the last one {} ms: the disk is slow, and every write waits",
+                SLOW_SYNC.as_secs(),
+                took.as_millis()
+            );
+        }
         Ok(())
     }
 }

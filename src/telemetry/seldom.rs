@@ -8,16 +8,20 @@ use parking_lot::Mutex;
 pub const SELDOM_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How often something happened that is told seldom.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Seldom(Mutex<State>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     told: Option<Instant>,
     untold: u64,
 }
 
 impl Seldom {
+    pub const fn new() -> Self {
+        Seldom(Mutex::new(State { told: None, untold: 0 }))
+    }
+
     /// It happened. If it is time for a line: how often it did since the last one, this time included.
     pub fn happened(&self) -> Option<u64> {
         self.happened_at(Instant::now())

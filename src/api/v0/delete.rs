@@ -34,6 +34,14 @@ pub async fn delete(State(api): State<Api>, TopicCall { mut call, topic }: Topic
     call.forget_body();
     api.engine.admit()?;
     let deleted = api.engine.delete_records(&topic, before_seq, tags).await?;
+    if deleted.deleted > 0
+        && let Some(count) = api.metrics.deletes.happened()
+    {
+        let records = deleted.deleted;
+        call.tell(format_args!(
+            "deleted {records} records of topic {topic:?} ({count} deletes since the last line)"
+        ));
+    }
     let mut reply = Reply::new(call.arrived, 256);
     reply.json.field("topic", topic.as_str());
     reply.json.field("deleted", deleted.deleted);

@@ -35,6 +35,9 @@ pub async fn put(State(api): State<Api>, RouterCall { mut call, router }: Router
     if let Some(remote) = config.remote.as_mut().filter(|_| !has_token) {
         remote.token = None;
     }
+    let (done, source, dest) = (if created { "made" } else { "configured" }, &config.source, &config.dest);
+    let from = if config.is_local() { "" } else { " of another cluster" };
+    call.tell(format_args!("{done} router {router:?} from {source:?}{from} to {dest:?}"));
     let mut reply = Reply::new(call.arrived, 768);
     reply.json.field("router", router.as_str());
     reply.json.field("created", created);
@@ -110,6 +113,9 @@ pub async fn delete(State(api): State<Api>, RouterCall { call, router }: RouterC
         Outcome::RouterDeleted { deleted } => deleted,
         other => return Err(internal(format_args!("a DELETE of a router came out as {other:?}"))),
     };
+    if deleted {
+        call.tell(format_args!("deleted router {router:?}"));
+    }
     let mut reply = Reply::new(call.arrived, 256);
     reply.json.field("router", router.as_str());
     reply.json.field("deleted", deleted);
@@ -132,6 +138,7 @@ async fn set_paused<N: Needs>(api: &Api, RouterCall { call, router }: RouterCall
         Outcome::Refused(refusal) => return Err(refusal.into_error(&router)),
         other => return Err(internal(format_args!("a pause came out as {other:?}"))),
     };
+    call.tell(format_args!("{} router {router:?}", if is_paused { "paused" } else { "resumed" }));
     let state = if is_paused { LinkState::Paused } else { LinkState::Running };
     let mut reply = Reply::new(call.arrived, 256);
     reply.json.field("router", router.as_str());
@@ -162,6 +169,7 @@ pub async fn skip(State(api): State<Api>, RouterCall { call, router }: RouterCal
         Outcome::Refused(refusal) => return Err(refusal.into_error(&router)),
         other => return Err(internal(format_args!("a skip came out as {other:?}"))),
     };
+    call.tell(format_args!("had router {router:?} pass over record {seq} of topic {topic:?}"));
     let mut reply = Reply::new(call.arrived, 512);
     reply.json.field("router", router.as_str());
     reply.json.field("topic", topic);

@@ -25,6 +25,7 @@ pub async fn put(State(api): State<Api>, TopicCall { mut call, topic }: TopicCal
         Outcome::Refused(refusal) => return Err(refusal.into_error(&topic)),
         other => return Err(internal(format_args!("a PUT came out as {other:?}"))),
     };
+    call.tell(format_args!("{} topic {topic:?}", if created { "made" } else { "configured" }));
     let mut reply = Reply::new(call.arrived, 768);
     reply.json.field("topic", topic.as_str());
     reply.json.field("created", created);
@@ -58,6 +59,10 @@ pub async fn delete(State(api): State<Api>, TopicCall { call, topic }: TopicCall
         Outcome::Refused(refusal) => return Err(refusal.into_error(&topic)),
         other => return Err(internal(format_args!("a DELETE came out as {other:?}"))),
     };
+    if deleted {
+        let routers = routers_removed.len();
+        call.tell(format_args!("deleted topic {topic:?}, and {routers} routers that named it"));
+    }
     let mut reply = Reply::new(call.arrived, 256);
     reply.json.field("topic", topic.as_str());
     reply.json.field("deleted", deleted);
