@@ -321,6 +321,18 @@ pub const MAX_ORIGINS_PER_TOPIC: usize = 1 << 16;
 pub const MAX_BEGUN_PER_ROUTER: usize = 1 << 16;
 /// As [`MAX_TOLD_RANGES`], of all origins of a topic together.
 pub const MAX_TOLD_RANGES_IN_ALL: usize = 4096;
+/// Topics that one page of a list names, and that a mirror lets another cluster list in all.
+pub const MAX_LISTED_PER_PAGE: usize = 1 << 16;
+pub const MAX_LISTED_TOPICS: usize = 1 << 20;
+const _: () = assert!(MAX_LISTED_PER_PAGE >= MAX_TOLD_NAME_BYTES / 24 + 512);
+/// Topics of a mirror that are due; with so many it asks for no further names until they are worked off.
+pub const MAX_DUE_TOPICS: usize = 1 << 17;
+/// Topics of a mirror that are left alone for a while; beyond, names that it has no position in are not taken up.
+pub const MAX_LEFT_TOPICS: usize = 1 << 17;
+/// Pauses of a mirror when answers that did not wait bring nothing, in milliseconds: the first one, and the longest.
+pub const MIRROR_IDLE_PAUSE_MS: (u64, u64) = (20, 1000);
+/// And before it lists all topics again.
+pub const MIRROR_LIST_PAUSE_MS: (u64, u64) = (100, 5000);
 /// Topics of which it is noted that they changed, and for how long if nobody asks.
 pub const MAX_NOTED_CHANGES: usize = 1 << 17;
 pub const FORGET_CHANGES_AFTER: Duration = Duration::from_secs(120);

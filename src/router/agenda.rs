@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::limits::MAX_WARM_TOPICS;
+use crate::limits::{MAX_DUE_TOPICS, MAX_WARM_TOPICS};
 
 #[derive(Default)]
 pub(super) struct Agenda {
@@ -21,6 +21,11 @@ pub(super) struct Agenda {
 impl Agenda {
     pub fn is_empty(&self) -> bool {
         self.due.is_empty()
+    }
+
+    /// Whether so many are due that nobody should ask for further ones.
+    pub fn is_full(&self) -> bool {
+        self.due.len() >= MAX_DUE_TOPICS
     }
 
     /// There may be something new in `topic`.

@@ -12,7 +12,7 @@ mod asking;
 mod prospects;
 mod writing;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,15 +32,19 @@ use super::status::{self, Told};
 use super::view::View;
 use super::wire::PullRequest;
 use crate::config::Secret;
-use crate::engine::{ChangeCursor, LinkState, News, PullCursor, SecretMissing};
+use crate::engine::{Ask, ChangeCursor, LinkState, News, PullCursor, SecretMissing};
 use crate::limits::{
-    MAX_PULL_BYTES, MAX_PULL_WANTED_BYTES, MAX_RETRY_PULL_BYTES, MIRROR_PAUSE_MS, PULL_WAIT_MS,
+    MAX_PULL_BYTES, MAX_PULL_WANTED_BYTES, MAX_RETRY_PULL_BYTES, MIRROR_IDLE_PAUSE_MS, MIRROR_LIST_PAUSE_MS,
+    MIRROR_PAUSE_MS, PULL_WAIT_MS,
 };
 use crate::state::{Cluster, Position, RouterConfig, SharedRouter};
 use crate::task;
 
 /// Added to the time that a pull may wait, for the answer to begin.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A pull that ends so much before its time has waited for it.
+const WAIT_ACCURACY: Duration = Duration::from_millis(10);
 
 /// How often it is looked whether what was asked for is still for the same topics here.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -86,6 +90,17 @@ enum Said {
     More,
 }
 
+/// What came of a pull.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Brought {
+    /// Some topic has come on, or it has waited for as long as it was to.
+    Something,
+    /// Names of topics to ask for.
+    Names,
+    /// The next one would bring as little at once.
+    Nothing,
+}
+
 struct Mirror {
     context: Context,
     router: Arc<SharedRouter>,
@@ -105,6 +120,11 @@ struct Mirror {
     retries: Agenda,
     was_retry: bool,
     view: View,
+    /// All topics are not listed again before this time, and what that is the next time.
+    list_from: Option<Instant>,
+    list_pauses: Backoff,
+    /// Names were not taken up, because too many topics are left alone.
+    has_ignored: bool,
     known_here: ChangeCursor,
     /// Bytes of names and cursors in one pull; less if the remote takes no request of that size.
     max_wanted_bytes: usize,
@@ -115,7 +135,7 @@ struct Mirror {
 /// Runs one mirror while this member leads; `changes` tells when it is configured anew. Returns when there is no such
 /// router any more.
 pub(super) async fn run(context: Context, router: Arc<SharedRouter>, mut changes: watch::Receiver<u64>) {
-    let mut backoff = Backoff::new(MIRROR_PAUSE_MS);
+    let (mut backoff, mut idle) = (Backoff::new(MIRROR_PAUSE_MS), Backoff::new(MIRROR_IDLE_PAUSE_MS));
     let Some(mut mirror) = Mirror::new(context.clone(), router.clone()).await else { return };
     while !router.is_deleted() {
         changes.borrow_and_update();
@@ -139,14 +159,26 @@ pub(super) async fn run(context: Context, router: Arc<SharedRouter>, mut changes
             pulled = mirror.step() => pulled,
         };
         mirror.has_failed = pulled.is_err();
-        let Err(halt) = pulled else {
-            backoff.reset();
-            mirror.tell_progress();
-            continue;
+        let pause = match pulled {
+            Ok(brought) => {
+                backoff.reset();
+                mirror.tell_progress();
+                match brought {
+                    Brought::Something => {
+                        idle.reset();
+                        continue;
+                    }
+                    Brought::Names => continue,
+                    Brought::Nothing => idle.pause(&*context.random),
+                }
+            }
+            Err(halt) => {
+                mirror.next_url += 1;
+                let lag = mirror.standing.lag();
+                status::set(&context, router.generation, halt.state, lag, Some(halt.told));
+                backoff.pause(&*context.random)
+            }
         };
-        mirror.next_url += 1;
-        let pause = backoff.pause(&*context.random);
-        status::set(&context, router.generation, halt.state, mirror.standing.lag(), Some(halt.told));
         tokio::select! {
             biased;
             () = changed(&mut changes, &router, &config) => {}
@@ -187,6 +219,9 @@ impl Mirror {
             retries: Agenda::default(),
             was_retry: false,
             view: View::default(),
+            list_from: None,
+            list_pauses: Backoff::new(MIRROR_LIST_PAUSE_MS),
+            has_ignored: false,
             max_wanted_bytes: MAX_PULL_WANTED_BYTES,
             has_failed: false,
         })
@@ -199,7 +234,15 @@ impl Mirror {
             // It may have to look again at what was examined.
             self.ahead.clear();
             self.view = View::default();
+            self.list_from = None;
         }
+    }
+
+    /// Lists all topics again, but not on and on.
+    fn list_again(&mut self) {
+        self.view = View::default();
+        self.list_from = Some(Instant::now() + self.list_pauses.pause(&*self.context.random));
+        self.has_ignored = false;
     }
 
     fn tell_progress(&self) {
@@ -232,13 +275,13 @@ impl Mirror {
     }
 
     /// One pull, and what comes of it.
-    async fn step(&mut self) -> Result<(), Halt> {
+    async fn step(&mut self) -> Result<Brought, Halt> {
         let now = Instant::now();
         let is_of_many = self.prefix().is_some();
         let next_try = self.standing.next_try().filter(|until| *until > now);
         if let (false, Some(until)) = (is_of_many, next_try) {
             tokio::time::sleep_until(until).await;
-            return Ok(());
+            return Ok(Brought::Something);
         }
         // A topic whose time has come is looked at now: if it says nothing, it is well or gone.
         let due = self.standing.take_due(now);
@@ -246,10 +289,17 @@ impl Mirror {
         if is_of_many {
             due.iter().for_each(|topic| self.retries.add(topic));
             self.note_what_went();
-            is_curious |= !self.agenda.is_empty() || !self.retries.is_empty() || self.view.is_listing();
+            if self.has_ignored && !self.standing.is_full() {
+                self.list_again();
+            }
+            is_curious |= !self.agenda.is_empty() || !self.retries.is_empty();
+            is_curious |= self.view.is_listing() && !self.waits_to_list(now);
         }
+        let is_due = !self.agenda.is_empty() || !self.retries.is_empty();
+        let next_list = self.list_from.filter(|_| self.waits_to_list(now));
         let longest = Duration::from_millis(if is_curious { 0 } else { PULL_WAIT_MS });
-        let wait = next_try.map_or(longest, |until| longest.min(until - now));
+        let until = [next_try, next_list].into_iter().flatten().min();
+        let wait = until.map_or(longest, |until| longest.min(until - now));
         let (wanted, is_retry) = self.wanted();
         self.was_retry = is_retry;
         let max_bytes = if is_retry { MAX_RETRY_PULL_BYTES } else { MAX_PULL_BYTES };
@@ -257,32 +307,56 @@ impl Mirror {
         let answer = tokio::select! {
             biased;
             answer = self.pull(&request, wait) => answer,
-            () = self.until_moved(&asked) => return Ok(()),
+            () = self.until_moved(&asked) => return Ok(Brought::Names),
         };
         let answer = answer.inspect_err(|halt| {
             if halt.told.code == "payload_too_large" {
                 self.max_wanted_bytes = (self.max_wanted_bytes / 2).max(1);
             }
         })?;
-        self.take(answer, &wanted, &asked).await
+        let has_waited = !wait.is_zero() && now.elapsed() + WAIT_ACCURACY >= wait;
+        let brought = self.take(answer, &wanted, (&request.query.ask, &asked), is_due).await?;
+        Ok(if has_waited { Brought::Something } else { brought })
     }
 
-    /// Takes in what was answered to a pull of the topics `wanted`.
-    async fn take(&mut self, answer: PullAnswer, wanted: &[Arc<str>], asked: &Asked) -> Result<(), Halt> {
+    /// Whether it is to list all topics, but later.
+    fn waits_to_list(&self, now: Instant) -> bool {
+        self.view.is_listing() && self.list_from.is_some_and(|from| from > now)
+    }
+
+    /// Takes in what was answered to a pull of the topics `wanted`, which are due or were active last.
+    async fn take(
+        &mut self,
+        answer: PullAnswer,
+        wanted: &[Arc<str>],
+        (ask, asked): (&Ask, &Asked),
+        is_due: bool,
+    ) -> Result<Brought, Halt> {
         self.check_names(&answer)?;
+        self.check_asked(&answer, wanted, ask)?;
         let examined = answer.examined.min(wanted.len());
         if examined == 0 && !wanted.is_empty() {
             let message = "the remote has looked at nothing that it was asked for".into();
             return Err(Halt::retrying("source_damaged", message));
         }
+        let goes_on = |topic: &AnsweredTopic| {
+            asked.get(&topic.topic).is_some_and(|asked| asked.source_epoch == topic.epoch)
+        };
         let said = |topic: &AnsweredTopic| match &topic.answer {
+            Answered::Page(page) if page.to_seq == page.start_seq && goes_on(topic) => Said::Nothing,
             Answered::Page(page) if page.to_seq < topic.head_seq => Said::More,
             Answered::Page(_) => Said::All,
             Answered::Gone | Answered::Diverged | Answered::Damaged(_) => Said::Nothing,
         };
         let speaking: BTreeMap<String, Said> =
             answer.topics.iter().map(|topic| (topic.topic.clone(), said(topic))).collect();
+        let mut has_come_on = {
+            let router = self.router.read();
+            let is_known = |topic: &AnsweredTopic| router.positions.contains_key(topic.topic.as_str());
+            answer.topics.iter().any(|topic| topic.answer == Answered::Gone && is_known(topic))
+        };
         let news = answer.news.clone();
+        let is_list = matches!(news, News::Listed(_));
         // If nothing comes of it now, they are asked for again.
         speaking.keys().for_each(|topic| self.agenda.add(topic));
         let mut moved = Vec::new();
@@ -306,11 +380,13 @@ impl Mirror {
                 }
                 _ if self.standing.is_blocked(topic, now) => self.agenda.leave_alone(topic),
                 Some(Said::Nothing) => self.agenda.leave_alone(topic),
-                Some(Said::All) => {
-                    self.agenda.remove(topic);
+                Some(said) => {
+                    if matches!(said, Said::All) {
+                        self.agenda.remove(topic);
+                    }
+                    has_come_on = true;
                     warm.push(topic.clone());
                 }
-                Some(Said::More) => warm.push(topic.clone()),
             }
         }
         if self.prefix().is_some() {
@@ -324,7 +400,25 @@ impl Mirror {
             wanted[..examined].iter().for_each(|topic| self.retries.remove(topic));
             self.take_news(news).await;
         }
-        Ok(())
+        Ok(match has_come_on {
+            true => Brought::Something,
+            false if !is_due && (is_list || !self.agenda.is_empty()) => Brought::Names,
+            false => Brought::Nothing,
+        })
+    }
+
+    /// Another cluster is not trusted to answer what it was asked, and that once.
+    fn check_asked(&self, answer: &PullAnswer, wanted: &[Arc<str>], ask: &Ask) -> Result<(), Halt> {
+        let damaged = |what: String| Halt::retrying("source_damaged", what);
+        let mut left: BTreeSet<&str> = wanted.iter().map(|topic| &**topic).collect();
+        if let Some(stray) = answer.topics.iter().find(|topic| !left.remove(topic.topic.as_str())) {
+            return Err(damaged(format!(
+                "the remote tells of topic {:?}, of which it was not asked, or tells it twice",
+                stray.topic
+            )));
+        }
+        let checked = self.view.check(ask, &answer.news);
+        checked.map_err(|what| damaged(format!("what the remote answers cannot be: {what}")))
     }
 
     /// Whether a topic that was left alone has no destination yet, and none is made.

@@ -9,7 +9,7 @@ use super::backoff::Backoff;
 use super::status::Told;
 use crate::clock::Random;
 use crate::engine::LinkState;
-use crate::limits::MIRROR_PAUSE_MS;
+use crate::limits::{MAX_LEFT_TOPICS, MIRROR_PAUSE_MS};
 
 /// A topic that is left alone for a while.
 struct Blocked {
@@ -51,6 +51,11 @@ impl Standing {
     /// Whether `source` was left alone and does not go on yet.
     pub fn has_left(&self, source: &str) -> bool {
         self.blocked.contains_key(source)
+    }
+
+    /// Whether so many were left alone that no further ones should be asked for.
+    pub fn is_full(&self) -> bool {
+        self.blocked.len() >= MAX_LEFT_TOPICS
     }
 
     /// When the next topic is to be asked for again.

@@ -15,7 +15,9 @@ use crate::engine::{
     PulledTopic, Sources, TopicNews,
 };
 use crate::filter::Filter;
-use crate::limits::{MAX_PULL_BYTES, MAX_PULL_WAIT_MS, MAX_PULL_WANTED, SEQ_LIMIT};
+use crate::limits::{
+    MAX_LISTED_PER_PAGE, MAX_PULL_BYTES, MAX_PULL_WAIT_MS, MAX_PULL_WANTED, MAX_TOLD_CHANGES, SEQ_LIMIT,
+};
 use crate::record::{HeaderEdit, put_edited};
 use crate::state::{Cluster, CopyItem, Instance, Start, put_entry_id, put_items, put_ranges, read_entry_id};
 
@@ -202,6 +204,10 @@ pub(super) fn read_news(reader: &mut Reader<'_>) -> Result<News, Malformed> {
     }
     let cursor = read_change_cursor(reader)?;
     let count = reader.count(3)?;
+    let most = if kind == TOLD_LIST { MAX_LISTED_PER_PAGE } else { MAX_TOLD_CHANGES };
+    if count > most {
+        return Err(Malformed("news: of more topics than are told at once"));
+    }
     let mut topics = Vec::with_capacity(count);
     for _ in 0..count {
         let (topic, epoch, head_seq) = (reader.text()?.into(), reader.varint()?, reader.varint()?);
@@ -582,6 +588,25 @@ mod tests {
         for cut in 0..bytes.len() {
             assert!(PullAnswer::decode(&bytes.slice(..cut), &Skips::new()).is_err(), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn news_are_of_no_more_topics_than_are_told_at_once() {
+        // C-MIRROR-18
+        let cursor = ChangeCursor { feed: 7, number: 1 };
+        let is_read = |news: &News| {
+            let mut bytes = BytesMut::new();
+            put_news(&mut bytes, news);
+            read_news(&mut Reader::new(&bytes, "news")).is_ok()
+        };
+        let topics = |count: usize| -> Vec<TopicNews> {
+            let news = |number| TopicNews { topic: format!("{number:08}").into(), epoch: 1, head_seq: 1 };
+            (0..count).map(news).collect()
+        };
+        let listed = |count| News::Listed(Listed { topics: topics(count), more_after: None, cursor });
+        assert!(is_read(&listed(MAX_LISTED_PER_PAGE)) && !is_read(&listed(MAX_LISTED_PER_PAGE + 1)));
+        let changed = |count| News::Changed { topics: topics(count), cursor };
+        assert!(is_read(&changed(MAX_TOLD_CHANGES)) && !is_read(&changed(MAX_TOLD_CHANGES + 1)));
     }
 
     proptest! {

@@ -1,8 +1,14 @@
 //! Section 16: what mirrors bring from another cluster. Networks of clusters that fail are in `tests/cluster/mirrors.rs`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
 use antiphon::engine::{Ask, PullQuery, Sources};
 use antiphon::router::PullRequest;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 use crate::harness::{Cluster, PATIENCE, eventually, free_ports};
 use crate::routing::{arrives, data, numbers, plain, read, shows, write};
@@ -421,4 +427,69 @@ async fn pulls_are_asked_at_the_client_port_with_a_key() {
     static TOO_MUCH: [u8; (1 << 20) + 1] = [3; (1 << 20) + 1];
     pull(Some("reader"), binary, &TOO_MUCH).await.refused(413, "payload_too_large");
     pull(Some("reader"), "application/json", b"{}").await.refused(415, "unsupported_media_type");
+}
+
+/// Answers every pull with the same page of a list that goes on; counts the pulls.
+async fn list_that_goes_on(listener: TcpListener, pulls: Arc<AtomicUsize>) {
+    let names: Vec<String> = (0..1000).map(|number| format!("n{number:04}")).collect();
+    let mut body = vec![3];
+    body.extend(77u128.to_le_bytes());
+    body.extend(b"\x05there");
+    // No instances, the next epoch, and a list.
+    body.extend([0, 10, 1]);
+    body.extend(9u64.to_le_bytes());
+    // What changed behind 1 has to be asked for; 1000 topics, each of epoch 1 and with one record.
+    body.extend([1, 0xe8, 7]);
+    names.iter().for_each(|name| body.extend([b"\x05", name.as_bytes(), &[1, 1]].concat()));
+    body.extend(b"\x01\x05n0999");
+    // It has looked at one topic, and says nothing of any.
+    body.extend([1, 0]);
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else { return };
+        let (body, pulls) = (body.clone(), pulls.clone());
+        tokio::spawn(async move {
+            let mut taken = Vec::new();
+            while stream.read_buf(&mut taken).await.is_ok_and(|count| count > 0) {
+                let Some(end) = taken.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+                let head = String::from_utf8_lossy(&taken[..end]).to_lowercase();
+                let length =
+                    head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+                if taken.len() < end + 4 + length.unwrap_or(0) {
+                    continue;
+                }
+                taken.clear();
+                pulls.fetch_add(1, Ordering::SeqCst);
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: {}\r\n\r\n",
+                    body.len()
+                );
+                if stream.write_all(&[head.as_bytes(), &body].concat()).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// C-MIRROR-18
+#[tokio::test]
+async fn a_list_without_end_is_told_and_bounded() {
+    let api = api().await;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let urls = json!([format!("http://{}", listener.local_addr().expect("an address"))]);
+    let pulls = Arc::new(AtomicUsize::new(0));
+    let remote = tokio::spawn(list_that_goes_on(listener, pulls.clone()));
+    let fields = json!({ "remote": { "urls": urls }, "create_dest": false });
+    mirror(&api, "mirror-endless", "n*", "*", fields).await;
+    let shown = fails(&api, "mirror-endless", "retrying", "source_damaged").await;
+    assert!(shown["lag"].as_u64().is_some_and(|lag| lag <= 1000), "{shown}");
+    // It is asked again, and not at full speed.
+    let (before, began) = (pulls.load(Ordering::SeqCst), Instant::now());
+    eventually("it is asked again", PATIENCE, async || (pulls.load(Ordering::SeqCst) > before).then_some(()))
+        .await;
+    let each_ms = 5;
+    let most = began.elapsed().as_millis() as usize / each_ms + 20;
+    assert!(pulls.load(Ordering::SeqCst) <= before + most);
+    assert_eq!(api.delete("/v0/routers/mirror-endless").await.status, 200);
+    remote.abort();
 }

@@ -11,7 +11,6 @@ use crate::engine::{
 };
 use crate::limits::MAX_PULL_WANTED;
 use crate::router::page::dest_of;
-use crate::router::view::View;
 use crate::router::wire::PullRequest;
 use crate::state::{Position, Router};
 
@@ -47,13 +46,22 @@ impl Mirror {
             let gone = self.view.not_listed(&self.router, listed).await;
             gone.iter().for_each(|topic| self.agenda.add(topic));
         }
-        self.view.take(&news);
+        if self.view.take(&news) {
+            self.list_again();
+        } else if matches!(news, News::Changed { .. }) {
+            self.list_pauses.reset();
+        }
     }
 
     pub(super) fn note_news(&mut self, topics: &[TopicNews]) {
         let (now, shared) = (Instant::now(), self.router.clone());
         let router = shared.read();
         for news in topics {
+            let is_known = router.positions.contains_key(&news.topic) || self.standing.has_left(&news.topic);
+            if !is_known && self.standing.is_full() {
+                self.has_ignored = true;
+                continue;
+            }
             // One that is left alone has its time.
             if !self.standing.is_blocked(&news.topic, now)
                 && let Some(lag) = self.lag(&router, news)
@@ -89,7 +97,7 @@ impl Mirror {
         match self.went_here() {
             None => {
                 self.known_here = self.context.engine.follow_changes();
-                self.view = View::default();
+                self.list_again();
             }
             Some((topics, cursor)) => {
                 topics.iter().for_each(|topic| self.agenda.add(topic));
@@ -172,7 +180,11 @@ impl Mirror {
             Some(_) => router.first_new_epoch,
         };
         let (sources, ask) = match self.prefix() {
-            Some(prefix) => (Sources::Prefix(prefix.to_owned()), self.view.ask()),
+            Some(prefix) => {
+                // Not for more than can be worked off.
+                let asks = !self.agenda.is_full() && !self.waits_to_list(Instant::now());
+                (Sources::Prefix(prefix.to_owned()), if asks { self.view.ask() } else { Ask::Nothing })
+            }
             None => (Sources::One(self.config.source.clone()), Ask::Nothing),
         };
         let query = PullQuery {

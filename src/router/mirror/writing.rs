@@ -33,7 +33,14 @@ impl Mirror {
             let page = match &topic.answer {
                 Answered::Page(page) => page,
                 Answered::Gone => {
-                    gone.push(topic.topic.as_str());
+                    let is_known = self.router.read().positions.contains_key(topic.topic.as_str());
+                    if is_known {
+                        gone.push(topic.topic.as_str());
+                    } else {
+                        // There is nothing to write down.
+                        self.standing.forget(&topic.topic);
+                        self.ahead.remove(&topic.topic);
+                    }
                     continue;
                 }
                 Answered::Damaged(damage) => {
