@@ -338,6 +338,20 @@ pub const MAX_NOTED_CHANGES: usize = 1 << 17;
 pub const FORGET_CHANGES_AFTER: Duration = Duration::from_secs(120);
 /// Topics of a mirror of many that were active last: what comes in those is brought by the first answer.
 pub const MAX_WARM_TOPICS: usize = 256;
+/// Bytes that a pull asks for while little is known to be there; what one that asks for much has room for, how many
+/// of these there may be at once, and how long another waits for one of them to end.
+pub const SMALL_PULL_BYTES: usize = 64 << 10;
+pub const LARGE_ANSWER_BYTES: usize = MAX_PULL_BYTES + (2 << 20);
+pub const MAX_LARGE_PULLS: usize = 6;
+pub const LARGE_PULL_PATIENCE: Duration = Duration::from_secs(1);
+/// Bytes of all answers together beyond what they have room for.
+pub const MAX_GROWN_ANSWER_BYTES: usize = 32 << 20;
+/// How long a pull waits for something to say, at least, while other mirrors wait for its connection.
+pub const MIN_SHARED_PULL_WAIT: Duration = Duration::from_millis(250);
+/// Most connections to other clusters that mirrors have at once.
+pub const MAX_MIRROR_CONNECTIONS: u64 = 2048;
+/// How long a connection that nobody uses is kept.
+pub const REMOTE_IDLE_AFTER: Duration = Duration::from_secs(2);
 /// How long connecting to another cluster may take.
 pub const REMOTE_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Names of other clusters' members that are looked up at once, each by a thread that may wait long for a name server;
@@ -358,5 +372,10 @@ pub const PULL_WAIT_MS: u64 = 5000;
 pub const MAX_PULL_WAIT_MS: u64 = 30_000;
 /// A link from which nothing has come for this long is dead.
 pub const REMOTE_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Within this time all of an answer must have come, and the time that its bytes take at this rate.
+pub const WHOLE_ANSWER_TIME: Duration = Duration::from_secs(60);
+pub const MIN_ANSWER_BYTES_PER_S: usize = 64 << 10;
+/// Pulls that have to go well before one is longer again that another cluster found too long.
+pub const PULLS_BEFORE_LONGER: u32 = 100;
 /// Pauses of a mirror after failures, in milliseconds: the first one, and the longest (C-MIRROR-11).
 pub const MIRROR_PAUSE_MS: (u64, u64) = (100, 30_000);

@@ -33,7 +33,7 @@ use crate::raft::{
     compare_list, export_state, found_alone, found_listed, free_space, index_log, keep_membership, purge_log,
     seek_admission, watch_checkpoint,
 };
-use crate::router::{self, HttpRemote, Targets};
+use crate::router::{self, HttpRemote, PullBudget, Targets};
 use crate::state::ClusterLimits;
 use crate::storage::{Disk, RealDisk, Room};
 use crate::task;
@@ -205,7 +205,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     };
     let remote =
         HttpRemote::new(targets).map_err(|why| anyhow!("cannot prepare to ask other clusters: {why}"))?;
-    let routing = router::Context { engine: engine.clone(), remote: Arc::new(remote), random };
+    let routing = router::Context {
+        engine: engine.clone(),
+        remote: Arc::new(remote),
+        pulls: PullBudget::new(files.mirrors),
+        random,
+    };
     services.spawn("routers", router::run_routers(routing));
     let limits = ApiLimits {
         max_body_bytes: settings.max_body_bytes,

@@ -8,14 +8,18 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::join_all;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue};
 use reqwest::{Response, Url};
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::names::Names;
+use super::pull_budget::AnswerRoom;
 use super::remote::{Answering, Remote, RemoteError};
 use super::targets::Targets;
-use crate::limits::{MAX_PULL_ANSWER_BYTES, REMOTE_CONNECT_TIMEOUT, REMOTE_READ_TIMEOUT};
+use crate::limits::{
+    MIN_ANSWER_BYTES_PER_S, REMOTE_CONNECT_TIMEOUT, REMOTE_IDLE_AFTER, REMOTE_READ_TIMEOUT, WHOLE_ANSWER_TIME,
+};
 
 /// Where pulls go, below the address of a member.
 pub const PULL_PATH: &str = "/v0/mirror/pull";
@@ -96,6 +100,7 @@ impl HttpRemote {
             .retry(reqwest::retry::never())
             .connect_timeout(REMOTE_CONNECT_TIMEOUT)
             .read_timeout(REMOTE_READ_TIMEOUT)
+            .pool_idle_timeout(REMOTE_IDLE_AFTER)
             .tcp_nodelay(true)
             .build();
         client.map(|client| HttpRemote { client, targets, names }).map_err(|error| error.to_string())
@@ -138,11 +143,15 @@ impl HttpRemote {
         token: Option<&str>,
         request: Bytes,
         timeout: Duration,
+        room: &mut AnswerRoom,
     ) -> Result<Bytes, RemoteError> {
         let url = format!("{}{PULL_PATH}", url.trim_end_matches('/'));
         let url = Url::parse(&url).map_err(|error| RemoteError::unreachable(error.to_string()))?;
         self.check(&url).await?;
         let mut post = self.client.post(url).header(CONTENT_TYPE, PULL_CONTENT_TYPE).body(request);
+        if room.is_in_demand() {
+            post = post.header(CONNECTION, "close");
+        }
         if let Some(token) = token {
             let value = HeaderValue::from_str(&format!("Bearer {token}"));
             let mut value = value.map_err(|_| RemoteError {
@@ -161,7 +170,7 @@ impl HttpRemote {
             }
         };
         let status = response.status().as_u16();
-        let body = whole_body(response).await?;
+        let body = whole_body(response, room).await?;
         match status {
             200 => Ok(body),
             _ => Err(refused(status, &body)),
@@ -176,20 +185,28 @@ impl Remote for HttpRemote {
         token: Option<&'a str>,
         request: Bytes,
         timeout: Duration,
+        room: &'a mut AnswerRoom,
     ) -> Answering<'a> {
-        Box::pin(self.ask(url, token, request, timeout))
+        Box::pin(self.ask(url, token, request, timeout, room))
     }
 }
 
-async fn whole_body(mut response: Response) -> Result<Bytes, RemoteError> {
-    let mut body = BytesMut::new();
-    // However slow the way is: it is one as long as something comes now and then.
+async fn whole_body(mut response: Response, room: &mut AnswerRoom) -> Result<Bytes, RemoteError> {
+    let begun = Instant::now();
+    // Its length is what it says: only what has come counts.
+    let told_bytes =
+        response.content_length().map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let mut body = BytesMut::with_capacity(told_bytes.min(room.ready_bytes()));
     while let Some(chunk) = response.chunk().await.map_err(|error| broken(&error))? {
-        if body.len() + chunk.len() > MAX_PULL_ANSWER_BYTES {
-            let message = format!("the answer is of more than {MAX_PULL_ANSWER_BYTES} bytes");
-            return Err(RemoteError { code: "internal".into(), message, is_refusal: false });
-        }
+        room.hold(body.len() + chunk.len())?;
         body.extend_from_slice(&chunk);
+        // Another member may be faster. That nothing comes at all is found out sooner.
+        let most = WHOLE_ANSWER_TIME + Duration::from_secs((body.len() / MIN_ANSWER_BYTES_PER_S) as u64);
+        if begun.elapsed() > most {
+            let (bytes, seconds) = (body.len(), most.as_secs());
+            let message = format!("only {bytes} bytes of the answer have come within {seconds} s");
+            return Err(RemoteError::unreachable(message));
+        }
     }
     Ok(body.freeze())
 }
@@ -226,11 +243,15 @@ pub fn refused(status: u16, body: &[u8]) -> RemoteError {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+    use crate::router::pull_budget::PullBudget;
 
     async fn code(targets: Targets, url: &str) -> String {
         let remote = HttpRemote::new(targets).unwrap();
-        let asked = remote.pull(url, None, Bytes::new(), Duration::from_secs(5)).await;
+        let mut room = PullBudget::new(1).turn().await.room(false).await;
+        let asked = remote.pull(url, None, Bytes::new(), Duration::from_secs(5), &mut room).await;
         asked.expect_err("nothing is there").code
     }
 
@@ -251,5 +272,27 @@ mod tests {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         assert_eq!(code(Targets::default(), &format!("http://127.0.0.1:{closed}")).await, "unreachable");
         assert_eq!(code(Targets::default(), &format!("http://localhost:{closed}")).await, "unreachable");
+    }
+    #[tokio::test]
+    async fn an_answer_that_trickles_in_is_given_up() {
+        // C-MIRROR-11: then another URL has its turn.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).await;
+            let head = "HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n";
+            let mut sent = stream.write_all(head.as_bytes()).await;
+            while sent.is_ok() {
+                tokio::time::sleep(REMOTE_READ_TIMEOUT - Duration::from_secs(1)).await;
+                sent = stream.write_all(b"x").await;
+            }
+        });
+        tokio::time::pause();
+        let begun = Instant::now();
+        let asked = tokio::time::timeout(3 * WHOLE_ANSWER_TIME, code(Targets::default(), &url)).await;
+        assert_eq!(asked.as_deref(), Ok("unreachable"));
+        assert!(begun.elapsed() >= WHOLE_ANSWER_TIME);
     }
 }

@@ -26,6 +26,7 @@ use super::agenda::Agenda;
 use super::answer::{Answered, AnsweredTopic, PullAnswer, Skips};
 use super::backoff::Backoff;
 use super::page::{dest_of, is_covered};
+use super::pull_budget::AnswerRoom;
 use super::remote::RemoteError;
 use super::standing::Standing;
 use super::status::{self, Told};
@@ -34,11 +35,11 @@ use super::wire::PullRequest;
 use crate::config::Secret;
 use crate::engine::{Ask, ChangeCursor, LinkState, News, PullCursor, SecretMissing};
 use crate::limits::{
-    MAX_PULL_BYTES, MAX_PULL_WANTED_BYTES, MAX_RETRY_PULL_BYTES, MIRROR_IDLE_PAUSE_MS, MIRROR_LIST_PAUSE_MS,
-    MIRROR_PAUSE_MS, PULL_WAIT_MS,
+    MAX_RETRY_PULL_BYTES, MIRROR_IDLE_PAUSE_MS, MIRROR_LIST_PAUSE_MS, MIRROR_PAUSE_MS, PULL_WAIT_MS,
 };
 use crate::state::{Cluster, Position, RouterConfig, SharedRouter};
 use crate::task;
+use asking::WantedBytes;
 
 /// Added to the time that a pull may wait, for the answer to begin.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -126,10 +127,12 @@ struct Mirror {
     /// Names were not taken up, because too many topics are left alone.
     has_ignored: bool,
     known_here: ChangeCursor,
-    /// Bytes of names and cursors in one pull; less if the remote takes no request of that size.
-    max_wanted_bytes: usize,
+    wanted_bytes: WantedBytes,
     /// The last pull failed: the next one waits for nothing, so that it is told at once if the link is well again.
     has_failed: bool,
+    /// There is more than the last answer had room for, or it had not even that.
+    has_more: bool,
+    was_short: bool,
 }
 
 /// Runs one mirror while this member leads; `changes` tells when it is configured anew. Returns when there is no such
@@ -222,8 +225,10 @@ impl Mirror {
             list_from: None,
             list_pauses: Backoff::new(MIRROR_LIST_PAUSE_MS),
             has_ignored: false,
-            max_wanted_bytes: MAX_PULL_WANTED_BYTES,
+            wanted_bytes: WantedBytes::default(),
             has_failed: false,
+            has_more: false,
+            was_short: false,
         })
     }
 
@@ -283,6 +288,15 @@ impl Mirror {
             tokio::time::sleep_until(until).await;
             return Ok(Brought::Something);
         }
+        // Both until it is written what comes.
+        let turn = self.context.pulls.turn().await;
+        let mut room = turn.room(self.was_short || self.has_more && !self.has_failed).await;
+        if self.was_short && !room.is_large() {
+            // What was asked for did not fit in, and others have all the room.
+            return Ok(Brought::Names);
+        }
+        let now = Instant::now();
+        let next_try = self.standing.next_try().filter(|until| *until > now);
         // A topic whose time has come is looked at now: if it says nothing, it is well or gone.
         let due = self.standing.take_due(now);
         let mut is_curious = self.is_first_contact() || self.has_failed || !due.is_empty();
@@ -297,23 +311,28 @@ impl Mirror {
         }
         let is_due = !self.agenda.is_empty() || !self.retries.is_empty();
         let next_list = self.list_from.filter(|_| self.waits_to_list(now));
-        let longest = Duration::from_millis(if is_curious { 0 } else { PULL_WAIT_MS });
+        let longest = Duration::from_millis(if is_curious || room.is_large() { 0 } else { PULL_WAIT_MS });
         let until = [next_try, next_list].into_iter().flatten().min();
-        let wait = until.map_or(longest, |until| longest.min(until - now));
+        let wait = turn.shorten(until.map_or(longest, |until| longest.min(until - now)));
         let (wanted, is_retry) = self.wanted();
         self.was_retry = is_retry;
-        let max_bytes = if is_retry { MAX_RETRY_PULL_BYTES } else { MAX_PULL_BYTES };
+        let max_bytes = if is_retry { MAX_RETRY_PULL_BYTES } else { room.max_bytes() };
         let (request, asked) = self.request(&wanted, wait, max_bytes);
         let answer = tokio::select! {
             biased;
-            answer = self.pull(&request, wait) => answer,
+            answer = self.pull(&request, wait, &mut room) => answer,
             () = self.until_moved(&asked) => return Ok(Brought::Names),
         };
+        self.was_short = room.is_short();
+        if self.was_short {
+            return Ok(Brought::Names);
+        }
         let answer = answer.inspect_err(|halt| {
             if halt.told.code == "payload_too_large" {
-                self.max_wanted_bytes = (self.max_wanted_bytes / 2).max(1);
+                self.wanted_bytes.were_too_many();
             }
         })?;
+        self.wanted_bytes.went_well();
         let has_waited = !wait.is_zero() && now.elapsed() + WAIT_ACCURACY >= wait;
         let brought = self.take(answer, &wanted, (&request.query.ask, &asked), is_due).await?;
         Ok(if has_waited { Brought::Something } else { brought })
@@ -350,6 +369,7 @@ impl Mirror {
         };
         let speaking: BTreeMap<String, Said> =
             answer.topics.iter().map(|topic| (topic.topic.clone(), said(topic))).collect();
+        self.has_more = examined < wanted.len() || speaking.values().any(|said| matches!(said, Said::More));
         let mut has_come_on = {
             let router = self.router.read();
             let is_known = |topic: &AnsweredTopic| router.positions.contains_key(topic.topic.as_str());
@@ -451,7 +471,12 @@ impl Mirror {
         self.router.read().remote_cluster.is_none()
     }
 
-    async fn pull(&self, request: &PullRequest, wait: Duration) -> Result<PullAnswer, Halt> {
+    async fn pull(
+        &self,
+        request: &PullRequest,
+        wait: Duration,
+        room: &mut AnswerRoom,
+    ) -> Result<PullAnswer, Halt> {
         let Some(remote) = &self.config.remote else {
             return Err(Halt::blocked("internal", "the router is no mirror".into()));
         };
@@ -462,7 +487,8 @@ impl Mirror {
             Halt::blocked("secret_missing", message.into())
         })?;
         let token = token.as_ref().map(Secret::expose);
-        let answer = self.context.remote.pull(url, token, request.encode(), wait + ANSWER_TIMEOUT).await?;
+        let answer =
+            self.context.remote.pull(url, token, request.encode(), wait + ANSWER_TIMEOUT, room).await?;
         let skips = {
             let router = self.router.read();
             router.skips.iter().map(|(source, skips)| (source.to_string(), skips.clone())).collect()

@@ -13,6 +13,7 @@ mod mirror;
 mod names;
 mod page;
 mod picks;
+mod pull_budget;
 mod remote;
 mod running;
 mod source;
@@ -30,6 +31,7 @@ use tokio::sync::watch;
 
 pub use answer::{Answered, PullAnswer, Skips};
 pub use http::{HttpRemote, PULL_CONTENT_TYPE, PULL_PATH, refused};
+pub use pull_budget::{AnswerRoom, PullBudget};
 pub use remote::{Answering, Remote, RemoteError};
 pub use source::answer_pull;
 pub use targets::Targets;
@@ -47,6 +49,8 @@ pub struct Context {
     pub engine: Engine,
     /// How other clusters are reached.
     pub remote: Arc<dyn Remote>,
+    /// What all mirrors may hold together.
+    pub pulls: Arc<PullBudget>,
     pub random: Arc<dyn Random>,
 }
 
@@ -81,6 +85,7 @@ async fn lead(context: &Context) -> io::Result<()> {
     context.engine.links().retain(|_| false);
     let mut local = Running::spawn(local::run(context.clone()));
     let mut mirrors: BTreeMap<u64, RunningMirror> = BTreeMap::new();
+    let mut most_mirrors = context.pulls.max_turns();
     loop {
         versions.borrow_and_update();
         let all = context.engine.routers();
@@ -113,6 +118,15 @@ async fn lead(context: &Context) -> io::Result<()> {
                 }
                 Some(_) => {}
             }
+        }
+        if mirrors.len() > most_mirrors {
+            most_mirrors = 2 * mirrors.len();
+            tracing::warn!(
+                "{} mirrors share {} connections to other clusters, so each is slower to hear of something new: raise \
+                 the limit of open files (ulimit -n, LimitNOFILE)",
+                mirrors.len(),
+                context.pulls.max_turns()
+            );
         }
         tokio::select! {
             biased;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::pull_budget::AnswerRoom;
+
 /// Why another cluster gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RemoteError {
@@ -26,12 +28,13 @@ pub type Answering<'a> = Pin<Box<dyn Future<Output = Result<Bytes, RemoteError>>
 /// Asks members of other clusters.
 pub trait Remote: Send + Sync + 'static {
     /// Sends the body of a pull to the member at `url` and gives the body of its answer, which must begin within
-    /// `timeout`.
+    /// `timeout`, and for which there must be `room`.
     fn pull<'a>(
         &'a self,
         url: &'a str,
         token: Option<&'a str>,
         request: Bytes,
         timeout: Duration,
+        room: &'a mut AnswerRoom,
     ) -> Answering<'a>;
 }

@@ -1,15 +1,16 @@
 //! How many files this process may have open, and what they are for.
 //!
 //! Connections and the log take from the same limit, and a log that cannot open its next file cannot go on. So
-//! connections are bounded below the limit, clients' and members' apart, and the rest is for storage and for what
-//! this member connects to.
+//! connections are bounded below the limit, those of clients, of members and to other clusters apart, and the rest is
+//! for storage and for what this member connects to beside that.
 
 use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::limits::{
-    MAX_CONNECTIONS, MAX_PEER_CONNECTIONS, MAX_PEER_HANDSHAKES, MAX_RESERVED_FILES, MIN_FILES,
+    MAX_CONNECTIONS, MAX_MIRROR_CONNECTIONS, MAX_PEER_CONNECTIONS, MAX_PEER_HANDSHAKES, MAX_RESERVED_FILES,
+    MIN_FILES,
 };
 use crate::raft::PeerLimits;
 
@@ -24,6 +25,8 @@ pub struct FileShares {
     /// Connections of clients.
     pub clients: usize,
     pub peers: PeerLimits,
+    /// Connections of mirrors to other clusters that are in use; as many may be idle.
+    pub mirrors: usize,
 }
 
 impl FileShares {
@@ -48,10 +51,12 @@ impl FileShares {
         let most_peers = (MAX_PEER_CONNECTIONS + MAX_PEER_HANDSHAKES) as u64;
         let peers = (limit / 8).clamp(36, most_peers) as usize;
         let handshakes = peers / 3;
+        let mirrors = ((limit - 32) / 16).clamp(6, MAX_MIRROR_CONNECTIONS);
         Ok(FileShares {
             limit,
-            clients: (limit - reserved - peers as u64).min(MAX_CONNECTIONS) as usize,
+            clients: (limit - reserved - peers as u64 - 2 * mirrors).min(MAX_CONNECTIONS) as usize,
             peers: PeerLimits { connections: peers - handshakes, handshakes },
+            mirrors: mirrors as usize,
         })
     }
 
@@ -90,13 +95,13 @@ mod tests {
     #[test]
     fn whatever_the_limit_is_connections_leave_files_for_the_log() {
         for limit in (128..3000).chain([65_536, 1 << 20, 1 << 30]) {
-            let FileShares { clients, peers, .. } = FileShares::of(limit).unwrap();
-            let connections = (clients + peers.connections + peers.handshakes) as u64;
+            let FileShares { clients, peers, mirrors, .. } = FileShares::of(limit).unwrap();
+            let connections = (clients + peers.connections + peers.handshakes + 2 * mirrors) as u64;
             assert!(connections + 44 <= limit, "{limit}: {clients} {peers:?}");
             assert!(clients >= 30 && peers.connections >= 24 && peers.handshakes >= 12, "{limit}");
         }
         let thousand = FileShares::of(1024).unwrap();
-        assert_eq!((thousand.clients, thousand.peers.connections, thousand.peers.handshakes), (640, 86, 42));
+        assert_eq!((thousand.clients, thousand.peers.connections, thousand.peers.handshakes), (516, 86, 42));
         let many = FileShares::of(1 << 30).unwrap();
         assert_eq!((many.clients, many.peers), (20_000, PeerLimits::default()));
     }
@@ -104,8 +109,8 @@ mod tests {
     #[test]
     fn too_low_a_limit_is_said_at_the_start() {
         assert!(FileShares::of(127).is_err());
-        assert!(FileShares::of(1024).unwrap().warning(10_000).unwrap().contains("640 connections"));
-        assert_eq!(FileShares::of(1024).unwrap().warning(600), None);
+        assert!(FileShares::of(1024).unwrap().warning(10_000).unwrap().contains("516 connections"));
+        assert_eq!(FileShares::of(1024).unwrap().warning(500), None);
         assert_eq!(FileShares::of(65_536).unwrap().warning(10_000), None);
     }
 }

@@ -10,7 +10,7 @@ use antiphon::raft::{
     Me, Member, Node, Parts, PeerLimits, PeerTransport, Peers, accept_peers, clear_garbage, found_listed,
     free_space, index_log, keep_membership, purge_log, seek_admission,
 };
-use antiphon::router;
+use antiphon::router::{self, PullBudget};
 use antiphon::state::{ClusterLimits, SharedTopic};
 use antiphon::storage::sim_disk::Dice;
 use antiphon::storage::{Disk, Log, MemoryCheckpoints, Room, SimDisk, Stores};
@@ -26,6 +26,9 @@ use crate::world::{MEMBERS, World};
 
 pub const DATA_DIR: &str = "/data";
 const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Few, so that mirrors have to share them.
+const MIRROR_CONNECTIONS: usize = 2;
 
 /// What outlives a member's process, and the process if there is one.
 pub struct Machine {
@@ -270,7 +273,12 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Str
     };
     let engine = Engine::new(node.clone(), log.clone(), hub, random.clone(), options);
     let remote = Arc::new(SimRemote { wide: world.wide.clone(), cluster: world.cluster });
-    let routing = router::Context { engine: engine.clone(), remote, random };
+    let routing = router::Context {
+        engine: engine.clone(),
+        remote,
+        pulls: PullBudget::new(MIRROR_CONNECTIONS),
+        random,
+    };
     serve("routers", router::run_routers(routing), &failure);
     let mut machine = world.machines[number].lock();
     if machine.life == life

@@ -9,7 +9,8 @@ use std::time::Duration;
 use antiphon::api::{Api, ApiLimits, router};
 use antiphon::limits::{MAX_PULL_ANSWER_BYTES, REMOTE_CONNECT_TIMEOUT, REMOTE_READ_TIMEOUT};
 use antiphon::router::{
-    Answered, Answering, PULL_CONTENT_TYPE, PULL_PATH, PullAnswer, Remote, RemoteError, Skips, refused,
+    AnswerRoom, Answered, Answering, PULL_CONTENT_TYPE, PULL_PATH, PullAnswer, Remote, RemoteError, Skips,
+    refused,
 };
 use antiphon::storage::sim_disk::Dice;
 use axum::body::Body;
@@ -192,10 +193,13 @@ impl Remote for SimRemote {
         _token: Option<&'a str>,
         request: Bytes,
         within: Duration,
+        room: &'a mut AnswerRoom,
     ) -> Answering<'a> {
         Box::pin(async move {
             let answered = timeout(within, self.ask(url, request)).await;
-            answered.unwrap_or_else(|_| Err(RemoteError::unreachable("no answer in time")))
+            let answer = answered.unwrap_or_else(|_| Err(RemoteError::unreachable("no answer in time")))?;
+            room.hold(answer.len())?;
+            Ok(answer)
         })
     }
 }

@@ -9,10 +9,37 @@ use super::{Asked, LOOK_INTERVAL, Mirror, TOPICS_PER_LOOK};
 use crate::engine::{
     Ask, Beginning, ChangeCursor, ChangedTopic, News, PullCursor, PullQuery, Sources, TopicNews,
 };
-use crate::limits::MAX_PULL_WANTED;
+use crate::limits::{MAX_PULL_WANTED, MAX_PULL_WANTED_BYTES, PULLS_BEFORE_LONGER};
 use crate::router::page::dest_of;
 use crate::router::wire::PullRequest;
 use crate::state::{Position, Router};
+
+/// Bytes of names and cursors in one pull: fewer if the remote, or what is before it, takes no request of that size,
+/// and more again after a while, because what is before it may be another one by then.
+pub(super) struct WantedBytes {
+    most: usize,
+    /// Pulls that went well since that was changed.
+    well: u32,
+}
+
+impl Default for WantedBytes {
+    fn default() -> Self {
+        WantedBytes { most: MAX_PULL_WANTED_BYTES, well: 0 }
+    }
+}
+
+impl WantedBytes {
+    pub fn were_too_many(&mut self) {
+        *self = WantedBytes { most: (self.most / 2).max(1), well: 0 };
+    }
+
+    pub fn went_well(&mut self) {
+        self.well = self.well.saturating_add(1);
+        if self.well >= PULLS_BEFORE_LONGER {
+            *self = WantedBytes { most: (self.most * 2).min(MAX_PULL_WANTED_BYTES), well: 0 };
+        }
+    }
+}
 
 impl Mirror {
     /// Which topics to ask for, and whether they are some that were left alone and are tried again. Those and all
@@ -24,9 +51,9 @@ impl Mirror {
         }
         let is_retry = !self.retries.is_empty() && (self.agenda.is_empty() || !self.was_retry);
         let wanted = match is_retry {
-            true => self.retries.turn(MAX_PULL_WANTED, self.max_wanted_bytes),
-            false if self.agenda.is_empty() => self.agenda.warm(self.max_wanted_bytes),
-            false => self.agenda.turn(MAX_PULL_WANTED, self.max_wanted_bytes),
+            true => self.retries.turn(MAX_PULL_WANTED, self.wanted_bytes.most),
+            false if self.agenda.is_empty() => self.agenda.warm(self.wanted_bytes.most),
+            false => self.agenda.turn(MAX_PULL_WANTED, self.wanted_bytes.most),
         };
         (wanted, is_retry)
     }
@@ -199,5 +226,25 @@ impl Mirror {
             max_bytes,
         };
         (PullRequest { puller: self.own.clone(), query }, asked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pulls_that_were_too_long_are_longer_again_after_a_while() {
+        let mut bytes = WantedBytes::default();
+        (0..40).for_each(|_| bytes.were_too_many());
+        assert_eq!(bytes.most, 1, "one name is asked for in any case");
+        (1..PULLS_BEFORE_LONGER).for_each(|_| bytes.went_well());
+        bytes.were_too_many();
+        (1..PULLS_BEFORE_LONGER).for_each(|_| bytes.went_well());
+        assert_eq!(bytes.most, 1);
+        bytes.went_well();
+        assert_eq!(bytes.most, 2);
+        (0..20 * PULLS_BEFORE_LONGER).for_each(|_| bytes.went_well());
+        assert_eq!(bytes.most, MAX_PULL_WANTED_BYTES);
     }
 }
