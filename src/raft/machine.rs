@@ -12,7 +12,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
@@ -21,7 +20,6 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, Snapshot, SnapshotMeta};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::checkpoint_clock::CheckpointClock;
 use super::digest_marks::{DigestMark, DigestMarks};
@@ -31,14 +29,18 @@ use super::types::{
     encode_membership, entry_id, raft_log_id,
 };
 use crate::codec::Malformed;
-use crate::limits::{LAST_SAVE_TIMEOUT, MAX_APPEND_BYTES, MAX_CHECKPOINT_PAUSE};
+use crate::limits::MAX_APPEND_BYTES;
 use crate::record::EntryRecords;
 use crate::state::{
-    Catalog, Changes, Cluster, ClusterLimits, EvictedBlocks, Freed, Garbage, Missing, MissingBlock,
-    NotApplied, Outcome, Routers, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
+    Catalog, Cluster, ClusterLimits, EvictedBlocks, Garbage, Missing, MissingBlock, NotApplied, Outcome,
+    Routers, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
 };
-use crate::storage::{Checkpoint, Disk, EntryId, Freezer, Frozen, Log, Pin, Room, Verdict, write_export};
+use crate::storage::{Checkpoint, Disk, EntryId, Freezer, Frozen, Log, Pin, Verdict, write_export};
 use crate::task;
+
+mod saving;
+
+use saving::Saving;
 
 /// Learns what applied entries changed.
 pub trait ApplyObserver: Send + Sync + 'static {
@@ -74,14 +76,6 @@ pub struct Applied {
     lost: Mutex<Lost>,
     /// Held while it is cleared, on a thread that may wait for the disk.
     garbage: Mutex<Garbage>,
-}
-
-/// Whether the state may still be saved.
-#[derive(Default)]
-struct Saving {
-    /// A checkpoint that failed took changes out of the state: one that is written after it would lack them, and
-    /// add up all the same.
-    has_lost_changes: bool,
 }
 
 /// Topics, and blocks below the floors of their topics.
@@ -249,69 +243,6 @@ impl Applied {
         .await
     }
 
-    /// Saves the state as it is now, if it changed since the last time and no other save is under way.
-    pub async fn save(self: &Arc<Self>) -> io::Result<()> {
-        let Ok(mut saving) = self.saving.try_lock() else { return Ok(()) };
-        self.save_now(&mut saving).await
-    }
-
-    /// Saves the state as it is now, behind a save that is under way.
-    pub async fn save_last(self: &Arc<Self>) -> io::Result<()> {
-        let saving = async {
-            let mut saving = self.saving.lock().await;
-            self.save_now(&mut saving).await
-        };
-        let saved = tokio::time::timeout(LAST_SAVE_TIMEOUT, saving).await;
-        saved.unwrap_or_else(|_| {
-            let took = format!("it was not written within {} s", LAST_SAVE_TIMEOUT.as_secs());
-            Err(io::Error::new(io::ErrorKind::TimedOut, took))
-        })
-    }
-
-    async fn save_now(self: &Arc<Self>, saving: &mut Saving) -> io::Result<()> {
-        if saving.has_lost_changes {
-            return Err(io::Error::other("a checkpoint before this one was not written"));
-        }
-        let cutting = Instant::now();
-        let (point, Changes { values, saved, deleted, freed }) = {
-            let mut state = self.state.lock();
-            let point = SavedPoint::of(&state);
-            if point.applied == self.saved.lock().applied {
-                self.checkpoint_clock.saved();
-                return Ok(());
-            }
-            saving.has_lost_changes = true;
-            (point, state.take_changes())
-        };
-        let cutting = cutting.elapsed();
-        if let Some(id) = point.applied {
-            self.log.wait_synced(id.index).await?;
-        }
-        self.checkpoint_clock.writing();
-        let (this, began) = (self.clone(), Instant::now());
-        let Freed { entries, unread, .. } = freed;
-        let writing = task::blocking(move || {
-            this.checkpoint.write(values)?;
-            // Not earlier: what the checkpoint before this one names must be there after a kill.
-            this.log.live().release_all(&entries);
-            Ok(())
-        });
-        writing.await?;
-        saving.has_lost_changes = false;
-        let cost = cutting + began.elapsed();
-        self.save_cost_us.store(cost.as_micros() as u64, Ordering::Relaxed);
-        // In slices, so that applying gets its turn.
-        saved.chunks(SAVED_SLICE).for_each(|slice| self.state.lock().blocks_saved(slice));
-        {
-            let mut lost = self.lost.lock();
-            lost.topics.extend(deleted);
-            lost.blocks.extend(unread);
-        }
-        *self.saved.lock() = point;
-        self.checkpoint_clock.saved();
-        Ok(())
-    }
-
     /// Whether the checkpoint gets written.
     pub fn checkpoint_clock(&self) -> &CheckpointClock {
         &self.checkpoint_clock
@@ -368,18 +299,6 @@ impl Applied {
         self.checkpoint_clock.excused(|| self.checkpoint.read_held(export))
     }
 
-    /// Saves the state every `interval`, or less often if that takes long, as long as the member runs. What is not
-    /// saved is applied again after a restart, so a disk that has no room at all can wait.
-    pub async fn save_periodically(self: Arc<Self>, interval: Duration, room: Arc<Room>) -> io::Result<()> {
-        loop {
-            let cost = Duration::from_micros(self.save_cost_us.load(Ordering::Relaxed));
-            tokio::time::sleep(pause_after(cost, interval)).await;
-            if room.has_room_to_save_now().await {
-                self.save().await?;
-            }
-        }
-    }
-
     fn applied_state(&self) -> io::Result<(Option<RaftLogId>, RaftStoredMembership)> {
         Self::raft_state(&SavedPoint::of(&self.state.lock()))
     }
@@ -408,12 +327,6 @@ impl Applied {
     }
 }
 
-/// The pause after a checkpoint of this cost: however many topics change, making checkpoints takes up a tenth of the
-/// time at most, and applying waits for no more of them.
-fn pause_after(cost: Duration, interval: Duration) -> Duration {
-    interval.max((cost * 9).min(MAX_CHECKPOINT_PAUSE))
-}
-
 /// Takes in a part of a checkpoint. An error of this shows only if the checkpoint adds up, so it says nothing of the
 /// disk: it is of a form of another version, or this one has a fault, which would hit every member alike.
 fn take_in<T>(part: impl FnOnce() -> Result<T, Malformed>) -> io::Result<T> {
@@ -430,9 +343,6 @@ fn take_in<T>(part: impl FnOnce() -> Result<T, Malformed>) -> io::Result<T> {
 /// Entries applied under one hold of the state: readers of the whole state (digests, checkpoints) get
 /// their turn in between. Fewer if they are large.
 const APPLY_BATCH: usize = 128;
-
-/// Topics whose blocks leave memory under one hold of the state.
-const SAVED_SLICE: usize = 256;
 
 /// The state machine that openraft drives.
 pub struct Machine {
@@ -587,35 +497,5 @@ impl RaftStateMachine<Types> for Machine {
         &mut self,
     ) -> Result<Option<Snapshot<CommittedLeader, u64, Member, StateImage>>, io::Error> {
         Ok(self.snapshot.clone().map(|meta| Snapshot { meta, snapshot: StateImage }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::testing::Rig;
-    use super::*;
-
-    #[test]
-    fn checkpoints_take_up_a_tenth_of_the_time_and_come_at_last() {
-        let (ms, interval) = (Duration::from_millis, Duration::from_millis(250));
-        assert_eq!(pause_after(ms(0), interval), interval);
-        assert_eq!(pause_after(ms(25), interval), interval);
-        assert_eq!(pause_after(ms(200), interval), ms(1800));
-        assert_eq!(pause_after(ms(60_000), interval), MAX_CHECKPOINT_PAUSE);
-    }
-
-    /// What a checkpoint that failed took out of the state is in no later one.
-    #[tokio::test]
-    async fn no_checkpoint_follows_one_that_was_not_written() {
-        let mut rig = Rig::new();
-        let let_go = rig.let_go.take().expect("it holds on");
-        rig.apply(1).await;
-        let_go.send(Err(io::Error::other("a disk on a bad day"))).expect("it waits");
-        assert_eq!(rig.applied.save().await.unwrap_err().to_string(), "a disk on a bad day");
-        drop(let_go);
-        rig.apply(2).await;
-        rig.applied.save().await.expect_err("it would add up, and be wrong");
-        rig.applied.save_last().await.expect_err("also at the end");
-        assert_eq!(rig.applied.saved_index(), 0);
     }
 }

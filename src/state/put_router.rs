@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::blocks::TimePlace;
 use super::command::{PutRouter, SealToken};
 use super::outcome::{Outcome, Refusal};
-use super::router::Reached;
+use super::position::Reached;
 use super::router_config::{Remote, RouterConfig, Start};
 use super::routers::SharedRouter;
 use super::topic_config::TopicConfig;

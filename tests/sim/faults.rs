@@ -131,22 +131,26 @@ async fn fail_midway(world: &Arc<World>, number: usize, dice: &mut Dice) {
     }
 }
 
-/// A sync reports an error: the member must end. It is started again with or without a loss of power.
+/// A sync reports an error: the member must end, unless that was of a state that it takes over, which is thrown away
+/// and fetched anew. It is started again with or without a loss of power.
 async fn fail_sync(world: &Arc<World>, number: usize, dice: &mut Dice) {
-    let disk = {
+    let (disk, life) = {
         let mut machine = world.machines[number].lock();
         machine.is_harmed = true;
         machine.disk.fail_syncs(1);
-        machine.disk.clone()
+        (machine.disk.clone(), machine.life)
     };
     let before = disk.operations();
     world.trace.note(format_args!("fault: a sync of m{} fails", number + 1));
     let patience = Instant::now() + Duration::from_secs(5);
-    while world.machines[number].lock().running.is_some() && Instant::now() < patience {
+    let goes_on = || {
+        let machine = world.machines[number].lock();
+        machine.running.is_some() && machine.life == life
+    };
+    while goes_on() && Instant::now() < patience {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let is_running = world.machines[number].lock().running.is_some();
-    if is_running && disk.operations() > before + 40 {
+    if goes_on() && disk.operations() > before + 40 {
         world.trace.complain(format_args!("m{} goes on after a failed sync", number + 1));
     }
     if dice.chance(50) {

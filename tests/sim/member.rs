@@ -38,7 +38,7 @@ pub struct Machine {
     pub clock: Arc<SimClock>,
     dice: Dice,
     /// Counts the processes, so that a late word of an earlier one is known as such.
-    life: u32,
+    pub life: u32,
     pub running: Option<Running>,
     /// The disk was told to fail: the member may end by itself, or fail to start.
     pub is_harmed: bool,
