@@ -198,6 +198,8 @@ impl State {
         };
         self.due.update(&shared, due_before, topic.due_ms());
         self.dirty_topics.insert(shared.epoch, shared.clone());
+        // Retention may have kept the first block, and starts over in it.
+        self.supplied_topics.push(shared.clone());
         outcome(Outcome::RecordsDeleted(RecordsDeleted {
             deleted: gone.count,
             earliest_seq: topic.earliest_seq,

@@ -409,6 +409,19 @@ fn a_long_topic_loses_its_oldest_part_by_a_smaller_cap_and_by_age() {
     run(steps).unwrap();
 }
 
+/// Found by the property above: retention stopped in the middle of a block that had to be fetched, which a delete
+/// starts over.
+#[test]
+fn a_block_that_was_fetched_leaves_memory_with_a_delete_that_touches_it() {
+    let append = |count| Step::Append { topic: 0, count, create: true, expect_right: None, key: None };
+    let mut steps: Vec<Step> = vec![append(1000); 12];
+    let limits = Limits { cap_records: 2000, ..Limits::default() };
+    steps.extend([Step::Restart, Step::Put { topic: 0, queue: false, window_ms: 0, limits }]);
+    // Only of that block and the open one: nothing else has to be fetched.
+    steps.push(Step::DeleteRecords { topic: 0, before: None, tags: Some(1), seen: 1.0 });
+    run(steps).unwrap();
+}
+
 /// Found by the property above: a refused write forgets old keys all the same, and a member that restarts
 /// right after it must not know them again.
 #[test]
