@@ -155,7 +155,52 @@ fn begin(page: &AnsweredPage) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::answer::AnsweredLost;
     use super::*;
+    use crate::state::{Catalog, Gap, Topic, TopicConfig};
+
+    /// C-ROUTE-15, C-MIRROR-13: along a line, where nobody else has what went.
+    #[test]
+    fn copies_that_the_source_gave_up_are_lost_to_a_dest_that_lacks_any() {
+        let instances = [("c2", 2), ("c1", 1)].map(|(cluster, cluster_id)| Instance {
+            cluster_id,
+            cluster: cluster.into(),
+            topic: "t".into(),
+            epoch: 4,
+        });
+        let page = |others| AnsweredPage {
+            instance: 0,
+            start_seq: 0,
+            to_seq: 9,
+            to_entry: None,
+            lost: AnsweredLost { seqs: vec![1..=9], own: vec![4..=4], others },
+            items: Vec::new(),
+            records: Vec::new(),
+        };
+        // The source has taken seqs 1 to 8 of the other, by its seqs 1 to 3 and 5 to 9.
+        let told = page(Some(vec![(1, vec![1..=8])]));
+        let lost_at = |last_seq: u64, reported: Option<u64>| {
+            let mut topic = Topic::new("t".into(), 1, TopicConfig::default());
+            let number = topic.origins.number_or_new(&instances[1].clone().into());
+            topic.origins.take(number, 1..=last_seq);
+            if let Some(seq) = reported {
+                topic.origins.report(1, Gap { number, from_seq: seq, to_seq: seq });
+            }
+            let dest = Catalog::default().insert_for_test(topic);
+            lost(&told, &instances, Some(&dest)).clone()
+        };
+        assert_eq!(lost_at(8, None), [4..=4]);
+        assert_eq!(lost_at(7, None), [1..=9]);
+        // It knows already.
+        assert_eq!(lost_at(7, Some(8)), [4..=4]);
+        assert_eq!(lost_at(3, Some(8)), [1..=9]);
+        assert_eq!(*lost(&told, &instances, None), [1..=9]);
+        // What is too much to tell may be anything.
+        let dest = Catalog::default().insert_for_test(Topic::new("t".into(), 1, TopicConfig::default()));
+        assert_eq!(*lost(&told, &instances, Some(&dest)), [1..=9]);
+        assert_eq!(*lost(&page(None), &instances, Some(&dest)), [1..=9]);
+        assert_eq!(*lost(&page(Some(Vec::new())), &instances, Some(&dest)), [4..=4]);
+    }
 
     #[test]
     fn a_remote_brings_only_what_it_was_asked_for() {
@@ -186,7 +231,7 @@ mod tests {
             start_seq: 9,
             to_seq: 50,
             to_entry: None,
-            lost: super::super::answer::AnsweredLost::default(),
+            lost: AnsweredLost::default(),
             records: (0..items
                 .iter()
                 .map(|item| if let CopyItem::Records { count, .. } = item { *count } else { 0 })

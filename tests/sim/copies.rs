@@ -134,9 +134,14 @@ impl Book {
         })
     }
 
+    /// Where in an instance a record was seen.
+    pub fn seq_in(&self, place: &Place, key: &Key) -> Option<u64> {
+        self.story.lock().seqs.get(&(place.clone(), key.clone())).copied()
+    }
+
     /// Whether a record was seen in an instance.
     pub fn is_seen(&self, place: &Place, key: &Key) -> bool {
-        self.story.lock().seqs.contains_key(&(place.clone(), key.clone()))
+        self.seq_in(place, key).is_some()
     }
 
     /// Checks what needs the whole story: nothing acked is gone, and what comes from one instance is in its order.

@@ -27,10 +27,21 @@ const MAX_QUIET_ENTRIES: u64 = 40;
 /// What one topic has, in the end.
 struct Holding {
     place: Place,
-    epoch: u64,
     own: Vec<RangeInclusive<u64>>,
     engine: Engine,
     views: Vec<OriginView>,
+}
+
+impl Holding {
+    /// What it has of what was first written in `other`.
+    fn view_of(&self, other: &Holding) -> Option<&OriginView> {
+        let (cluster, topic, epoch) = &other.place;
+        let is_of_other = |view: &&OriginView| {
+            let instance = &view.instance;
+            (&*instance.cluster, &*instance.topic, instance.epoch) == (cluster, topic, *epoch)
+        };
+        self.views.iter().find(is_of_other)
+    }
 }
 
 /// The clusters when nothing goes wrong any more.
@@ -157,16 +168,22 @@ impl Rest<'_> {
                     let topic = shared.read();
                     topic.origins.own.foreign().absent_in(1..=topic.head_seq).collect()
                 };
-                holdings.insert((cluster, topic), Holding { place, epoch, own, engine, views });
+                holdings.insert((cluster, topic), Holding { place, own, engine, views });
             }
         }
-        for (spot, sources) in &self.origins_of() {
+        let origins = self.origins_of();
+        for (spot, sources) in &origins {
             for source in sources.iter().filter(|source| *source != spot) {
                 let Some(from) = holdings.get(source) else { continue };
                 let Some(to) = holdings.get(spot) else {
                     return Some(format!("{spot:?} is not there, {source:?} is"));
                 };
-                if let Some(lacking) = self.lacks(to, from, sources) {
+                let is_on_the_way = |way: &&Spot| {
+                    ![source, spot].contains(way) && origins.get(way).is_some_and(|it| it.contains(source))
+                };
+                let on_the_way: Vec<&Holding> =
+                    sources.iter().filter(is_on_the_way).filter_map(|way| holdings.get(way)).collect();
+                if let Some(lacking) = self.lacks(to, from, &on_the_way) {
                     return Some(lacking);
                 }
             }
@@ -174,14 +191,11 @@ impl Rest<'_> {
         None
     }
 
-    fn lacks(&self, to: &Holding, from: &Holding, sources: &BTreeSet<Spot>) -> Option<String> {
+    /// What `to` has not of what was first written in `from`, and is not told of. `on_the_way` is what that may come
+    /// through.
+    fn lacks(&self, to: &Holding, from: &Holding, on_the_way: &[&Holding]) -> Option<String> {
         let topic = &from.place.1;
-        let of_from = |view: &&OriginView| {
-            let instance = &view.instance;
-            (&*instance.cluster, &*instance.topic, instance.epoch)
-                == (&from.place.0, &from.place.1, from.epoch)
-        };
-        let (mine, theirs) = (from.views.first()?, to.views.iter().find(of_from));
+        let (mine, theirs) = (from.views.first()?, to.view_of(from));
         if matches!(kind(topic), Kind::Steady | Kind::Fleeting) {
             let has_all = theirs.map_or(mine.records == 0, |view| {
                 (view.records, view.last_seq, view.digest) == (mine.records, mine.last_seq, mine.digest)
@@ -202,10 +216,14 @@ impl Rest<'_> {
             if !self.is_kept || begins_at.is_none_or(|first| seq < first) {
                 return true;
             }
-            let mut lost = to.views.iter().filter(|view| !view.lost.is_empty());
-            theirs.is_some_and(|view| view.lost.iter().any(|range| range.contains(&seq)))
-                // On the way there it went with what was copied: that is told in seqs of where it went.
-                || (sources.len() > 2 && lost.any(|view| !of_from(&view)))
+            let has_lost = |at: &Holding, seq: Option<u64>| {
+                let lost = to.view_of(at).map_or(&[][..], |view| &view.lost);
+                seq.map_or(!lost.is_empty(), |seq| lost.iter().any(|range| range.contains(&seq)))
+            };
+            // Where it went as a copy, that is told in seqs of there; if nobody has read it there, any is.
+            let key = (from.place.clone(), seq);
+            has_lost(from, Some(seq))
+                || on_the_way.iter().any(|way| has_lost(way, self.book.seq_in(&way.place, &key)))
         };
         let is_pruned = |seq: u64| {
             // One that nobody knows is one that was deleted before anybody saw it.
@@ -215,8 +233,9 @@ impl Rest<'_> {
             Kind::Losing => !is_told(*seq),
             _ => !is_pruned(*seq),
         })?;
+        let lost: Vec<_> = to.views.iter().map(|view| (&view.instance, &view.lost)).collect();
         Some(format!(
-            "{:?} lacks seq {lacking} of {:?}, and is not told why: {theirs:?}",
+            "{:?} lacks seq {lacking} of {:?}, and is not told why: {theirs:?}; of all {lost:?}",
             to.place, from.place
         ))
     }
