@@ -91,7 +91,11 @@ struct ErrorFields {
 impl HttpRemote {
     /// Errors: a sentence, if the system has no room for a client.
     pub fn new(targets: Targets) -> Result<Self, String> {
-        let (targets, names) = (Arc::new(targets), Arc::new(Names::of_system()));
+        Self::with_names(targets, Names::of_system())
+    }
+
+    fn with_names(targets: Targets, names: Names) -> Result<Self, String> {
+        let (targets, names) = (Arc::new(targets), Arc::new(names));
         let permitted = Permitted { targets: targets.clone(), names: names.clone() };
         let client = reqwest::Client::builder()
             .no_proxy()
@@ -114,27 +118,32 @@ impl HttpRemote {
             return Err(Denied.into());
         }
         let port = url.port_or_known_default().unwrap_or_default();
-        let mut peers = Vec::new();
-        for peer in self.targets.peer_hosts(port) {
-            if peer.eq_ignore_ascii_case(bare) {
-                return Err(Denied.into());
-            }
-            peers.push(self.share_address(peer, bare));
+        let peers: Vec<&str> = self.targets.peer_hosts(port).collect();
+        if peers.is_empty() {
+            return Ok(());
         }
-        // At once, because each may take as long as a name server is silent.
-        match join_all(peers).await.contains(&true) {
-            true => Err(Denied.into()),
-            false => Ok(()),
+        if peers.iter().any(|peer| peer.eq_ignore_ascii_case(bare)) {
+            return Err(Denied.into());
         }
-    }
-
-    /// Whether two names stand for the same machine.
-    async fn share_address(&self, one: &str, other: &str) -> bool {
-        let (one, other) = tokio::join!(self.names.addresses(one), self.names.addresses(other));
-        let (Ok(one), Ok(other)) = (one, other) else { return false };
-        // What listens on every address does so on this machine.
-        let is_here = other.iter().any(|ip| ip.is_loopback() || ip.is_unspecified());
-        one.iter().any(|ip| other.contains(ip) || (ip.is_unspecified() && is_here))
+        // At once, because each may take as long as a name server is silent; and the host last, so that the connection
+        // goes to what was found for it just now.
+        let peers = join_all(peers.iter().map(|peer| self.names.addresses(peer))).await;
+        let host = self.names.addresses(bare).await;
+        // What is not known may be a member.
+        let unknown = |why: &String| {
+            let message = format!(
+                "members of this cluster serve each other at port {port}, and whether that is one of them is not known: {why}"
+            );
+            RemoteError::unreachable(message)
+        };
+        let host = host.as_ref().map_err(unknown)?;
+        if peers.iter().flatten().any(|peer| share_address(peer, host)) {
+            return Err(Denied.into());
+        }
+        match peers.iter().find_map(|peer| peer.as_ref().err()) {
+            Some(why) => Err(unknown(why)),
+            None => Ok(()),
+        }
     }
 
     async fn ask(
@@ -211,6 +220,13 @@ async fn whole_body(mut response: Response, room: &mut AnswerRoom) -> Result<Byt
     Ok(body.freeze())
 }
 
+/// Whether a member that listens at `peer` is reached at `host`.
+fn share_address(peer: &[IpAddr], host: &[IpAddr]) -> bool {
+    // What listens on every address does so on this machine.
+    let is_here = host.iter().any(|ip| ip.is_loopback() || ip.is_unspecified());
+    peer.iter().any(|ip| host.contains(ip) || (ip.is_unspecified() && is_here))
+}
+
 /// The innermost cause says what happened; the others only repeat the address.
 fn broken(error: &reqwest::Error) -> RemoteError {
     let mut cause: &dyn std::error::Error = error;
@@ -246,6 +262,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::limits::NAME_TIMEOUT;
     use crate::router::pull_budget::PullBudget;
 
     async fn code(targets: Targets, url: &str) -> String {
@@ -273,6 +290,35 @@ mod tests {
         assert_eq!(code(Targets::default(), &format!("http://127.0.0.1:{closed}")).await, "unreachable");
         assert_eq!(code(Targets::default(), &format!("http://localhost:{closed}")).await, "unreachable");
     }
+
+    #[tokio::test]
+    async fn where_a_name_leads_that_is_not_known_in_time_is_no_peer_port() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for (silent, peer) in [("other.example", "127.0.0.1"), ("peer.example", "peer.example")] {
+            // The name server of one of them answers when nobody waits for it any more.
+            let names = Names::new(move |host| {
+                if host == silent {
+                    std::thread::sleep(NAME_TIMEOUT + Duration::from_millis(300));
+                }
+                Ok(vec![IpAddr::from([127, 0, 0, 1])])
+            });
+            let targets = Targets { peers: vec![(peer.to_owned(), port)], ..Targets::default() };
+            let remote = HttpRemote::with_names(targets, names).unwrap();
+            let mut room = PullBudget::new(1).turn().await.room(false).await;
+            let url = format!("http://other.example:{port}");
+            let asked = remote.pull(&url, None, Bytes::new(), Duration::from_secs(2), &mut room).await;
+            assert!(listener.accept().is_err(), "it came to the peer port: {asked:?}");
+            let error = asked.expect_err("nothing was asked");
+            assert_eq!(error.code, "unreachable");
+            assert!(error.message.contains("serve each other") && error.message.contains(silent), "{error:?}");
+            // By now it is known.
+            let asked = remote.pull(&url, None, Bytes::new(), Duration::from_secs(2), &mut room).await;
+            assert!(listener.accept().is_err() && asked.is_err(), "{asked:?}");
+        }
+    }
+
     #[tokio::test]
     async fn an_answer_that_trickles_in_is_given_up() {
         // C-MIRROR-11: then another URL has its turn.
