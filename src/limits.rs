@@ -331,7 +331,9 @@ pub const MAX_DUE_TOPICS: usize = 1 << 17;
 pub const MAX_LEFT_TOPICS: usize = 1 << 17;
 /// Pauses of a mirror when answers that did not wait bring nothing, in milliseconds: the first one, and the longest.
 pub const MIRROR_IDLE_PAUSE_MS: (u64, u64) = (20, 1000);
-/// And before it lists all topics again.
+/// How often a mirror of many topics looks whether some that it left alone can be tried again, at most.
+pub const RETRY_LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// Its pauses before it lists all topics again, in milliseconds.
 pub const MIRROR_LIST_PAUSE_MS: (u64, u64) = (100, 5000);
 /// Topics of which it is noted that they changed, and for how long if nobody asks.
 pub const MAX_NOTED_CHANGES: usize = 1 << 17;

@@ -312,7 +312,10 @@ mod tests {
             assert!(listener.accept().is_err(), "it came to the peer port: {asked:?}");
             let error = asked.expect_err("nothing was asked");
             assert_eq!(error.code, "unreachable");
-            assert!(error.message.contains("serve each other") && error.message.contains(silent), "{error:?}");
+            assert!(
+                error.message.contains("serve each other") && error.message.contains(silent),
+                "{error:?}"
+            );
             // By now it is known.
             let asked = remote.pull(&url, None, Bytes::new(), Duration::from_secs(2), &mut room).await;
             assert!(listener.accept().is_err() && asked.is_err(), "{asked:?}");

@@ -36,6 +36,7 @@ use crate::config::Secret;
 use crate::engine::{Ask, ChangeCursor, LinkState, News, PullCursor, SecretMissing};
 use crate::limits::{
     MAX_RETRY_PULL_BYTES, MIRROR_IDLE_PAUSE_MS, MIRROR_LIST_PAUSE_MS, MIRROR_PAUSE_MS, PULL_WAIT_MS,
+    RETRY_LOOK_INTERVAL,
 };
 use crate::state::{Cluster, Position, RouterConfig, SharedRouter};
 use crate::task;
@@ -296,12 +297,12 @@ impl Mirror {
             return Ok(Brought::Names);
         }
         let now = Instant::now();
-        let next_try = self.standing.next_try().filter(|until| *until > now);
         // A topic whose time has come is looked at now: if it says nothing, it is well or gone.
         let due = self.standing.take_due(now);
-        let mut is_curious = self.is_first_contact() || self.has_failed || !due.is_empty();
+        let mut is_curious = self.is_first_contact() || self.has_failed || !is_of_many && !due.is_empty();
         if is_of_many {
             due.iter().for_each(|topic| self.retries.add(topic));
+            self.leave_closed(&due).await;
             self.note_what_went();
             if self.has_ignored && !self.standing.is_full() {
                 self.list_again();
@@ -312,7 +313,12 @@ impl Mirror {
         let is_due = !self.agenda.is_empty() || !self.retries.is_empty();
         let next_list = self.list_from.filter(|_| self.waits_to_list(now));
         let longest = Duration::from_millis(if is_curious || room.is_large() { 0 } else { PULL_WAIT_MS });
-        let until = [next_try, next_list].into_iter().flatten().min();
+        // With many topics that are left alone, the time of one has come all the while.
+        let next_look = self
+            .standing
+            .next_try()
+            .map(|until| if is_of_many { until.max(now + RETRY_LOOK_INTERVAL) } else { until });
+        let until = [next_look, next_list].into_iter().flatten().min();
         let wait = turn.shorten(until.map_or(longest, |until| longest.min(until - now)));
         let (wanted, is_retry) = self.wanted();
         self.was_retry = is_retry;

@@ -17,6 +17,8 @@ struct Blocked {
     backoff: Backoff,
     state: LinkState,
     told: Told,
+    /// Counted bytes of the record that its destination had no room for; 0 if that is not known.
+    needed_bytes: u64,
 }
 
 /// By source topic, of those of which there is something to say.
@@ -51,6 +53,21 @@ impl Standing {
     /// Whether `source` was left alone and does not go on yet.
     pub fn has_left(&self, source: &str) -> bool {
         self.blocked.contains_key(source)
+    }
+
+    /// If `source` was left alone because of its destination: the bytes of the record that this had no room for, 0 if
+    /// that is not known.
+    pub fn refused_here(&self, source: &str) -> Option<u64> {
+        let is_here =
+            |blocked: &&Blocked| !matches!(&*blocked.told.code, "source_damaged" | "source_diverged");
+        self.blocked.get(source).filter(is_here).map(|blocked| blocked.needed_bytes)
+    }
+
+    /// The next record of `source`, which was left alone, has so many counted bytes; 0 if that is not known.
+    pub fn note_needed(&mut self, source: &str, bytes: u64) {
+        if let Some(blocked) = self.blocked.get_mut(source) {
+            blocked.needed_bytes = bytes;
+        }
     }
 
     /// Whether so many were left alone that no further ones should be asked for.
@@ -105,6 +122,7 @@ impl Standing {
             backoff: Backoff::new(MIRROR_PAUSE_MS),
             state,
             told: told.clone(),
+            needed_bytes: 0,
         });
         self.waiting.remove(&(blocked.until, source.to_owned()));
         (blocked.state, blocked.told) = (state, told);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::prospects::Prospects;
 use super::{Asked, LOOK_INTERVAL, Mirror, TOPICS_PER_LOOK};
 use crate::engine::{
     Ask, Beginning, ChangeCursor, ChangedTopic, News, PullCursor, PullQuery, Sources, TopicNews,
@@ -12,7 +13,7 @@ use crate::engine::{
 use crate::limits::{MAX_PULL_WANTED, MAX_PULL_WANTED_BYTES, PULLS_BEFORE_LONGER};
 use crate::router::page::dest_of;
 use crate::router::wire::PullRequest;
-use crate::state::{Position, Router};
+use crate::state::{Position, Refusal, Router};
 
 /// Bytes of names and cursors in one pull: fewer if the remote, or what is before it, takes no request of that size,
 /// and more again after a while, because what is before it may be another one by then.
@@ -58,6 +59,35 @@ impl Mirror {
         (wanted, is_retry)
     }
 
+    /// Of topics that are tried again leaves those alone anew whose destinations take nothing now: that is known without
+    /// asking for anything, and leaves the turns to all others.
+    pub(super) async fn leave_closed(&mut self, due: &[String]) {
+        for some in due.chunks(TOPICS_PER_LOOK) {
+            let prospects = self.prospects(&[]);
+            for topic in some {
+                let closed = self.closed(&prospects, topic);
+                if let Some((dest, refusal)) = closed {
+                    self.retries.remove(topic);
+                    self.block(topic, &dest, refusal);
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Why the destination of `topic`, which is named too, takes nothing of what was refused already.
+    fn closed(&self, prospects: &Prospects<'_>, topic: &str) -> Option<(String, Refusal)> {
+        let needed_bytes = self.standing.refused_here(topic)?;
+        // Of one without a position it is not written down yet where it begins (C-ROUTE-02).
+        if !self.router.read().positions.contains_key(topic) {
+            return None;
+        }
+        let dest_name = dest_of(&self.config, topic);
+        let dest = self.context.engine.catalog().get(dest_name);
+        let refusal = prospects.closed(dest.as_ref().map(|dest| dest.read()).as_deref(), needed_bytes)?;
+        Some((dest_name.to_owned(), refusal))
+    }
+
     /// Puts topics on the agenda that have something new, or have gone there.
     pub(super) async fn take_news(&mut self, news: News) {
         let topics = match &news {
@@ -89,10 +119,17 @@ impl Mirror {
                 self.has_ignored = true;
                 continue;
             }
-            // One that is left alone has its time.
-            if !self.standing.is_blocked(&news.topic, now)
-                && let Some(lag) = self.lag(&router, news)
-            {
+            if self.standing.is_blocked(&news.topic, now) {
+                // The record that there was no room for may be gone, or all of the topic.
+                self.standing.note_needed(&news.topic, 0);
+                let position = router.positions.get(&news.topic);
+                if self.standing.refused_here(&news.topic).is_some()
+                    && position.is_some_and(|position| position.source_epoch != news.epoch)
+                {
+                    self.agenda.add(&news.topic);
+                }
+                // Otherwise it has its time.
+            } else if let Some(lag) = self.lag(&router, news) {
                 self.agenda.add(&news.topic);
                 self.standing.note_lag(&news.topic, lag);
             }

@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 
+use crate::limits::RECORD_FRAMING_BYTES;
 use crate::record::counted_bytes;
 use crate::router::page::is_records;
 use crate::state::{ClusterLimits, CopyItem, Discard, Instance, Limit, Refusal, Topic};
@@ -23,20 +24,21 @@ pub(super) struct Prospects<'a> {
 }
 
 impl Prospects<'_> {
-    /// Why nothing of `items` would be taken by `dest`, `None` if that is to be made; `records` are those of each item
-    /// that has any.
+    /// Why `dest` takes no record of `needed_bytes`, nor a larger one, whatever it is; `None` is one that is to be made.
+    pub fn closed(&self, dest: Option<&Topic>, needed_bytes: u64) -> Option<Refusal> {
+        self.no_place(dest).or_else(|| self.no_room(dest, needed_bytes.max(RECORD_FRAMING_BYTES)))
+    }
+
+    /// Why nothing of `items` would be taken by `dest`, `None` if that is to be made, and the bytes of the first record
+    /// that is not, if it has too many; `records` are those of each item that has any.
     pub fn refusal(
         &self,
         (dest_name, dest): (&str, Option<&Topic>),
         items: &[CopyItem],
         records: &[&[Bytes]],
-    ) -> Option<Refusal> {
-        let ClusterLimits { max_topics, max_total_bytes, .. } = self.limits;
-        if dest.is_none() && !self.create_dest {
-            return Some(Refusal::TopicNotFound);
-        }
-        if dest.is_none() && max_topics > 0 && self.topics >= max_topics {
-            return Some(Refusal::OverLimit { limit: Limit::MaxTopics, max: max_topics });
+    ) -> Option<(Refusal, u64)> {
+        if let Some(refusal) = self.no_place(dest) {
+            return Some((refusal, 0));
         }
         let is_echo = |item: &CopyItem| {
             let CopyItem::Records { instance, .. } = item else { return false };
@@ -50,6 +52,21 @@ impl Prospects<'_> {
         let (_, first) = new.find(|(item, _)| !is_echo(item))?;
         // One that is damaged is found out elsewhere.
         let size_bytes = counted_bytes(first.first()?).ok()?;
+        self.no_room(dest, size_bytes).map(|refusal| (refusal, size_bytes))
+    }
+
+    fn no_place(&self, dest: Option<&Topic>) -> Option<Refusal> {
+        let max_topics = self.limits.max_topics;
+        if dest.is_none() && !self.create_dest {
+            return Some(Refusal::TopicNotFound);
+        }
+        let is_over = dest.is_none() && max_topics > 0 && self.topics >= max_topics;
+        is_over.then_some(Refusal::OverLimit { limit: Limit::MaxTopics, max: max_topics })
+    }
+
+    /// Why there is no room for a record of `size_bytes`.
+    fn no_room(&self, dest: Option<&Topic>, size_bytes: u64) -> Option<Refusal> {
+        let max_total_bytes = self.limits.max_total_bytes;
         if let Some(dest) = dest.filter(|dest| dest.config.discard == Discard::Reject) {
             let (cap_records, cap_bytes) = (dest.config.cap_records, dest.config.cap_bytes);
             let is_over = |cap: u64, held: u64, new: u64| cap > 0 && held.saturating_add(new) > cap;
@@ -66,7 +83,6 @@ impl Prospects<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::RECORD_FRAMING_BYTES;
     use crate::record::{EntryBuilder, EntryRecords, Record};
     use crate::state::TopicConfig;
 
@@ -105,7 +121,12 @@ mod tests {
         let record = [record()];
         let say = |prospects: &Prospects<'_>, dest: Option<&Topic>, instance: u32| {
             let gap = CopyItem::Gap { instance: 0, from_seq: 1, to_seq: 2 };
-            prospects.refusal(("t", dest), &[gap, of(instance, 3)], &[&record])
+            let refused = prospects.refusal(("t", dest), &[gap, of(instance, 3)], &[&record]);
+            let refusal = refused.map(|(refusal, _)| refusal);
+            if instance == 0 {
+                assert_eq!(prospects.closed(dest, 100), refusal, "nothing has to be asked for to know it");
+            }
+            refusal
         };
         let over = |limit, max| Some(Refusal::OverLimit { limit, max });
         assert_eq!(say(&free(), None, 0), None);
@@ -125,6 +146,11 @@ mod tests {
         for (count, bytes, is_full) in [(1, 200, false), (2, 200, true), (1, 201, true)] {
             (dest.count, dest.bytes) = (count, bytes);
             assert_eq!(say(&free(), Some(&dest), 0), full.filter(|_| is_full), "{count} {bytes}");
+            assert_eq!(
+                free().closed(Some(&dest), 0),
+                full.filter(|_| (count, bytes) == (2, 200)),
+                "a small one fits"
+            );
             // What comes home is left out, and a gap takes up no room.
             assert_eq!(say(&free(), Some(&dest), 1), None);
             assert_eq!(free().refusal(("t", Some(&dest)), &[], &[]), None);

@@ -28,7 +28,7 @@ impl Mirror {
         let mut moved: Vec<Arc<str>> = Vec::new();
         let (mut has_diverged, mut has_refused) = (false, false);
         let (mut parts, mut records, mut gone) = (Vec::new(), Vec::new(), Vec::new());
-        let mut refused: BTreeMap<&str, Refusal> = BTreeMap::new();
+        let mut refused: BTreeMap<&str, (Refusal, u64)> = BTreeMap::new();
         for topic in &topics {
             let page = match &topic.answer {
                 Answered::Page(page) => page,
@@ -91,10 +91,11 @@ impl Mirror {
             let dest_epoch = asked_epoch.or(dest.as_ref().map(|dest| dest.epoch));
             let lost = lost(page, &instances, dest.as_deref()).clone();
             let mut part = part(asked, dest_name, (topic, page), items, lost, dest_epoch);
-            if let Some(refusal) = refusal {
+            if let Some((refusal, needed_bytes)) = refusal {
                 if part.from_seq.is_some() {
                     self.standing.note_lag(&topic.topic, topic.head_seq.saturating_sub(page.start_seq));
                     self.block(&topic.topic, dest_name, refusal);
+                    self.standing.note_needed(&topic.topic, needed_bytes);
                     has_refused = true;
                     continue;
                 }
@@ -106,7 +107,7 @@ impl Mirror {
                     items: Vec::new(),
                     ..part
                 };
-                refused.insert(&topic.topic, refusal);
+                refused.insert(&topic.topic, (refusal, needed_bytes));
             }
             for (item, records_of_item) in part.items.iter().filter(|item| is_records(item)).zip(kept) {
                 let CopyItem::Records { instance, .. } = item else { continue };
@@ -149,7 +150,7 @@ impl Mirror {
         self.note(&copy, &topics, &forwarded, &refused).map(|()| moved)
     }
 
-    fn prospects<'a>(&self, instances: &'a [Instance]) -> Prospects<'a> {
+    pub(super) fn prospects<'a>(&self, instances: &'a [Instance]) -> Prospects<'a> {
         let (catalog, limits) = (self.context.engine.catalog(), self.context.engine.cluster_limits());
         Prospects {
             own_cluster_id: self.own.id,
@@ -162,7 +163,7 @@ impl Mirror {
     }
 
     /// Leaves `source` alone, as `dest` takes nothing of it.
-    fn block(&mut self, source: &str, dest: &str, refusal: Refusal) {
+    pub(super) fn block(&mut self, source: &str, dest: &str, refusal: Refusal) {
         let error = refusal.into_error(dest);
         let told = Told::new(error.code.name(), error.message);
         self.standing.block(source, told, &*self.context.random);
@@ -274,14 +275,14 @@ impl Mirror {
         copy: &Copy<'_>,
         topics: &[AnsweredTopic],
         forwarded: &[Forwarded],
-        refused: &BTreeMap<&str, Refusal>,
+        refused: &BTreeMap<&str, (Refusal, u64)>,
     ) -> Result<(), Halt> {
         let heads: BTreeMap<&str, u64> =
             topics.iter().map(|topic| (topic.topic.as_str(), topic.head_seq)).collect();
         let mut has_moved = false;
         for (part, outcome) in copy.parts.iter().zip(forwarded) {
             let left = heads.get(part.source).map_or(0, |head_seq| head_seq.saturating_sub(outcome.seq));
-            match outcome.stopped.or_else(|| refused.get(part.source).copied()) {
+            match outcome.stopped.or_else(|| refused.get(part.source).map(|refused| refused.0)) {
                 Some(Refusal::RouterMoved) => has_moved = true,
                 None => {
                     self.standing.note_lag(part.source, left);
@@ -304,6 +305,8 @@ impl Mirror {
                         self.standing.unblock(part.source);
                     }
                     self.block(part.source, part.dest, refusal);
+                    let needed_bytes = refused.get(part.source).map_or(0, |refused| refused.1);
+                    self.standing.note_needed(part.source, needed_bytes);
                 }
             }
             self.ahead.remove(part.source);
