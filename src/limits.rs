@@ -190,6 +190,10 @@ pub const TRANSFER_IDLE_AFTER: Duration = Duration::from_secs(60);
 /// Pauses before another state is sent to a member that did not get to have the last one: the first one, and the
 /// longest.
 pub const TRANSFER_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// How long a member without progress is waited for while room is short, and while there is none, if the patience is
+/// no shorter: a start takes less, and one that is cut off needs a whole state, for which there may be no room either.
+pub const SHORT_OF_ROOM_PATIENCE: Duration = Duration::from_secs(60);
+pub const OUT_OF_ROOM_PATIENCE: Duration = Duration::from_secs(15);
 /// Bytes of log that are kept for a member that gets on, however slowly; more if the records that topics have are
 /// more, because then a state is dearer too.
 pub const MAX_LAG_LOG_BYTES: u64 = 16 << 30;

@@ -98,11 +98,11 @@ impl Export {
         task::blocking(move || remove_export(&*this.disk, &this.dir)).await
     }
 
-    /// Writes it anew. Gives its length in bytes.
-    async fn write(self: &Arc<Self>, applied: &Arc<Applied>) -> io::Result<u64> {
+    /// Writes it anew. Gives its length in bytes. `StorageFull` if that is more than `max_bytes`.
+    async fn write(self: &Arc<Self>, applied: &Arc<Applied>, max_bytes: u64) -> io::Result<u64> {
         let settled_index = settled(&self.marks.lock(), Instant::now());
         let (this, applied) = (self.clone(), applied.clone());
-        let written = task::blocking(move || applied.export(&*this.disk, &this.dir)).await?;
+        let written = task::blocking(move || applied.export(&*this.disk, &this.dir, max_bytes)).await?;
         let (index, len_bytes) = written.unwrap_or_default();
         self.index.store(index, Ordering::Release);
         self.settled_index.store(settled_index, Ordering::Release);
@@ -133,7 +133,7 @@ pub async fn export_state(
     };
     let mut last = Instant::now();
     let mut last_logged_bytes = logged_bytes();
-    let mut cost_bytes = 0;
+    let (mut cost_bytes, mut needed_bytes, mut tried) = (0, 0, last);
     loop {
         sleep(REST).await;
         if !node.is_alone() {
@@ -146,7 +146,7 @@ pub async fn export_state(
         }
         export.mark(node.applied().index());
         let entries = node.applied().saved_index().saturating_sub(export.index());
-        let is_short = room.is_short();
+        let is_short = node.is_short_of_room();
         let surplus_index = log.surplus_index(if is_short { 0 } else { tail.bytes });
         let holds_up_purge = (entries > tail.entries || surplus_index > export.exported().settled_index)
             && (logged_bytes() - last_logged_bytes >= 2 * cost_bytes
@@ -155,11 +155,24 @@ pub async fn export_state(
         if entries == 0 || !is_due || room.is_exhausted() {
             continue;
         }
+        // The old one stays until the new one is whole, and neither may take what is kept for writes.
+        let spare_bytes = room.bytes_for_chores().await.unwrap_or(0);
+        if spare_bytes < needed_bytes && tried.elapsed() < EXPORT_INTERVAL {
+            continue;
+        }
         let now_logged_bytes = logged_bytes();
-        match export.write(node.applied()).await {
+        tried = Instant::now();
+        match export.write(node.applied(), spare_bytes).await {
             Ok(bytes) => {
                 tracing::debug!(index = export.index(), bytes, "exported the state");
-                (last, last_logged_bytes, cost_bytes) = (Instant::now(), now_logged_bytes, bytes);
+                (last, last_logged_bytes, cost_bytes, needed_bytes) = (tried, now_logged_bytes, bytes, bytes);
+            }
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                // Not again for the same room.
+                needed_bytes = spare_bytes + 1;
+                tracing::warn!(
+                    "the state cannot be exported, and no space of the log is freed until it is: {error}"
+                );
             }
             Err(error) => rest_or_end(error, "the state cannot be exported").await?,
         }

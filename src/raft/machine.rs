@@ -284,8 +284,8 @@ impl Applied {
 
     /// Writes the checkpoint on disk a second time, into a file in `dir`. Gives the index of the last entry
     /// that it covers and the file's length in bytes; `None` if there is no checkpoint yet. `InvalidData` if
-    /// the checkpoint is damaged. Saving waits meanwhile, applying does not. Blocks on the disk.
-    pub fn export(&self, disk: &dyn Disk, dir: &Path) -> io::Result<Option<(u64, u64)>> {
+    /// the checkpoint is damaged, `StorageFull` if it is longer than `max_bytes`. Saving waits meanwhile, applying does not. Blocks on the disk.
+    pub fn export(&self, disk: &dyn Disk, dir: &Path, max_bytes: u64) -> io::Result<Option<(u64, u64)>> {
         let export = |checkpoint: &dyn Checkpoint| {
             let key = crate::state::Key::Machine.encode();
             let Some(value) = checkpoint.get(&key)? else { return Ok(None) };
@@ -293,7 +293,7 @@ impl Applied {
             let mut head = State::default();
             head.restore(&key, &value)?;
             let Some(applied) = head.applied() else { return Ok(None) };
-            let len_bytes = write_export(disk, dir, applied, |each| checkpoint.load(each))?;
+            let len_bytes = write_export(disk, dir, applied, max_bytes, |each| checkpoint.load(each))?;
             Ok(Some((applied.index, len_bytes)))
         };
         self.checkpoint_clock.excused(|| self.checkpoint.read_held(export))

@@ -15,8 +15,8 @@
 //!    there, or for the patience.
 //!
 //! Two bounds stand above that. A member that gets on, but slower than the others write, is left to a transfer
-//! once the log kept for it is dearer than the state. And with little room on the disk nobody is waited for:
-//! one member's trouble must not become everybody's.
+//! once the log kept for it is dearer than the state. And with little room on the disk nobody is waited for
+//! longer than a start takes: one member's trouble must not become everybody's.
 //!
 //! Nothing here knows openraft, a clock or a lock. `upkeep` gathers the [`Standing`] and carries out the
 //! [`Decision`].
@@ -25,7 +25,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::types::NodeId;
-use crate::limits::{MAX_LAG_LOG_BYTES, MAX_LATE_RECORDS, TRANSFER_IDLE_AFTER};
+use crate::limits::{
+    MAX_LAG_LOG_BYTES, MAX_LATE_RECORDS, OUT_OF_ROOM_PATIENCE, SHORT_OF_ROOM_PATIENCE, TRANSFER_IDLE_AFTER,
+};
 
 /// What the log keeps of itself, by the settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,7 +110,7 @@ pub struct Room {
     /// Bytes of the log that are not given up yet, and of the records below it that topics still have.
     pub chain_bytes: u64,
     pub kept_bytes: u64,
-    /// There is so little that nobody who lags is waited for.
+    /// There is little, and giving up the log makes more of it: who lags is not waited for as long as else.
     pub is_short: bool,
     /// There is none for records.
     pub is_full: bool,
@@ -240,7 +242,7 @@ pub fn decide(standing: &Standing) -> Decision {
 }
 
 fn is_waited_for(standing: &Standing, other: &Other) -> bool {
-    let Room { chain_bytes, kept_bytes, is_short, .. } = standing.room;
+    let Room { chain_bytes, kept_bytes, is_short, is_full } = standing.room;
     let entries = standing.applied_index.saturating_sub(standing.purged_index);
     // Of the log's bytes those that are there beyond what is kept in any case, as if all entries were alike.
     let beyond = u128::from(entries.saturating_sub(standing.tail.entries));
@@ -248,7 +250,12 @@ fn is_waited_for(standing: &Standing, other: &Other) -> bool {
     let lag_bytes = beyond_bytes.max(u128::from(chain_bytes.saturating_sub(standing.tail.bytes)));
     // Where topics have much, a state is dear too.
     let is_too_dear = lag_bytes > u128::from(MAX_LAG_LOG_BYTES.max(kept_bytes));
-    other.stuck_for < standing.tail.patience && !is_too_dear && !is_short
+    let patience = match () {
+        () if is_short && is_full => standing.tail.patience.min(OUT_OF_ROOM_PATIENCE),
+        () if is_short => standing.tail.patience.min(SHORT_OF_ROOM_PATIENCE),
+        () => standing.tail.patience,
+    };
+    other.stuck_for < patience && !is_too_dear
 }
 
 /// How another member gets on.
@@ -471,12 +478,23 @@ mod tests {
     }
 
     #[test]
-    fn with_little_room_nobody_is_waited_for() {
+    fn with_little_room_nobody_is_waited_for_longer_than_a_start_takes() {
         let mut short = usual();
-        short.others[1] = other(3, 6_000, SECOND);
         short.room.is_short = true;
-        assert_eq!(decide(&short), decide(&usual()));
+        for (is_full, patience) in [(false, SHORT_OF_ROOM_PATIENCE), (true, OUT_OF_ROOM_PATIENCE)] {
+            short.room.is_full = is_full;
+            short.others[1] = other(3, 6_000, patience - SECOND);
+            assert_eq!(
+                (decide(&short).purge_upto, held_by(&decide(&short))),
+                (Some(6_000), Some(Holder::Member(3)))
+            );
+            short.others[1].stuck_for = patience;
+            assert_eq!(decide(&short).purge_upto, decide(&usual()).purge_upto);
+        }
+        (short.room.is_full, short.tail.patience) = (false, SECOND);
+        assert_eq!(held_by(&decide(&short)), None, "who is less patient stays so");
 
+        (short.tail.patience, short.others[1].stuck_for) = (PATIENCE, PATIENCE);
         short.transfers = vec![transfer(Stage::Fetching, SECOND)];
         assert_eq!(held_by(&decide(&short)), Some(Holder::Transfer(3)));
         short.room.is_full = true;

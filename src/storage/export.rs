@@ -32,11 +32,13 @@ const CHUNK_BYTES: usize = 256 << 10;
 const CHUNK_BYTES_MAX: usize = 2 * CHUNK_BYTES;
 
 /// Writes everything that `source` hands out as the state as of `last`, in the place of an earlier export in
-/// `dir`. Durable on return. Gives its length in bytes. An error leaves the earlier one.
+/// `dir`. Durable on return. Gives its length in bytes. An error leaves the earlier one; `StorageFull` if it would be
+/// longer than `max_bytes`.
 pub fn write_export(
     disk: &dyn Disk,
     dir: &Path,
     last: EntryId,
+    max_bytes: u64,
     source: impl FnOnce(Visit<'_>) -> io::Result<()>,
 ) -> io::Result<u64> {
     let staged = dir.join(format!("{FILE}.tmp"));
@@ -44,7 +46,7 @@ pub fn write_export(
         disk.remove(&staged)?;
     }
     let file = disk.open(&staged, OpenMode::Create)?;
-    let len_bytes = match fill(file.as_ref(), last, source) {
+    let len_bytes = match fill(file.as_ref(), last, max_bytes, source) {
         Ok(len_bytes) => len_bytes,
         Err(error) => {
             // Half of it is of no use, and a full disk needs the room.
@@ -60,9 +62,10 @@ pub fn write_export(
 fn fill(
     file: &dyn DiskFile,
     last: EntryId,
+    max_bytes: u64,
     source: impl FnOnce(Visit<'_>) -> io::Result<()>,
 ) -> io::Result<u64> {
-    let mut out = Out { file, end_bytes: 0, chain: 0, chunk: Vec::new() };
+    let mut out = Out { file, max_bytes, end_bytes: 0, chain: 0, chunk: Vec::new() };
     let mut header = Vec::with_capacity(HEADER_BYTES);
     header.put_slice(&MAGIC);
     header.put_u32_le(FORMAT_VERSION);
@@ -86,6 +89,7 @@ fn fill(
 
 struct Out<'a> {
     file: &'a dyn DiskFile,
+    max_bytes: u64,
     end_bytes: u64,
     /// Checksum of what was written last.
     chain: u32,
@@ -94,8 +98,13 @@ struct Out<'a> {
 
 impl Out<'_> {
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let end_bytes = self.end_bytes + bytes.len() as u64;
+        if end_bytes > self.max_bytes {
+            let what = format!("it needs more than the {} bytes that there is room for", self.max_bytes);
+            return Err(io::Error::new(io::ErrorKind::StorageFull, what));
+        }
         self.file.write_all_at(bytes, self.end_bytes)?;
-        self.end_bytes += bytes.len() as u64;
+        self.end_bytes = end_bytes;
         Ok(())
     }
 
@@ -208,8 +217,17 @@ mod tests {
     }
 
     fn write(disk: &SimDisk, index: u64, items: &[(Vec<u8>, Vec<u8>)]) -> io::Result<u64> {
+        write_up_to(disk, index, items, u64::MAX)
+    }
+
+    fn write_up_to(
+        disk: &SimDisk,
+        index: u64,
+        items: &[(Vec<u8>, Vec<u8>)],
+        max_bytes: u64,
+    ) -> io::Result<u64> {
         create_dir_durably(disk, &dir())?;
-        write_export(disk, &dir(), EntryId { term: 3, index }, |each| {
+        write_export(disk, &dir(), EntryId { term: 3, index }, max_bytes, |each| {
             items.iter().try_for_each(|(key, value)| each(key, value))
         })
     }
@@ -235,6 +253,19 @@ mod tests {
         }
         remove_export(&disk, &dir()).unwrap();
         assert_eq!(read(&disk).unwrap(), None);
+    }
+
+    #[test]
+    fn one_for_which_there_is_no_room_leaves_the_one_before_and_nothing_else() {
+        let disk = SimDisk::new(1);
+        let (before, items) = (items(3, 7), items(300, 8));
+        write(&disk, 1, &before).unwrap();
+        let len_bytes = write(&SimDisk::new(2), 2, &items).unwrap();
+        let error = write_up_to(&disk, 2, &items, len_bytes - 1).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!(read(&disk).unwrap(), Some((EntryId { term: 3, index: 1 }, before)));
+        assert!(!disk.exists(&dir().join(format!("{FILE}.tmp"))).unwrap());
+        assert_eq!(write_up_to(&disk, 2, &items, len_bytes).unwrap(), len_bytes);
     }
 
     #[test]

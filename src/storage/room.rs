@@ -103,6 +103,21 @@ impl Room {
         Ok(self.disk.free_bytes(&self.dir)?.saturating_sub(self.reserve_bytes))
     }
 
+    /// What something may take that frees more in the end: what is free above the reserve, and where that is nothing,
+    /// what is above half of it.
+    pub async fn bytes_for_chores(self: &Arc<Self>) -> io::Result<u64> {
+        let this = self.clone();
+        task::blocking(move || {
+            let free_bytes = this.disk.free_bytes(&this.dir)?;
+            let floor_bytes = match free_bytes > this.reserve_bytes {
+                true => this.reserve_bytes,
+                false => this.reserve_bytes / 2,
+            };
+            Ok(free_bytes.saturating_sub(floor_bytes))
+        })
+        .await
+    }
+
     /// Measures the free space.
     pub fn look(&self) -> io::Result<()> {
         let free_bytes = self.disk.free_bytes(&self.dir)?;
@@ -204,6 +219,16 @@ mod tests {
         assert!(!room.has_room_to_save_now().await);
         disk.set_free_bytes(CHECKPOINT_ROOM_BYTES);
         assert!(room.has_room_to_save_now().await);
+    }
+
+    #[tokio::test]
+    async fn chores_take_from_the_reserve_only_where_there_is_nothing_else() {
+        let disk = SimDisk::new(1);
+        let room = Room::new(Arc::new(disk.clone()), PathBuf::from("/data"), 1000);
+        for (free_bytes, expected) in [(5000, 4000), (1001, 1), (1000, 500), (600, 100), (500, 0), (0, 0)] {
+            disk.set_free_bytes(free_bytes);
+            assert_eq!(room.bytes_for_chores().await.unwrap(), expected, "{free_bytes} bytes");
+        }
     }
 
     #[test]

@@ -258,6 +258,14 @@ impl Node {
         self.heard_ago(node_id).or_else(known_for).unwrap_or_default()
     }
 
+    /// Whether there is little room, and some of the log to give up for it: of one in which nearly all is live
+    /// nothing gets free.
+    pub(in crate::raft) fn is_short_of_room(&self) -> bool {
+        let log = self.applied.log().stats();
+        let log_bytes = log.chain_bytes + log.kept_bytes;
+        self.room.is_short() && self.transfers.needed_bytes() < log_bytes / 4 * 3
+    }
+
     /// What the log is needed for at this moment, and what there is of it.
     pub(in crate::raft) fn standing(&self, exported: Exported, tail: LogTail) -> Standing {
         let now = Instant::now();
@@ -280,7 +288,7 @@ impl Node {
             })
             .collect();
         let log = self.applied.log().stats();
-        let is_short = self.room.is_short();
+        let is_short = self.is_short_of_room();
         Standing {
             applied_index: self.applied.index(),
             saved_index: self.applied.saved_index(),
