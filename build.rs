@@ -19,8 +19,13 @@ fn main() {
         given => Some(given.to_owned()),
     };
     // It becomes part of one line, and the value of a label.
-    let is_plain =
-        |commit: &String| commit.len() <= 64 && commit.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let is_plain = |commit: &String| commit.len() <= 64 && commit.bytes().all(is_part);
+    if commit.as_ref().is_some_and(|commit| !is_plain(commit)) {
+        println!(
+            "cargo::warning=ANTIPHON_COMMIT is left out: it has up to 64 letters, digits, '-', '.' and '_'"
+        );
+    }
     let commit = commit.filter(is_plain).unwrap_or_else(|| "unknown".to_owned());
     println!("cargo::rustc-env=ANTIPHON_BUILT_COMMIT={commit}");
 }
@@ -30,13 +35,20 @@ fn commit_of_git() -> Option<String> {
     let words = git(&["rev-parse", "--show-cdup", "--short=12", "HEAD"])?;
     // The way up to the top of the repository, which is empty at the top.
     let commit = words.strip_prefix('\n')?;
-    // Goes on with every commit; a file that is not there would have cargo look again with every build.
-    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
-        && Path::new(log.trim()).exists()
-    {
-        println!("cargo::rerun-if-changed={}", log.trim());
+    // One of these changes with every commit; the log is not kept everywhere. A file that is not there would have cargo
+    // look again with every build.
+    let branch = git(&["symbolic-ref", "--quiet", "HEAD"]);
+    let watched = ["logs/HEAD", "HEAD", "packed-refs", "index"].into_iter().chain(branch.as_deref());
+    for file in watched {
+        if let Some(path) = git(&["rev-parse", "--git-path", file.trim()])
+            && Path::new(path.trim()).exists()
+        {
+            println!("cargo::rerun-if-changed={}", path.trim());
+        }
     }
-    Some(commit.trim().to_owned())
+    let is_dirty =
+        git(&["status", "--porcelain", "--untracked-files=no"]).is_none_or(|changes| !changes.is_empty());
+    Some(format!("{}{}", commit.trim(), if is_dirty { "-dirty" } else { "" }))
 }
 
 fn git(arguments: &[&str]) -> Option<String> {

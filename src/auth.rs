@@ -127,7 +127,7 @@ struct Key {
 /// Why the setting `api_keys` cannot be used. Names the entry by its ordinal only: its text is secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BadKeys {
-    /// From 1; empty entries count.
+    /// From 1; empty entries do not count.
     pub entry: usize,
     pub problem: &'static str,
 }
@@ -158,10 +158,9 @@ impl Keys {
     pub fn parse(setting: &str) -> Result<Self, BadKeys> {
         let mut keys: Vec<Key> = Vec::new();
         let refusals = Arc::new(Refusals::default());
-        for (ordinal, entry) in setting.split(',').enumerate() {
-            if entry.trim().is_empty() {
-                continue;
-            }
+        // Comments and empty lines of a file are no keys, and are not counted as such.
+        let entries = setting.split(',').filter(|entry| !entry.trim().is_empty());
+        for (ordinal, entry) in entries.enumerate() {
             let bad = |problem| BadKeys { entry: ordinal + 1, problem };
             let mut fields = entry.splitn(3, ':').map(str::trim);
             let secret = fields.next().unwrap_or_default();

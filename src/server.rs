@@ -38,6 +38,7 @@ use crate::state::ClusterLimits;
 use crate::storage::{Disk, RealDisk, Room};
 use crate::task;
 use crate::telemetry;
+use crate::telemetry::seldom;
 use crate::telemetry::version::VERSION_AND_COMMIT;
 use file_limit::FileShares;
 use opening::Storage;
@@ -134,6 +135,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     let mut services = Services::default();
     services.spawn("following the cluster", node.clone().follow());
     services.spawn("room", room.clone().watch());
+    services.spawn("telling what comes often", tell_what_comes_often());
     if let Some(listener) = peer_listener {
         services.spawn("peers", accept_peers(listener, node.clone(), keeper.clone(), files.peers));
     }
@@ -306,6 +308,7 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     storage.close();
     marked?;
     saved?;
+    seldom::tell_all();
     if let Ok(Next::Stop) = outcome {
         tracing::info!("stopped");
     }
@@ -313,6 +316,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         installer.adopt().context("the state that was taken over cannot be started from")?;
     }
     outcome
+}
+
+/// Has the log say what was held back because it came often, also if nothing follows.
+async fn tell_what_comes_often() -> std::io::Result<()> {
+    loop {
+        tokio::time::sleep(seldom::LOOK_INTERVAL).await;
+        seldom::tell_due();
+    }
 }
 
 /// Frees the log's space, once it is sure what of it is in use.

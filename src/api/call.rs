@@ -24,6 +24,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::ApiLimits;
 use super::byte_budget::{ByteBudget, Charge};
+use super::change;
 use super::gzip::{Encoding, UnpackError, unpack};
 use super::name::{check_router_name, check_topic_name};
 use super::query::Query;
@@ -35,6 +36,7 @@ use crate::limits::{
     MAX_SMALL_BODY_BYTES, MIN_BODY_BYTES_PER_S, MIN_COUNTED_ANSWER_BYTES, MIN_WHOLE_BODY_BYTES_PER_S,
     WHOLE_BODY_MS,
 };
+use crate::telemetry::seldom::Seldom;
 
 /// Room made at once for a body whose announced length may be a lie.
 const FIRST_BODY_ROOM_BYTES: usize = 1 << 20;
@@ -126,8 +128,8 @@ impl<N: Needs> Call<N> {
     }
 
     /// Tells the log that the caller has changed something that outlives its records.
-    pub fn tell(&self, done: std::fmt::Arguments<'_>) {
-        tracing::info!("{} {done}", self.caller);
+    pub fn tell(&self, lines: &Seldom, done: std::fmt::Arguments<'_>) {
+        change::tell(lines, &self.caller, done);
     }
 
     /// The bytes of a header; the first one if it is repeated.

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use prometheus::{IntCounter, IntGauge, Registry};
 
+use super::change::ChangeLines;
 use super::request_metrics::RequestMetrics;
 use crate::auth::Keys;
 use crate::telemetry::metrics::{
     CLIENT_CONNECTIONS, Exposition, MAX_CLIENT_CONNECTIONS, REFUSED_CLIENT_CONNECTIONS,
 };
-use crate::telemetry::seldom::Seldom;
 
 /// Counts of one member's edge.
 pub struct EdgeMetrics {
@@ -19,8 +19,8 @@ pub struct EdgeMetrics {
     pub max_connections: IntGauge,
     /// Connections that were not taken.
     pub refused_connections: IntCounter,
-    /// Deletes of records, which some clients do all the time.
-    pub deletes: Seldom,
+    /// What is told of changes.
+    pub changes: ChangeLines,
     registry: Registry,
 }
 
@@ -32,7 +32,7 @@ impl EdgeMetrics {
             connections: CLIENT_CONNECTIONS.gauge(),
             max_connections: MAX_CLIENT_CONNECTIONS.gauge(),
             refused_connections: REFUSED_CLIENT_CONNECTIONS.counter(),
-            deletes: Seldom::new(),
+            changes: ChangeLines::default(),
             registry: Registry::new(),
         };
         let all: [Box<dyn prometheus::core::Collector>; 4] = [

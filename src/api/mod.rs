@@ -6,6 +6,7 @@
 
 mod byte_budget;
 mod call;
+mod change;
 mod connections;
 mod cors;
 mod cursor;

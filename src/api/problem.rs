@@ -3,11 +3,16 @@
 //! Handlers and extractors fail with [`Error`] itself, so nothing in between can answer with a body of
 //! another shape; axum's own rejections are turned into one where they arise.
 
+use std::collections::BTreeMap;
+use std::panic::Location;
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::json::{JsonWriter, Raw};
 use crate::error::{Code, Error};
@@ -47,11 +52,17 @@ impl IntoResponse for Error {
 }
 
 /// For what cannot happen unless there is a bug in a lower room; the log has the words, the client a 500.
+#[track_caller]
 pub fn internal(what: impl std::fmt::Display) -> Error {
-    static LINES: Seldom = Seldom::new();
-    if let Some(count) = LINES.happened() {
-        tracing::error!("{count} requests failed for a reason that is a bug, the last one: {what}");
-    }
+    /// By where in this program it is found, so that no fault hides another one.
+    static LINES: Mutex<BTreeMap<(&str, u32), Arc<Seldom>>> = Mutex::new(BTreeMap::new());
+    let place = Location::caller();
+    let lines = {
+        let mut all = LINES.lock();
+        let seldom = || Arc::new(Seldom::new(|line| tracing::error!("{line}")));
+        all.entry((place.file(), place.line())).or_insert_with(seldom).clone()
+    };
+    lines.tell(format_args!("a request failed for a reason that is a bug: {what}"));
     Error::new(Code::Internal, "something went wrong inside the server; its log says what")
 }
 

@@ -62,10 +62,18 @@ pub struct RequestMetrics {
 }
 
 /// What is said in the log of all requests together.
-#[derive(Default)]
 struct Lines {
     failed: Seldom,
     slow: Seldom,
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Lines {
+            failed: Seldom::new(|line| tracing::warn!("{line}")),
+            slow: Seldom::new(|line| tracing::warn!("{line}")),
+        }
+    }
 }
 
 impl RequestMetrics {
@@ -149,20 +157,15 @@ impl RouteMetrics {
     fn tell(&self, status: StatusCode, took: Duration) {
         let (method, path, status, took_ms) = (self.method, &self.path, status.as_u16(), took.as_millis());
         if status >= 500 {
-            if !self.is_probe
-                && let Some(count) = self.lines.failed.happened()
-            {
-                tracing::warn!(
-                    "{count} requests failed, the last one with {status} after {took_ms} ms: {method} {path}"
-                );
+            if !self.is_probe {
+                let words =
+                    format_args!("a request failed with {status} after {took_ms} ms: {method} {path}");
+                self.lines.failed.tell(words);
             }
-        } else if !self.may_wait
-            && let Some(count) = self.lines.slow.happened()
-        {
-            let than_s = SLOW_REQUEST.as_secs();
-            tracing::warn!(
-                "{count} requests took {than_s} s or longer, the last one {took_ms} ms until {status}: {method} {path}"
-            );
+        } else if !self.may_wait {
+            self.lines.slow.tell(format_args!(
+                "a request took {took_ms} ms until {status}, the upload of its body included: {method} {path}"
+            ));
         }
     }
 

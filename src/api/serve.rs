@@ -63,7 +63,7 @@ pub async fn serve(
     let connections = Connections::new(limits.max_connections, metrics.connections.clone());
     // Every connection holds a sender; the channel ends with the last of them.
     let (open, mut all_closed) = mpsc::channel::<()>(1);
-    let complaints = Seldom::default();
+    let complaints = Seldom::new(|line| tracing::warn!("{line}"));
     let mut stop = std::pin::pin!(stop);
     loop {
         let accepted = tokio::select! {
@@ -81,18 +81,14 @@ pub async fn serve(
             }
             Ok(None) => {
                 metrics.refused_connections.inc();
-                if let Some(count) = complaints.happened() {
-                    let max = limits.max_connections;
-                    tracing::warn!(
-                        "{count} connections of clients were not taken: {max} are open, and none is idle"
-                    );
-                }
+                let max = limits.max_connections;
+                complaints.tell(format_args!(
+                    "a connection of a client was not taken: {max} are open, and none is idle"
+                ));
             }
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => {
-                if let Some(count) = complaints.happened() {
-                    tracing::warn!("{count} connections of clients were not taken: {error}");
-                }
+                complaints.tell(format_args!("a connection of a client was not taken: {error}"));
                 // Its file handle is what is missing.
                 connections.make_room();
                 tokio::time::sleep(ACCEPT_PAUSE).await;

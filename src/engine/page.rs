@@ -5,7 +5,7 @@
 //! what does not is fetched by a thread that may wait for the disk, a page's worth at a time. No lock is
 //! held while records are read: they never change, and neither does a run.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -528,9 +528,7 @@ fn unreadable(shared: &SharedTopic, place: Place, error: &dyn std::fmt::Display)
 
 /// What was read does not have the form that was written. It is reported, never served.
 pub(super) fn damaged(error: &dyn std::fmt::Display) -> Error {
-    static LINES: Seldom = Seldom::new();
-    if let Some(count) = LINES.happened() {
-        tracing::error!("{count} reads failed, the last one: {error}");
-    }
+    static LINES: LazyLock<Seldom> = LazyLock::new(|| Seldom::new(|line| tracing::error!("{line}")));
+    LINES.tell(format_args!("a read failed: {error}"));
     Error::new(Code::Internal, format!("this member cannot read what it stored: {error}"))
 }

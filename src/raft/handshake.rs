@@ -31,7 +31,7 @@ use super::types::Member;
 use crate::codec::{Malformed, Reader, put_blob};
 
 /// Version of the protocol between members.
-pub const PROTOCOL: u16 = 3;
+pub const PROTOCOL: u16 = 4;
 const MAGIC: &[u8; 4] = b"anti";
 const MAX_WORDS_BYTES: usize = 4096;
 /// Longest text of another process that is repeated in a log line.
@@ -363,6 +363,26 @@ mod tests {
         let (dialed, accepted) = meet(b"secret", b"other", Ok(())).await;
         assert!(matches!(dialed, Err(HandshakeError::Refused(reason)) if reason.contains("cluster-secret")));
         assert!(accepted.is_err());
+    }
+
+    #[tokio::test]
+    async fn who_speaks_another_version_is_refused_with_both() {
+        let (mut left, mut right) = tokio::io::duplex(4096);
+        let caller = async {
+            let mut words = BytesMut::new();
+            put_hello(&mut words, &hello("m1"), &[1; 16]);
+            words.put_slice(&[0; 17]);
+            // The version of the builds whose questions about watch sessions have another form.
+            words[MAGIC.len()..MAGIC.len() + 2].copy_from_slice(&3u16.to_le_bytes());
+            send(&mut left, &words).await.unwrap();
+            receive(&mut left).await.unwrap()
+        };
+        let (me, check) = (hello("m2"), |_: &Call| -> Result<(), HandshakeError> { panic!("it is let in") });
+        let accepting = accept(&mut right, b"secret", &me, [2; 16], check);
+        let (heard, accepted) = tokio::join!(caller, accepting);
+        assert!(accepted.is_err());
+        let heard = String::from_utf8_lossy(&heard).into_owned();
+        assert!(heard.contains("version 3") && heard.contains("version 4"), "{heard}");
     }
 
     #[tokio::test]

@@ -1,5 +1,7 @@
 //! The side of a mirror that is read: a pull from another cluster, answered.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 
 use super::wire::{AnswerWriter, PullRequest};
@@ -33,10 +35,8 @@ pub async fn answer_pull(
     for topic in &reply.topics {
         let own = Instance::of_topic(&cluster, topic.topic.clone(), topic.epoch);
         writer.push(topic, &own).map_err(|malformed| {
-            static LINES: Seldom = Seldom::new();
-            if let Some(count) = LINES.happened() {
-                tracing::error!("{count} pulls failed, the last one: {malformed}");
-            }
+            static LINES: LazyLock<Seldom> = LazyLock::new(|| Seldom::new(|line| tracing::error!("{line}")));
+            LINES.tell(format_args!("a pull failed: {malformed}"));
             Error::new(Code::Internal, format!("this member cannot read what it stored: {malformed}"))
         })?;
         if writer.len() - yielded_at > BYTES_PER_TURN {

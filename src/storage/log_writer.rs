@@ -154,7 +154,7 @@ impl LogWriter {
             written_ticket: 0,
             confirmed_lsn: 0,
             next_segment,
-            slow_syncs: Seldom::new(),
+            slow_syncs: Seldom::new(|line| tracing::warn!("{line}")),
         }
     }
 
@@ -441,14 +441,11 @@ impl LogWriter {
         file.sync_data()?;
         let took = start.elapsed();
         self.shared.counters.sync_took(took);
-        if took >= SLOW_SYNC
-            && let Some(count) = self.slow_syncs.happened()
-        {
-            tracing::warn!(
-                "{count} syncs of the log took {} s or longer, the last one {} ms: the disk is slow, and every write waits",
-                SLOW_SYNC.as_secs(),
-                took.as_millis()
-            );
+        if took >= SLOW_SYNC {
+            let took_ms = took.as_millis();
+            self.slow_syncs.tell(format_args!(
+                "a sync of the log took {took_ms} ms: the disk is slow, and every write waits"
+            ));
         }
         Ok(())
     }

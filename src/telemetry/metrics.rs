@@ -49,7 +49,7 @@ series! { "antiphon_":
     QUEUE_LEASES_IN_FLIGHT = "queue_leases_in_flight", Gauge, "Jobs that are leased.";
     GROUPS = "groups", Gauge, "Consumer groups.";
     REQUESTS = "http_requests_total", Counter, "Requests by route and class of the answer's status; none: the client went before the answer.";
-    REQUEST_DURATION = "http_request_duration_seconds", Histogram, "Time from the head of a request to that of its answer, waiting for records included.";
+    REQUEST_DURATION = "http_request_duration_seconds", Histogram, "Time from the head of a request to that of its answer; the upload of its body, at the client's pace, and waiting for records included.";
     KEY_REFUSALS = "key_refusals_total", Counter, "Requests and commands refused for their key: it is not known (unauthorized), or may not do that (forbidden).";
     CLIENT_CONNECTIONS = "client_connections", Gauge, "Open connections of clients.";
     MAX_CLIENT_CONNECTIONS = "client_connections_max", Gauge, "Most connections of clients that may be open.";

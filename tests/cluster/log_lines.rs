@@ -91,8 +91,10 @@ async fn the_log_tells_who_changed_what_and_who_was_refused() {
     for (method, path, body, status) in [
         ("PUT", "/v0/topics/told", json!({}), 201),
         ("PUT", "/v0/topics/told", json!({ "ttl_ms": 1_000_000 }), 200),
+        ("PUT", "/v0/topics/told", json!({ "ttl_ms": 1_000_000 }), 200),
         ("PUT", "/v0/topics/full", json!({ "cap_records": 1, "discard": "reject" }), 201),
         ("POST", "/v0/topics/told", full, 200),
+        ("POST", "/v0/topics/appended", json!({ "data": 1 }), 201),
         (
             "PUT",
             "/v0/routers/told-router",
@@ -100,6 +102,7 @@ async fn the_log_tells_who_changed_what_and_who_was_refused() {
             201,
         ),
         ("PUT", "/v0/routers/told-mirror", mirror, 201),
+        ("POST", "/v0/routers/told-mirror/pause", json!({}), 200),
         ("POST", "/v0/routers/told-mirror/pause", json!({}), 200),
         ("POST", "/v0/routers/told-mirror/resume", json!({}), 200),
     ] {
@@ -109,6 +112,7 @@ async fn the_log_tells_who_changed_what_and_who_was_refused() {
         "the cluster is m1 (voter, ",
         r#"key 1 (read+write+delete+admin) from 127.0.0.1 made topic "told""#,
         r#"from 127.0.0.1 configured topic "told""#,
+        r#"key 1 (read+write+delete+admin) from 127.0.0.1 made topic "appended" by an append"#,
         r#"made router "told-router" from "told" to "full""#,
         r#"made router "told-mirror" from "far" of another cluster to "near""#,
         r#"paused router "told-mirror""#,
@@ -133,11 +137,11 @@ async fn the_log_tells_who_changed_what_and_who_was_refused() {
         assert_eq!(send("hunter4", "GET", "/v0/topics", json!({})).await, 401);
     }
     for line in [
-        r#"deleted 1 records of topic "told" (1 deletes since the last line)"#,
+        r#"deleted 1 records of topic "told""#,
         r#"deleted router "told-mirror""#,
         r#"deleted topic "told", and 1 routers that named it"#,
-        r#"1 refused with forbidden: key 2 (read) from 127.0.0.1: the key has no admin right on "told""#,
-        "1 refused with unauthorized: a request from 127.0.0.1: the key is not known",
+        r#"refused with forbidden: key 2 (read) from 127.0.0.1: the key has no admin right on "told""#,
+        "refused with unauthorized: a request from 127.0.0.1: the key is not known",
     ] {
         says(&cluster, 0, line).await;
     }
@@ -149,6 +153,10 @@ async fn the_log_tells_who_changed_what_and_who_was_refused() {
         1,
         "what was gone was not deleted again: {log}"
     );
+    says(&cluster, 0, "19 more within ").await;
+    for (part, changes) in [(r#"configured topic "told""#, 1), (r#"paused router "told-mirror""#, 1)] {
+        assert_eq!(lines_with(part), changes, "what was so already was not changed: {log}");
+    }
     assert_eq!(lines_with("settings: "), 1, "{log}");
     assert_eq!(lines_with("max_topics=77"), 1, "{log}");
     assert_eq!(lines_with("api_keys=(hidden)"), 1, "{log}");

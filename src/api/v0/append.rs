@@ -7,6 +7,7 @@ use axum::response::Response;
 use super::append_body::{AppendBody, check_idempotency_key};
 use crate::api::Api;
 use crate::api::call::{Call, TopicCall, Write};
+use crate::api::change::{self, carry_through};
 use crate::api::json::{JsonWriter, Millis};
 use crate::api::problem::internal;
 use crate::api::reply::{Answer, Reply, created_or_ok};
@@ -21,15 +22,34 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 pub const REPLY_ROOM_BYTES: usize = 320;
 pub const SEQ_ROOM_BYTES: usize = 12;
 
-pub async fn append(State(api): State<Api>, TopicCall { mut call, topic }: TopicCall<Write>) -> Answer {
+pub async fn append(State(api): State<Api>, call: TopicCall<Write>) -> Answer {
+    match api.engine.catalog().get(&call.topic) {
+        Some(_) => append_to(api, call).await,
+        // Maybe it makes the topic.
+        None => carry_through(append_to(api, call)).await,
+    }
+}
+
+async fn append_to(api: Api, TopicCall { mut call, topic }: TopicCall<Write>) -> Answer {
     let Prepared { draft, is_creation_forbidden } = prepare_call(&call, &topic)?;
     call.replace_body();
     api.engine.admit()?;
     let (outcome, timings) = api.engine.propose(draft).await?;
     match outcome {
-        Outcome::Appended(appended) => Ok(reply(&api, &call, &topic, appended, timings)),
+        Outcome::Appended(appended) => {
+            tell_if_made(&api, &call.caller, &topic, appended);
+            Ok(reply(&api, &call, &topic, appended, timings))
+        }
         Outcome::Refused(refusal) => Err(refusal_error(&call.caller, &topic, refusal, is_creation_forbidden)),
         other => Err(internal(format_args!("an append came out as {other:?}"))),
+    }
+}
+
+/// Tells the log of a topic that an append has made.
+pub fn tell_if_made(api: &Api, caller: &Caller, topic: &str, appended: Appended) {
+    if appended.created {
+        let lines = &api.metrics.changes.made_by_appends;
+        change::tell(lines, caller, format_args!("made topic {topic:?} by an append"));
     }
 }
 

@@ -5,11 +5,12 @@ use axum::response::Response;
 
 use super::append::{
     REPLY_ROOM_BYTES, SEQ_ROOM_BYTES, idempotency_key_of_header, is_fsync, may_create_with, put_seqs,
-    put_timings, refusal_error,
+    put_timings, refusal_error, tell_if_made,
 };
 use super::append_many_body::{AppendManyBody, of_entry};
 use crate::api::Api;
 use crate::api::call::{Call, Write};
+use crate::api::change::carry_through;
 use crate::api::problem::internal;
 use crate::api::reply::{Answer, Reply, created_or_ok};
 use crate::auth::Scope;
@@ -20,11 +21,23 @@ use crate::state::{AppendPart, Appended, Create, Draft, Outcome};
 pub async fn append_many(State(api): State<Api>, mut call: Call<Write>) -> Answer {
     let prepared = prepare(&call)?;
     call.replace_body();
+    let is_known = |target: &Target| api.engine.catalog().get(&target.topic).is_some();
+    match prepared.topics.iter().all(is_known) {
+        true => append_to(api, call, prepared).await,
+        // Maybe it makes some.
+        false => carry_through(append_to(api, call, prepared)).await,
+    }
+}
+
+async fn append_to(api: Api, call: Call<Write>, prepared: Prepared) -> Answer {
     api.engine.admit()?;
     let (outcome, timings) = api.engine.propose(prepared.draft).await?;
     let topics = prepared.topics;
     match outcome {
         Outcome::AppendedMany(appended) if appended.len() == topics.len() => {
+            for (target, appended) in topics.iter().zip(&appended) {
+                tell_if_made(&api, &call.caller, &target.topic, *appended);
+            }
             Ok(reply(&api, &call, &topics, &appended, timings))
         }
         Outcome::PartRefused { part, refusal } => Err(match topics.get(part as usize) {

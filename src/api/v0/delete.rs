@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::api::Api;
 use crate::api::call::{Delete, TopicCall};
+use crate::api::change::carry_through;
 use crate::api::reply::{Answer, Reply};
 use crate::api::shape::parse_object;
 use crate::error::Error;
@@ -29,18 +30,18 @@ fn parse_delete(json: &[u8]) -> Result<(Option<u64>, Option<TagMatch>), Error> {
     Ok((body.before_seq, tags))
 }
 
-pub async fn delete(State(api): State<Api>, TopicCall { mut call, topic }: TopicCall<Delete>) -> Answer {
+pub async fn delete(State(api): State<Api>, call: TopicCall<Delete>) -> Answer {
+    carry_through(delete_records(api, call)).await
+}
+
+async fn delete_records(api: Api, TopicCall { mut call, topic }: TopicCall<Delete>) -> Answer {
     let (before_seq, tags) = parse_delete(call.json()?)?;
     call.forget_body();
     api.engine.admit()?;
     let deleted = api.engine.delete_records(&topic, before_seq, tags).await?;
-    if deleted.deleted > 0
-        && let Some(count) = api.metrics.deletes.happened()
-    {
-        let records = deleted.deleted;
-        call.tell(format_args!(
-            "deleted {records} records of topic {topic:?} ({count} deletes since the last line)"
-        ));
+    if deleted.deleted > 0 {
+        let (lines, records) = (&api.metrics.changes.record_deletes, deleted.deleted);
+        call.tell(lines, format_args!("deleted {records} records of topic {topic:?}"));
     }
     let mut reply = Reply::new(call.arrived, 256);
     reply.json.field("topic", topic.as_str());

@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 use super::router_config::{parse_config, put_config};
 use crate::api::Api;
-use crate::api::call::{Admin, Delete, Needs, Read, RouterCall};
+use crate::api::call::{Admin, Delete, Read, RouterCall};
+use crate::api::change::carry_through;
 use crate::api::json::{JsonWriter, ToJson};
 use crate::api::name::check_topic_name;
 use crate::api::problem::internal;
@@ -18,13 +19,25 @@ use crate::error::{Code, Error};
 use crate::limits::SEQ_LIMIT;
 use crate::state::{Draft, Outcome, PutRouter, Refusal, RouterConfig};
 
-pub async fn put(State(api): State<Api>, RouterCall { mut call, router }: RouterCall<Admin>) -> Answer {
+pub async fn put(State(api): State<Api>, call: RouterCall<Admin>) -> Answer {
+    carry_through(put_router(api, call)).await
+}
+
+async fn put_router(api: Api, RouterCall { mut call, router }: RouterCall<Admin>) -> Answer {
     let (mut config, is_start_given) = parse_config(call.json()?)?;
     call.forget_body();
     check_names(&call.caller, &config)?;
     api.engine.admit()?;
     let put = PutRouter { name: &router, config: config.clone(), is_start_given };
-    let (created, start, has_token) = match api.engine.put_router(&put).await? {
+    let proposed = api.engine.put_router(&put).await;
+    let asked = |error: &Error| {
+        api.metrics.changes.tell_if_unknown(
+            &call.caller,
+            error,
+            format_args!("make or configure router {router:?}"),
+        )
+    };
+    let (created, start, has_token) = match proposed.inspect_err(asked)? {
         Outcome::RouterPut { created, start, has_token } => (created, start, has_token),
         Outcome::RouterCycle { cycle } => return Err(cycle_error(&router, &cycle)),
         Outcome::Refused(Refusal::TopicNotFound) => return Err(Error::topic_not_found(&config.dest)),
@@ -37,7 +50,8 @@ pub async fn put(State(api): State<Api>, RouterCall { mut call, router }: Router
     }
     let (done, source, dest) = (if created { "made" } else { "configured" }, &config.source, &config.dest);
     let from = if config.is_local() { "" } else { " of another cluster" };
-    call.tell(format_args!("{done} router {router:?} from {source:?}{from} to {dest:?}"));
+    let lines = &api.metrics.changes.routers;
+    call.tell(lines, format_args!("{done} router {router:?} from {source:?}{from} to {dest:?}"));
     let mut reply = Reply::new(call.arrived, 768);
     reply.json.field("router", router.as_str());
     reply.json.field("created", created);
@@ -106,15 +120,23 @@ pub async fn get(State(api): State<Api>, RouterCall { call, router }: RouterCall
     Ok(reply.finish(StatusCode::OK))
 }
 
-pub async fn delete(State(api): State<Api>, RouterCall { call, router }: RouterCall<Delete>) -> Answer {
+pub async fn delete(State(api): State<Api>, call: RouterCall<Delete>) -> Answer {
+    carry_through(delete_router(api, call)).await
+}
+
+async fn delete_router(api: Api, RouterCall { call, router }: RouterCall<Delete>) -> Answer {
     api.engine.admit()?;
-    let (outcome, _) = api.engine.propose(Draft::delete_router(&router)).await?;
+    let proposed = api.engine.propose(Draft::delete_router(&router)).await;
+    let asked = |error: &Error| {
+        api.metrics.changes.tell_if_unknown(&call.caller, error, format_args!("delete router {router:?}"))
+    };
+    let (outcome, _) = proposed.inspect_err(asked)?;
     let deleted = match outcome {
         Outcome::RouterDeleted { deleted } => deleted,
         other => return Err(internal(format_args!("a DELETE of a router came out as {other:?}"))),
     };
     if deleted {
-        call.tell(format_args!("deleted router {router:?}"));
+        call.tell(&api.metrics.changes.router_deletes, format_args!("deleted router {router:?}"));
     }
     let mut reply = Reply::new(call.arrived, 256);
     reply.json.field("router", router.as_str());
@@ -123,22 +145,32 @@ pub async fn delete(State(api): State<Api>, RouterCall { call, router }: RouterC
 }
 
 pub async fn pause(State(api): State<Api>, call: RouterCall<Admin>) -> Answer {
-    set_paused(&api, call, true).await
+    carry_through(set_paused(api, call, true)).await
 }
 
 pub async fn resume(State(api): State<Api>, call: RouterCall<Admin>) -> Answer {
-    set_paused(&api, call, false).await
+    carry_through(set_paused(api, call, false)).await
 }
 
-async fn set_paused<N: Needs>(api: &Api, RouterCall { call, router }: RouterCall<N>, pause: bool) -> Answer {
+async fn set_paused(api: Api, RouterCall { call, router }: RouterCall<Admin>, pause: bool) -> Answer {
     api.engine.admit()?;
-    let (outcome, _) = api.engine.propose(Draft::pause_router(&router, pause)).await?;
+    // As far as this member knows.
+    let was_paused = api.engine.routers().get(&router).map(|shared| shared.read().is_paused);
+    let proposed = api.engine.propose(Draft::pause_router(&router, pause)).await;
+    let what = if pause { "pause" } else { "resume" };
+    let asked = |error: &Error| {
+        api.metrics.changes.tell_if_unknown(&call.caller, error, format_args!("{what} router {router:?}"))
+    };
+    let (outcome, _) = proposed.inspect_err(asked)?;
     let is_paused = match outcome {
         Outcome::RouterPaused { is_paused } => is_paused,
         Outcome::Refused(refusal) => return Err(refusal.into_error(&router)),
         other => return Err(internal(format_args!("a pause came out as {other:?}"))),
     };
-    call.tell(format_args!("{} router {router:?}", if is_paused { "paused" } else { "resumed" }));
+    if was_paused != Some(is_paused) {
+        let done = if is_paused { "paused" } else { "resumed" };
+        call.tell(&api.metrics.changes.pauses, format_args!("{done} router {router:?}"));
+    }
     let state = if is_paused { LinkState::Paused } else { LinkState::Running };
     let mut reply = Reply::new(call.arrived, 256);
     reply.json.field("router", router.as_str());
@@ -154,7 +186,11 @@ struct SkipBody<'a> {
 }
 
 /// Has a mirror pass over a record that cannot be stored (C-MIRROR-18).
-pub async fn skip(State(api): State<Api>, RouterCall { call, router }: RouterCall<Admin>) -> Answer {
+pub async fn skip(State(api): State<Api>, call: RouterCall<Admin>) -> Answer {
+    carry_through(skip_record(api, call)).await
+}
+
+async fn skip_record(api: Api, RouterCall { call, router }: RouterCall<Admin>) -> Answer {
     let body: SkipBody<'_> = parse_object(call.json()?)?;
     let (topic, seq) = (body.topic.as_str(), body.seq);
     if !(1..SEQ_LIMIT).contains(&seq) {
@@ -163,13 +199,22 @@ pub async fn skip(State(api): State<Api>, RouterCall { call, router }: RouterCal
     check_topic_name(topic)?;
     call.caller.check(Scope::Admin, Some(topic))?;
     api.engine.admit()?;
-    let (outcome, _) = api.engine.propose(Draft::skip_record(&router, topic, seq)).await?;
+    let proposed = api.engine.propose(Draft::skip_record(&router, topic, seq)).await;
+    let asked = |error: &Error| {
+        api.metrics.changes.tell_if_unknown(
+            &call.caller,
+            error,
+            format_args!("have router {router:?} pass over record {seq} of topic {topic:?}"),
+        );
+    };
+    let (outcome, _) = proposed.inspect_err(asked)?;
     let skipped = match outcome {
         Outcome::RecordSkipped { skipped } => skipped,
         Outcome::Refused(refusal) => return Err(refusal.into_error(&router)),
         other => return Err(internal(format_args!("a skip came out as {other:?}"))),
     };
-    call.tell(format_args!("had router {router:?} pass over record {seq} of topic {topic:?}"));
+    let lines = &api.metrics.changes.skips;
+    call.tell(lines, format_args!("had router {router:?} pass over record {seq} of topic {topic:?}"));
     let mut reply = Reply::new(call.arrived, 512);
     reply.json.field("router", router.as_str());
     reply.json.field("topic", topic);

@@ -6,31 +6,53 @@ use axum::http::StatusCode;
 use super::topic_config::parse_config;
 use crate::api::Api;
 use crate::api::call::{Admin, Delete, Read, TopicCall};
+use crate::api::change::carry_through;
 use crate::api::json::JsonWriter;
 use crate::api::problem::internal;
 use crate::api::reply::{Answer, Reply, created_or_ok};
 use crate::error::Error;
-use crate::state::{Draft, Outcome, Topic, TopicType};
+use crate::state::{Draft, Outcome, Topic, TopicConfig, TopicType};
 
-pub async fn put(State(api): State<Api>, TopicCall { mut call, topic }: TopicCall<Admin>) -> Answer {
+pub async fn put(State(api): State<Api>, call: TopicCall<Admin>) -> Answer {
+    carry_through(put_topic(api, call)).await
+}
+
+async fn put_topic(api: Api, TopicCall { mut call, topic }: TopicCall<Admin>) -> Answer {
     let config = parse_config(call.json_or_empty_object()?, &topic)?;
     call.forget_body();
     if let Some(dead_letter) = &config.dead_letter {
         call.caller.check_dest(dead_letter)?;
     }
     api.engine.admit()?;
-    let (outcome, _) = api.engine.propose(Draft::put_topic(&topic, &config)).await?;
+    let before = api.engine.catalog().get(&topic).map(|shared| shared.read().config.clone());
+    let proposed = api.engine.propose(Draft::put_topic(&topic, &config)).await;
+    let asked = |error: &Error| {
+        api.metrics.changes.tell_if_unknown(
+            &call.caller,
+            error,
+            format_args!("make or configure topic {topic:?}"),
+        )
+    };
+    let (outcome, _) = proposed.inspect_err(asked)?;
     let (created, config) = match outcome {
         Outcome::TopicPut { created, config } => (created, config),
         Outcome::Refused(refusal) => return Err(refusal.into_error(&topic)),
         other => return Err(internal(format_args!("a PUT came out as {other:?}"))),
     };
-    call.tell(format_args!("{} topic {topic:?}", if created { "made" } else { "configured" }));
+    if is_change(created, before.as_ref(), &config) {
+        let done = if created { "made" } else { "configured" };
+        call.tell(&api.metrics.changes.topics, format_args!("{done} topic {topic:?}"));
+    }
     let mut reply = Reply::new(call.arrived, 768);
     reply.json.field("topic", topic.as_str());
     reply.json.field("created", created);
     reply.json.field("config", &config);
     Ok(reply.finish(created_or_ok(created)))
+}
+
+/// Whether a PUT has changed a topic that had the config `before`, as far as this member knew.
+fn is_change(created: bool, before: Option<&TopicConfig>, now: &TopicConfig) -> bool {
+    created || before != Some(now)
 }
 
 pub async fn get(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Read>) -> Answer {
@@ -50,10 +72,18 @@ pub async fn get(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Re
     Ok(reply.finish(StatusCode::OK))
 }
 
-pub async fn delete(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Delete>) -> Answer {
+pub async fn delete(State(api): State<Api>, call: TopicCall<Delete>) -> Answer {
+    carry_through(delete_topic(api, call)).await
+}
+
+async fn delete_topic(api: Api, TopicCall { call, topic }: TopicCall<Delete>) -> Answer {
     let if_empty = call.query().flag("if_empty", false);
     api.engine.admit()?;
-    let (outcome, _) = api.engine.propose(Draft::delete_topic(&topic, if_empty)).await?;
+    let proposed = api.engine.propose(Draft::delete_topic(&topic, if_empty)).await;
+    let asked = |error: &Error| {
+        api.metrics.changes.tell_if_unknown(&call.caller, error, format_args!("delete topic {topic:?}"))
+    };
+    let (outcome, _) = proposed.inspect_err(asked)?;
     let (deleted, routers_removed) = match outcome {
         Outcome::TopicDeleted { deleted, routers_removed } => (deleted, routers_removed),
         Outcome::Refused(refusal) => return Err(refusal.into_error(&topic)),
@@ -61,7 +91,8 @@ pub async fn delete(State(api): State<Api>, TopicCall { call, topic }: TopicCall
     };
     if deleted {
         let routers = routers_removed.len();
-        call.tell(format_args!("deleted topic {topic:?}, and {routers} routers that named it"));
+        let lines = &api.metrics.changes.topic_deletes;
+        call.tell(lines, format_args!("deleted topic {topic:?}, and {routers} routers that named it"));
     }
     let mut reply = Reply::new(call.arrived, 256);
     reply.json.field("topic", topic.as_str());
@@ -99,7 +130,15 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::state::TopicConfig;
+
+    #[test]
+    fn a_put_of_what_is_there_is_no_change() {
+        let (plain, capped) =
+            (TopicConfig::default(), TopicConfig { cap_records: 7, ..TopicConfig::default() });
+        assert!(!is_change(false, Some(&plain), &plain));
+        assert!(is_change(false, Some(&plain), &capped) && is_change(true, None, &plain));
+        assert!(is_change(false, None, &plain), "this member did not know it yet");
+    }
 
     #[test]
     fn a_state_looks_as_in_the_contract() {

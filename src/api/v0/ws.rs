@@ -139,7 +139,12 @@ impl Socket {
             }
             let event = self.next_event().await;
             if let Err(ending) = self.handle(event).await {
-                return self.socket.end(ending).await;
+                self.socket.end(ending).await;
+                // What it changes is told in the log all the same.
+                if let Some(working) = self.working {
+                    working.await;
+                }
+                return;
             }
         }
     }

@@ -4,7 +4,9 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::append::{Prepared, REPLY_ROOM_BYTES, is_fsync, prepare, put_seqs, put_timings, refusal_error};
+use super::append::{
+    Prepared, REPLY_ROOM_BYTES, is_fsync, prepare, put_seqs, put_timings, refusal_error, tell_if_made,
+};
 use super::append_body::AppendBody;
 use super::frame::{error_message, message, refusal_message};
 use super::watch::{Places, put_places, start_places};
@@ -128,6 +130,7 @@ async fn publish(api: &Api, caller: &Caller, json: &[u8], request_id: Option<&st
     let (outcome, timings) = api.engine.propose(draft).await?;
     match outcome {
         Outcome::Appended(appended) => {
+            tell_if_made(api, caller, topic, appended);
             let is_fsync = is_fsync(api, topic);
             let mut json = JsonWriter::with_capacity(REPLY_ROOM_BYTES + topic.len());
             json.object(|json| {
