@@ -94,7 +94,7 @@ async fn the_log_tells_who_changed_what_and_who_was_refused() {
         ("PUT", "/v0/topics/told", json!({ "ttl_ms": 1_000_000 }), 200),
         ("PUT", "/v0/topics/full", json!({ "cap_records": 1, "discard": "reject" }), 201),
         ("POST", "/v0/topics/told", full, 200),
-        ("POST", "/v0/topics/appended", json!({ "data": 1 }), 201),
+        ("POST", "/v0/topics/appended", json!({ "records": [{ "data": 1 }] }), 201),
         (
             "PUT",
             "/v0/routers/told-router",
