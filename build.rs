@@ -35,10 +35,12 @@ fn commit_of_git() -> Option<String> {
     let words = git(&["rev-parse", "--show-cdup", "--short=12", "HEAD"])?;
     // The way up to the top of the repository, which is empty at the top.
     let commit = words.strip_prefix('\n')?;
+    // What makes it another build than that of the commit; with a change there the crate is compiled anew in any case.
+    println!("cargo::rerun-if-changed=src");
     // One of these changes with every commit; the log is not kept everywhere. A file that is not there would have cargo
     // look again with every build.
     let branch = git(&["symbolic-ref", "--quiet", "HEAD"]);
-    let watched = ["logs/HEAD", "HEAD", "packed-refs", "index"].into_iter().chain(branch.as_deref());
+    let watched = ["logs/HEAD", "HEAD", "packed-refs"].into_iter().chain(branch.as_deref());
     for file in watched {
         if let Some(path) = git(&["rev-parse", "--git-path", file.trim()])
             && Path::new(path.trim()).exists()
@@ -46,8 +48,8 @@ fn commit_of_git() -> Option<String> {
             println!("cargo::rerun-if-changed={}", path.trim());
         }
     }
-    let is_dirty =
-        git(&["status", "--porcelain", "--untracked-files=no"]).is_none_or(|changes| !changes.is_empty());
+    let is_dirty = git(&["--no-optional-locks", "status", "--porcelain", "--untracked-files=no"])
+        .is_none_or(|changes| !changes.is_empty());
     Some(format!("{}{}", commit.trim(), if is_dirty { "-dirty" } else { "" }))
 }
 
