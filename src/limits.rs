@@ -325,6 +325,12 @@ pub const MAX_REPORTED_PER_TOPIC: usize = 1 << 17;
 pub const MAX_ORIGINS_PER_TOPIC: usize = 1 << 16;
 /// Topics that a mirror may not make of which it is noted where it begins.
 pub const MAX_BEGUN_PER_ROUTER: usize = 1 << 16;
+/// The same of the whole cluster: origins of all topics, and beginnings of all routers.
+pub const MAX_ORIGINS: usize = 1 << 20;
+pub const MAX_BEGUN: usize = 1 << 20;
+/// Gaps, and stretches that are known to be lost, of all topics; beyond, each origin of a topic makes no second one.
+pub const MAX_GAPS: usize = 1 << 20;
+pub const MAX_REPORTED: usize = 1 << 20;
 /// As [`MAX_TOLD_RANGES`], of all origins of a topic together.
 pub const MAX_TOLD_RANGES_IN_ALL: usize = 4096;
 /// Topics that one page of a list names, and that a mirror lets another cluster list in all.

@@ -70,7 +70,8 @@ fn held(topic: &Topic) -> Held {
 }
 
 impl SharedTopic {
-    fn new(topic: Topic, totals: Arc<Totals>) -> Self {
+    fn new(mut topic: Topic, totals: Arc<Totals>) -> Self {
+        topic.origins.count_in(totals.foreign().clone());
         totals.replace(Held::default(), held(&topic));
         SharedTopic {
             epoch: topic.epoch,
@@ -170,7 +171,10 @@ impl Catalog {
     pub(super) fn remove(&self, name: &str) -> Option<Arc<SharedTopic>> {
         let removed = self.topics.write().remove(name)?;
         removed.is_deleted.store(true, Ordering::Release);
-        self.totals.replace(held(&removed.read()), Held::default());
+        let mut topic = removed.topic.write();
+        topic.origins.count_in(Arc::default());
+        self.totals.replace(held(&topic), Held::default());
+        drop(topic);
         Some(removed)
     }
 

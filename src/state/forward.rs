@@ -27,6 +27,7 @@ use super::topic::Topic;
 use super::topic_config::{Discard, TopicConfig, TopicType};
 use super::{Applied, Missing, MissingBlock, SharedTopic, State};
 use crate::codec::Malformed;
+use crate::limits::MAX_ORIGINS;
 use crate::storage::EntryId;
 
 /// One part of a command, planned.
@@ -56,6 +57,8 @@ pub(super) struct Copies {
     /// What the records of all items count for, one after the other.
     sizes_bytes: Vec<u32>,
     bytes: u64,
+    /// Origins that the destination may get to know by it.
+    new_origins: usize,
     /// Position after it.
     seq: u64,
     entry: Option<EntryId>,
@@ -68,6 +71,14 @@ enum Dest {
     New { name: Arc<str>, topic_type: TopicType },
 }
 
+/// What there is room for in the whole cluster, as the parts leave it that are planned already.
+#[derive(Clone, Copy)]
+struct Left {
+    bytes: u64,
+    topics: u64,
+    origins: usize,
+}
+
 impl State {
     /// Plans the parts of a command, and says what it needs for that.
     pub(super) fn missing_to_route(
@@ -75,11 +86,11 @@ impl State {
         parts: &[RoutePart],
         now_ms: u64,
     ) -> Result<Missing, Malformed> {
-        let mut quota_left = self.quota_left();
+        let mut left = self.left();
         let (mut planned, mut missing, mut dests) = (Vec::new(), Missing::default(), BTreeSet::new());
         for part in parts {
-            let plan = self.plan_route(part, now_ms, quota_left, &mut dests, &mut missing)?;
-            self.note_plan(&plan, now_ms, &mut quota_left, &mut missing);
+            let plan = self.plan_route(part, now_ms, left, &mut dests, &mut missing)?;
+            self.note_plan(&plan, now_ms, &mut left, &mut missing);
             planned.push(plan);
         }
         self.planned_copies = planned;
@@ -87,31 +98,35 @@ impl State {
     }
 
     pub(super) fn missing_to_copy(&mut self, copy: &Copy<'_>, now_ms: u64) -> Missing {
-        let mut quota_left = self.quota_left();
-        let mut topics_left = self.topics_left();
+        let mut left = self.left();
         let (mut planned, mut missing, mut dests) = (Vec::new(), Missing::default(), BTreeSet::new());
         let instances: Vec<Arc<Instance>> = copy.instances.iter().cloned().map(Arc::new).collect();
         let mut position = 0;
         for part in &copy.parts {
             let first_position = position;
             position += part.record_count() as usize;
-            let place = (first_position, quota_left, &mut topics_left);
-            let plan = self.plan_copy(copy, part, &instances, place, &mut dests);
-            self.note_plan(&plan, now_ms, &mut quota_left, &mut missing);
+            let plan = self.plan_copy(copy, part, &instances, (first_position, &mut left), &mut dests);
+            self.note_plan(&plan, now_ms, &mut left, &mut missing);
             planned.push(plan);
         }
         self.planned_copies = planned;
         missing
     }
 
-    fn note_plan(&self, plan: &Planned, now_ms: u64, quota_left: &mut u64, missing: &mut Missing) {
+    fn note_plan(&self, plan: &Planned, now_ms: u64, left: &mut Left, missing: &mut Missing) {
         let Planned::Copies(copies) = plan else { return };
-        *quota_left -= copies.bytes;
+        left.bytes -= copies.bytes;
+        left.origins -= copies.new_origins;
         let Dest::Existing(shared) = &copies.dest else { return };
         let new_records = (copies.sizes_bytes.len() as u64, copies.bytes);
         if let Some(first_seq) = shared.read().missing_block(now_ms, new_records, None) {
             missing.blocks.push(MissingBlock { topic: shared.clone(), first_seq });
         }
+    }
+
+    fn left(&self) -> Left {
+        let origins = MAX_ORIGINS.saturating_sub(self.catalog.totals().foreign().origins());
+        Left { bytes: self.quota_left(), topics: self.topics_left(), origins }
     }
 
     fn quota_left(&self) -> u64 {
@@ -133,11 +148,11 @@ impl State {
         own_cluster_id: u128,
         dest: Option<&'a Topic>,
         dest_name: &'a str,
-        quota_left: u64,
+        left: Left,
     ) -> Planner<'a> {
         let config = dest.map_or(TopicConfig::default(), |dest| dest.config.clone());
         let (count, bytes) = dest.map_or((0, 0), |dest| (dest.count, dest.bytes));
-        let left = |cap: u64, held: u64| match (config.discard, cap) {
+        let room = |cap: u64, held: u64| match (config.discard, cap) {
             (Discard::Old, _) | (_, 0) => u64::MAX,
             (Discard::Reject, cap) => cap.saturating_sub(held),
         };
@@ -147,8 +162,8 @@ impl State {
             items: Vec::new(),
             sizes_bytes: Vec::new(),
             bytes: 0,
-            records_left: left(config.cap_records, count),
-            bytes_left: left(config.cap_bytes, bytes),
+            records_left: room(config.cap_records, count),
+            bytes_left: room(config.cap_bytes, bytes),
             full: Refusal::TopicFull {
                 cap_records: config.cap_records,
                 cap_bytes: config.cap_bytes,
@@ -156,11 +171,12 @@ impl State {
                 earliest_seq: dest.map_or(1, |dest| dest.earliest_seq),
             },
             dest,
-            quota_left,
+            quota_left: left.bytes,
             over_quota: Refusal::OverLimit { limit: Limit::MaxTotalBytes, max: self.limits.max_total_bytes },
             stopped: None,
             examined_seq: 0,
             new_origins: BTreeSet::new(),
+            origins_left: left.origins,
             turns: Turns::default(),
         }
     }
@@ -170,7 +186,7 @@ impl State {
         &self,
         part: &RoutePart,
         now_ms: u64,
-        quota_left: u64,
+        left: Left,
         dests: &mut BTreeSet<Arc<str>>,
         missing: &mut Missing,
     ) -> Result<Planned, Malformed> {
@@ -196,7 +212,7 @@ impl State {
         }
         let (source_topic, dest_topic) = (source.read(), dest.read());
         let own = Instance::of_topic(cluster, source_topic.name.clone(), source.epoch);
-        let mut planner = self.planner(cluster.id, Some(&dest_topic), &router.dest, quota_left);
+        let mut planner = self.planner(cluster.id, Some(&dest_topic), &router.dest, left);
         planner.examined_seq = part.from_seq;
         let mut looked = Looked { expired_to_seq: 0, missing: None };
         let route = LocalRoute { source: &source_topic, own: &own, overlay, part, now_ms };
@@ -226,7 +242,7 @@ impl State {
             Some((seq, refusal)) => (seq.max(part.from_seq).max(evicted_to_seq), Some(refusal)),
             None => (to_seq.max(evicted_to_seq), None),
         };
-        let Planner { items, sizes_bytes, bytes, .. } = planner;
+        let Planner { items, sizes_bytes, bytes, new_origins, .. } = planner;
         drop(dest_topic);
         Ok(Planned::Copies(Box::new(Copies {
             source: router.source.clone(),
@@ -236,6 +252,7 @@ impl State {
             items,
             sizes_bytes,
             bytes,
+            new_origins: new_origins.len(),
             seq,
             entry: None,
             stopped,
@@ -248,7 +265,7 @@ impl State {
         copy: &Copy<'_>,
         part: &CopyPart<'_>,
         instances: &[Arc<Instance>],
-        (first_position, quota_left, topics_left): (usize, u64, &mut u64),
+        (first_position, left): (usize, &mut Left),
         dests: &mut BTreeSet<Arc<str>>,
     ) -> Planned {
         let router = self.routers.shared.of_generation(copy.generation);
@@ -274,7 +291,7 @@ impl State {
         }
         let refusal = match &dest {
             None if !router.read().config.create_dest => Some(Refusal::TopicNotFound),
-            None if *topics_left == 0 => {
+            None if left.topics == 0 => {
                 Some(Refusal::OverLimit { limit: Limit::MaxTopics, max: self.limits.max_topics })
             }
             _ => None,
@@ -286,9 +303,9 @@ impl State {
             });
             return Planned::Refused(refusal, begun);
         }
-        *topics_left -= u64::from(dest.is_none());
+        left.topics -= u64::from(dest.is_none());
         let topic = dest.as_ref().map(|dest| dest.read());
-        let mut planner = self.planner(cluster.id, topic.as_deref(), part.dest, quota_left);
+        let mut planner = self.planner(cluster.id, topic.as_deref(), part.dest, *left);
         // Two of `instances` may be the same, and another cluster is not trusted to name anything once.
         let mut offered: BTreeMap<InstanceKey, SeqSet> = BTreeMap::new();
         let mut offered_gaps: BTreeMap<InstanceKey, Reported> = BTreeMap::new();
@@ -356,7 +373,7 @@ impl State {
             None if part.to_seq < from_seq => (from_seq, None, None),
             None => (part.to_seq, part.to_entry, None),
         };
-        let Planner { items, sizes_bytes, bytes, .. } = planner;
+        let Planner { items, sizes_bytes, bytes, new_origins, .. } = planner;
         drop(topic);
         Planned::Copies(Box::new(Copies {
             source: part.source.into(),
@@ -369,6 +386,7 @@ impl State {
             items,
             sizes_bytes,
             bytes,
+            new_origins: new_origins.len(),
             seq,
             entry,
             stopped,
@@ -432,7 +450,7 @@ impl State {
     /// Notes where a mirror begins in a topic, for whichever destination there will be.
     fn note_begun(&mut self, begun: Begun) {
         let Begun { router, source, source_epoch, seq } = begun;
-        if !router.read().may_note_begun(&source) {
+        if !router.read().may_note_begun(&source, self.routers.begun_count()) {
             return;
         }
         let reached = Reached { source_epoch, dest_epoch: 0, seq, entry: None };
@@ -496,3 +514,6 @@ impl State {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use super::outcome::Refusal;
 use super::quota::Limit;
 use super::run::{Overlay, Run};
 use super::topic::Topic;
-use crate::limits::MAX_ORIGINS_PER_TOPIC;
+use crate::limits::{MAX_ORIGINS, MAX_ORIGINS_PER_TOPIC};
 use crate::storage::EntryId;
 
 pub(super) enum Item {
@@ -64,6 +64,8 @@ pub(super) struct Planner<'a> {
     pub examined_seq: u64,
     /// Of which the destination has nothing yet, and gets something now.
     pub new_origins: BTreeSet<InstanceKey>,
+    /// How many of them there may be in the whole cluster.
+    pub origins_left: usize,
     /// For finding out what was lost.
     pub turns: Turns,
 }
@@ -133,12 +135,18 @@ impl Planner<'_> {
     /// stays for ever, and another cluster may name any number. If not, it stops.
     fn has_place_for(&mut self, instance: &Instance) -> bool {
         let known = self.dest.map_or(0, |dest| dest.origins.all().len());
-        let key = instance.key();
-        if known + self.new_origins.len() < MAX_ORIGINS_PER_TOPIC || self.new_origins.contains(&key) {
-            self.new_origins.insert(key);
+        let (key, new) = (instance.key(), self.new_origins.len());
+        if self.new_origins.contains(&key) {
             return true;
         }
-        let (limit, max) = (Limit::OriginsPerTopic, MAX_ORIGINS_PER_TOPIC as u64);
+        let (limit, max) = if known + new >= MAX_ORIGINS_PER_TOPIC {
+            (Limit::OriginsPerTopic, MAX_ORIGINS_PER_TOPIC as u64)
+        } else if new >= self.origins_left {
+            (Limit::Origins, MAX_ORIGINS as u64)
+        } else {
+            self.new_origins.insert(key);
+            return true;
+        };
         self.stopped = Some((self.examined_seq, Refusal::OverLimit { limit, max }));
         false
     }

@@ -67,7 +67,7 @@ pub use origins::{Gap, Instance, Origin, Origins, Turns};
 pub use outcome::{Appended, Forwarded, Outcome, RecordsDeleted, Refusal};
 pub use own_seqs::{OwnSeqs, SeqSum};
 pub use position::{Position, Reached};
-pub use quota::{ClusterLimits, Limit, Totals};
+pub use quota::{ClusterLimits, ForeignTotals, Limit, Totals};
 pub use reported::Reported;
 pub use retention::{Floors, Freed, Reason};
 pub use router::{Router, RouterKey};
@@ -417,11 +417,21 @@ impl State {
 
     /// Says what does not hold of what must between two commands. For tests; see [`Topic::check`].
     pub fn check(&self, decodes: bool) -> Result<(), String> {
-        let mut held = (0, 0);
+        let (mut held, mut foreign) = ((0, 0), (0, 0, 0));
         for shared in self.catalog.page("", None, usize::MAX) {
             let topic = shared.read();
             topic.check(decodes)?;
             held = (held.0 + topic.count, held.1 + topic.bytes);
+            let origins = topic.origins.all();
+            foreign.0 += origins.len();
+            foreign.1 += topic.origins.gaps_in(0..=u64::MAX).count();
+            foreign.2 += origins.iter().map(|origin| origin.reported.count()).sum::<usize>();
+        }
+        let counted = self.catalog.totals().foreign();
+        let counted = (counted.origins(), counted.gaps(), counted.reported());
+        let begun = self.routers.shared.all().iter().map(|router| router.read().begun_count()).sum::<usize>();
+        if (counted, self.routers.begun_count()) != (foreign, begun) {
+            return Err(format!("of others {foreign:?} and {begun} are known, counted are {counted:?}"));
         }
         let totals = (self.catalog.totals().records(), self.catalog.totals().bytes());
         if totals == held {

@@ -18,11 +18,12 @@ use bytes::{BufMut, BytesMut};
 use super::command::Cluster;
 use super::delete::Ranges;
 use super::own_seqs::OwnSeqs;
+use super::quota::{Foreign, ForeignTotals};
 use super::reported::Reported;
 use super::seq_set::SeqSet;
 use super::topic::TopicKey;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
-use crate::limits::{MAX_GAPS_PER_TOPIC, MAX_KNOWN_TURNS, MAX_REPORTED_PER_TOPIC};
+use crate::limits::{MAX_GAPS, MAX_GAPS_PER_TOPIC, MAX_KNOWN_TURNS, MAX_REPORTED, MAX_REPORTED_PER_TOPIC};
 
 /// One life of a topic name in one cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -81,6 +82,8 @@ pub struct Origin {
     pub taken_count: u64,
     /// The highest seq taken.
     pub last_seq: u64,
+    /// Where its latest gap was told; 0 if none was.
+    last_gap_seq: u64,
     is_dirty: bool,
 }
 
@@ -92,6 +95,7 @@ impl Origin {
             reported: Reported::default(),
             taken_count: 0,
             last_seq: 0,
+            last_gap_seq: 0,
             is_dirty: true,
         }
     }
@@ -192,9 +196,19 @@ pub struct Origins {
     dirty_gaps: BTreeSet<u64>,
     /// Stretches that were reported, of all origins; at most [`MAX_REPORTED_PER_TOPIC`], but for one of each.
     reported_count: usize,
+    /// What this counts in too: those of all topics, or its own.
+    totals: Arc<ForeignTotals>,
 }
 
 impl Origins {
+    /// Counts in these from now on.
+    pub(super) fn count_in(&mut self, totals: Arc<ForeignTotals>) {
+        let all = Foreign { origins: self.all.len(), gaps: self.gaps.len(), reported: self.reported_count };
+        self.totals.remove(all);
+        totals.add(all);
+        self.totals = totals;
+    }
+
     pub fn all(&self) -> &[Origin] {
         &self.all
     }
@@ -216,6 +230,7 @@ impl Origins {
         let number = self.all.len() as u32;
         self.all.push(Origin::new(instance.clone()));
         self.numbers.insert(instance.key(), number);
+        self.totals.add(Foreign { origins: 1, ..Foreign::default() });
         number
     }
 
@@ -270,21 +285,42 @@ impl Origins {
     pub fn report(&mut self, seq: u64, mut gap: Gap) -> Gap {
         if let Some(origin) = self.all.get_mut(gap.number as usize) {
             let mut range = gap.from_seq..=gap.to_seq;
-            if self.reported_count >= MAX_REPORTED_PER_TOPIC {
+            if self.reported_count >= MAX_REPORTED_PER_TOPIC || self.totals.reported() >= MAX_REPORTED {
                 range = origin.reported.up_to_neighbour(range);
             }
             (gap.from_seq, gap.to_seq) = (*range.start(), *range.end());
             let before = origin.reported.count();
             origin.reported.insert(range);
-            self.reported_count = self.reported_count + origin.reported.count() - before;
+            let now = origin.reported.count();
+            self.reported_count = self.reported_count + now - before;
+            self.totals.remove(Foreign { reported: before, ..Foreign::default() });
+            self.totals.add(Foreign { reported: now, ..Foreign::default() });
             origin.is_dirty = true;
         }
         if self.gaps.len() >= MAX_GAPS_PER_TOPIC {
             self.join_gaps(MAX_GAPS_PER_TOPIC / 8);
         }
+        if self.totals.gaps() >= MAX_GAPS {
+            gap = self.join_latest(gap);
+        }
+        if let Some(origin) = self.all.get_mut(gap.number as usize) {
+            origin.last_gap_seq = seq;
+        }
         self.gaps.insert(seq, gap);
+        self.totals.add(Foreign { gaps: 1, ..Foreign::default() });
         self.dirty_gaps.insert(seq);
         gap
+    }
+
+    /// Takes away the latest gap of the origin of `gap`, and gives what is to be told for both.
+    fn join_latest(&mut self, gap: Gap) -> Gap {
+        let Some(seq) = self.all.get(gap.number as usize).map(|origin| origin.last_gap_seq) else {
+            return gap;
+        };
+        let Some(before) = self.gaps.remove(&seq) else { return gap };
+        self.totals.remove(Foreign { gaps: 1, ..Foreign::default() });
+        self.dirty_gaps.insert(seq);
+        Gap { from_seq: gap.from_seq.min(before.from_seq), to_seq: gap.to_seq.max(before.to_seq), ..gap }
     }
 
     /// Joins pairs of gaps of one origin, the oldest first, until there are so many fewer. A reader is told of both at
@@ -304,6 +340,7 @@ impl Origins {
         }
         for (earlier, later) in joined {
             let Some(first) = self.gaps.remove(&earlier) else { continue };
+            self.totals.remove(Foreign { gaps: 1, ..Foreign::default() });
             if let Some(gap) = self.gaps.get_mut(&later) {
                 gap.from_seq = gap.from_seq.min(first.from_seq);
                 gap.to_seq = gap.to_seq.max(first.to_seq);
@@ -331,6 +368,7 @@ impl Origins {
         while let Some(first) = self.gaps.first_entry().filter(|first| *first.key() < seq) {
             self.dirty_gaps.insert(*first.key());
             first.remove();
+            self.totals.remove(Foreign { gaps: 1, ..Foreign::default() });
         }
     }
 
@@ -397,13 +435,19 @@ impl Origins {
             TopicKey::Reported(number, first_seq) => {
                 self.all.get_mut(number as usize).ok_or(unknown)?.reported.restore(first_seq, bytes)?;
                 self.reported_count += 1;
+                self.totals.add(Foreign { reported: 1, ..Foreign::default() });
             }
             TopicKey::Foreign(chunk) => self.own.restore_chunk(chunk, bytes)?,
             TopicKey::OwnSum => self.own.restore_summed(bytes)?,
             TopicKey::Gap(seq) => {
                 let (number, from_seq, to_seq) = (reader.varint_u32()?, reader.varint()?, reader.varint()?);
                 reader.finish()?;
-                self.gaps.insert(seq, Gap { number, from_seq, to_seq });
+                if let Some(origin) = self.all.get_mut(number as usize) {
+                    origin.last_gap_seq = origin.last_gap_seq.max(seq);
+                }
+                if self.gaps.insert(seq, Gap { number, from_seq, to_seq }).is_none() {
+                    self.totals.add(Foreign { gaps: 1, ..Foreign::default() });
+                }
             }
             TopicKey::Head | TopicKey::Removed(_) | TopicKey::Runs(_) | TopicKey::Keys(_) => {
                 return Err(Malformed("origin: a value of another kind"));

@@ -3,7 +3,8 @@
 //! The bounds are settings, but a refusal must be the same at every member: so the leader writes its own
 //! into the log, and what counts is what the log said last (contract section 23).
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::BytesMut;
 
@@ -69,6 +70,8 @@ pub enum Limit {
     MaxIdempotencyKeys = 3,
     /// No setting, but a bound.
     OriginsPerTopic = 4,
+    /// Of all topics; no setting either.
+    Origins = 5,
 }
 
 impl Limit {
@@ -79,6 +82,7 @@ impl Limit {
             Limit::MaxRouters,
             Limit::MaxIdempotencyKeys,
             Limit::OriginsPerTopic,
+            Limit::Origins,
         ];
         all.into_iter().find(|limit| *limit as u8 == number)
     }
@@ -91,6 +95,7 @@ impl Limit {
             Limit::MaxRouters => "max_routers",
             Limit::MaxIdempotencyKeys => "max_idempotency_keys",
             Limit::OriginsPerTopic => "origins_per_topic",
+            Limit::Origins => "origins",
         }
     }
 }
@@ -106,15 +111,70 @@ pub(super) struct Held {
     pub keys: u64,
 }
 
+/// What topics know of where their copies come from, which other clusters make grow. Counted where it changes, in
+/// `origins.rs`, so that an append has nothing to do with it.
+#[derive(Debug, Default)]
+pub struct ForeignTotals {
+    origins: AtomicUsize,
+    gaps: AtomicUsize,
+    reported: AtomicUsize,
+}
+
+/// By how much they grow.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Foreign {
+    pub origins: usize,
+    pub gaps: usize,
+    /// Stretches that were reported as lost.
+    pub reported: usize,
+}
+
+impl ForeignTotals {
+    pub(super) fn add(&self, more: Foreign) {
+        self.origins.fetch_add(more.origins, Ordering::Relaxed);
+        self.gaps.fetch_add(more.gaps, Ordering::Relaxed);
+        self.reported.fetch_add(more.reported, Ordering::Relaxed);
+    }
+
+    pub(super) fn remove(&self, fewer: Foreign) {
+        self.origins.fetch_sub(fewer.origins, Ordering::Relaxed);
+        self.gaps.fetch_sub(fewer.gaps, Ordering::Relaxed);
+        self.reported.fetch_sub(fewer.reported, Ordering::Relaxed);
+    }
+
+    fn clear(&self) {
+        for total in [&self.origins, &self.gaps, &self.reported] {
+            total.store(0, Ordering::Relaxed);
+        }
+    }
+
+    pub fn origins(&self) -> usize {
+        self.origins.load(Ordering::Relaxed)
+    }
+
+    pub fn gaps(&self) -> usize {
+        self.gaps.load(Ordering::Relaxed)
+    }
+
+    pub fn reported(&self) -> usize {
+        self.reported.load(Ordering::Relaxed)
+    }
+}
+
 /// What all topics hold together. Kept by [`super::SharedTopic`], whatever it is that changes a topic.
 #[derive(Debug, Default)]
 pub struct Totals {
     records: AtomicU64,
     bytes: AtomicU64,
     keys: AtomicU64,
+    foreign: Arc<ForeignTotals>,
 }
 
 impl Totals {
+    pub fn foreign(&self) -> &Arc<ForeignTotals> {
+        &self.foreign
+    }
+
     /// What a topic held before is now this.
     pub(super) fn replace(&self, before: Held, now: Held) {
         // Wrapping, as a difference may be negative; one task changes topics, so the sum never is.
@@ -132,6 +192,7 @@ impl Totals {
         for total in [&self.records, &self.bytes, &self.keys] {
             total.store(0, Ordering::Relaxed);
         }
+        self.foreign.clear();
     }
 
     pub fn records(&self) -> u64 {

@@ -9,7 +9,7 @@ use super::position::{Position, Reached};
 use super::router_config::{Relays, RouterConfig};
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
-use crate::limits::{MAX_BEGUN_PER_ROUTER, MAX_RELAYS, MAX_SKIPS, RUN_BLOCK_BYTES};
+use crate::limits::{MAX_BEGUN, MAX_BEGUN_PER_ROUTER, MAX_RELAYS, MAX_SKIPS, RUN_BLOCK_BYTES};
 
 /// One life of a router name.
 #[derive(Debug, Clone)]
@@ -121,9 +121,16 @@ impl Router {
         self.positions.insert(source, position);
     }
 
-    /// Whether it may be noted where it begins in `source`, for which there is no destination yet.
-    pub(super) fn may_note_begun(&self, source: &str) -> bool {
-        self.begun_count < MAX_BEGUN_PER_ROUTER || self.positions.contains_key(source)
+    /// How many topics it begins in for which there is no destination yet.
+    pub(super) fn begun_count(&self) -> usize {
+        self.begun_count
+    }
+
+    /// Whether it may be noted where it begins in `source`, for which there is no destination yet, when so many
+    /// beginnings of all routers are.
+    pub(super) fn may_note_begun(&self, source: &str, begun_in_all: usize) -> bool {
+        let has_room = self.begun_count < MAX_BEGUN_PER_ROUTER && begun_in_all < MAX_BEGUN;
+        has_room || self.positions.contains_key(source)
     }
 
     /// Forgets what is passed over of `source` where it will not be asked for again: up to its position, or to where

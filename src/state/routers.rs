@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -22,6 +22,8 @@ pub struct SharedRouter {
     is_deleted: AtomicBool,
     /// What the router counts for in the digest of the whole state.
     summed_digest: AtomicU64,
+    /// What it counts for among the noted beginnings of all routers.
+    summed_begun: AtomicUsize,
 }
 
 impl SharedRouter {
@@ -35,6 +37,7 @@ impl SharedRouter {
             router: RwLock::new(router),
             is_deleted: AtomicBool::new(false),
             summed_digest: AtomicU64::new(0),
+            summed_begun: AtomicUsize::new(0),
         }
     }
 
@@ -55,6 +58,12 @@ impl SharedRouter {
     pub(super) fn summed_digest(&self) -> (u64, u64) {
         let now = if self.is_deleted() { 0 } else { self.read().digest() };
         (self.summed_digest.swap(now, Ordering::Relaxed), now)
+    }
+
+    /// The same for the noted beginnings of all routers.
+    pub(super) fn summed_begun(&self) -> (usize, usize) {
+        let now = if self.is_deleted() { 0 } else { self.read().begun_count() };
+        (self.summed_begun.swap(now, Ordering::Relaxed), now)
     }
 }
 

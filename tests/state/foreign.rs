@@ -189,6 +189,10 @@ fn gaps_without_end_are_joined() {
     seq += 1;
     mirrored.copy(instances(), vec![far], seq);
     assert!(reported(&mirrored) <= reported_before.max(MAX_REPORTED_PER_TOPIC));
+    let foreign = mirrored.member.state.catalog().totals().foreign().clone();
+    assert_eq!((foreign.origins(), foreign.reported()), (3, reported(&mirrored)));
+    mirrored.apply(Draft::delete_topic("t", false));
+    assert_eq!((foreign.origins(), foreign.gaps(), foreign.reported()), (0, 0, 0));
 }
 
 /// What is known of an origin stays for ever, whatever caps take of its records.
@@ -266,4 +270,7 @@ fn a_mirror_has_a_bound_of_topics_that_it_may_not_make() {
     mirrored.restart();
     let shared = mirrored.member.state.routers().get("many").unwrap();
     assert_eq!(shared.read().positions.len(), MAX_BEGUN_PER_ROUTER);
+    // `State::check` counts what is left.
+    mirrored.apply(Draft::delete_router("many"));
+    mirrored.restart();
 }

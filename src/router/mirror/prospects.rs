@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 
-use crate::limits::RECORD_FRAMING_BYTES;
+use crate::limits::{MAX_ORIGINS, RECORD_FRAMING_BYTES};
 use crate::record::counted_bytes;
 use crate::router::page::is_records;
 use crate::state::{ClusterLimits, CopyItem, Discard, Instance, Limit, Refusal, Topic};
@@ -19,6 +19,7 @@ pub(super) struct Prospects<'a> {
     /// What the whole cluster has.
     pub topics: u64,
     pub bytes: u64,
+    pub origins: usize,
     /// What the items name by number.
     pub instances: &'a [Instance],
 }
@@ -49,7 +50,16 @@ impl Prospects<'_> {
             })
         };
         let mut new = items.iter().filter(|item| is_records(item)).zip(records);
-        let (_, first) = new.find(|(item, _)| !is_echo(item))?;
+        let (item, first) = new.find(|(item, _)| !is_echo(item))?;
+        let is_known = |number: u32| {
+            let instance = self.instances.get(number as usize);
+            dest.is_some_and(|dest| instance.and_then(|it| dest.origins.number(it)).is_some())
+        };
+        if self.origins >= MAX_ORIGINS
+            && matches!(item, CopyItem::Records { instance, .. } if !is_known(*instance))
+        {
+            return Some((Refusal::OverLimit { limit: Limit::Origins, max: MAX_ORIGINS as u64 }, 0));
+        }
         // One that is damaged is found out elsewhere.
         let size_bytes = counted_bytes(first.first()?).ok()?;
         self.no_room(dest, size_bytes).map(|refusal| (refusal, size_bytes))
@@ -116,6 +126,7 @@ mod tests {
             limits,
             topics: 2,
             bytes: 900,
+            origins: MAX_ORIGINS - 1,
             instances: &instances,
         };
         let record = [record()];
@@ -155,5 +166,29 @@ mod tests {
             assert_eq!(say(&free(), Some(&dest), 1), None);
             assert_eq!(free().refusal(("t", Some(&dest)), &[], &[]), None);
         }
+    }
+
+    #[test]
+    fn one_origin_too_many_is_known_before() {
+        let instances = [instance(9, "there"), instance(7, "t")];
+        let many = Prospects {
+            own_cluster_id: 7,
+            create_dest: true,
+            limits: ClusterLimits::default(),
+            topics: 2,
+            bytes: 900,
+            origins: MAX_ORIGINS,
+            instances: &instances,
+        };
+        let record = [record()];
+        let say = |dest: Option<&Topic>, instance| {
+            many.refusal(("t", dest), &[of(instance, 3)], &[&record]).map(|(refusal, _)| refusal)
+        };
+        let mut dest = Topic::new("t".into(), 1, TopicConfig::default());
+        let refusal = Some(Refusal::OverLimit { limit: Limit::Origins, max: MAX_ORIGINS as u64 });
+        assert_eq!((say(None, 0), say(Some(&dest), 0)), (refusal, refusal));
+        assert_eq!(say(Some(&dest), 1), None, "what comes home has none");
+        dest.origins.number_or_new(&std::sync::Arc::new(instances[0].clone()));
+        assert_eq!(say(Some(&dest), 0), None, "it is known");
     }
 }

@@ -158,6 +158,7 @@ impl Mirror {
             limits,
             topics: catalog.len() as u64,
             bytes: catalog.totals().bytes(),
+            origins: catalog.totals().foreign().origins(),
             instances,
         }
     }
