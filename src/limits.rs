@@ -352,12 +352,14 @@ pub const MAX_NOTED_CHANGES: usize = 1 << 17;
 pub const FORGET_CHANGES_AFTER: Duration = Duration::from_secs(120);
 /// Topics of a mirror of many that were active last: what comes in those is brought by the first answer.
 pub const MAX_WARM_TOPICS: usize = 256;
-/// Bytes that a pull asks for while little is known to be there; what one that asks for much has room for, how many
-/// of these there may be at once, and how long another waits for one of them to end.
+/// Bytes that a pull asks for while little is known to be there; the most that one that asks for more has room for,
+/// what all of these have room for together, and how long another waits for some of it before it asks for little.
 pub const SMALL_PULL_BYTES: usize = 64 << 10;
 pub const LARGE_ANSWER_BYTES: usize = MAX_PULL_BYTES + (2 << 20);
-pub const MAX_LARGE_PULLS: usize = 6;
+pub const MAX_LARGE_BYTES: usize = 6 * LARGE_ANSWER_BYTES;
 pub const LARGE_PULL_PATIENCE: Duration = Duration::from_secs(1);
+/// A pull asks for about as much as comes within this time.
+pub const LARGE_PULL_TIME: Duration = Duration::from_secs(1);
 /// Bytes of all answers together beyond what they have room for.
 pub const MAX_GROWN_ANSWER_BYTES: usize = 32 << 20;
 /// How long a pull waits for something to say, at least, while other mirrors wait for its connection.

@@ -25,8 +25,9 @@ use super::Context;
 use super::agenda::Agenda;
 use super::answer::{Answered, AnsweredTopic, PullAnswer, Skips};
 use super::backoff::Backoff;
+use super::pace::Pace;
 use super::page::{dest_of, is_covered};
-use super::pull_budget::AnswerRoom;
+use super::pull_budget::{AnswerRoom, LargePlace};
 use super::remote::RemoteError;
 use super::standing::Standing;
 use super::status::{self, Told};
@@ -35,8 +36,8 @@ use super::wire::PullRequest;
 use crate::config::Secret;
 use crate::engine::{Ask, ChangeCursor, LinkState, News, PullCursor, SecretMissing};
 use crate::limits::{
-    MAX_RETRY_PULL_BYTES, MIRROR_IDLE_PAUSE_MS, MIRROR_LIST_PAUSE_MS, MIRROR_PAUSE_MS, PULL_WAIT_MS,
-    RETRY_LOOK_INTERVAL,
+    LARGE_ANSWER_BYTES, MAX_RETRY_PULL_BYTES, MIRROR_IDLE_PAUSE_MS, MIRROR_LIST_PAUSE_MS, MIRROR_PAUSE_MS,
+    PULL_WAIT_MS, RETRY_LOOK_INTERVAL, SMALL_PULL_BYTES,
 };
 use crate::state::{Cluster, Position, RouterConfig, SharedRouter};
 use crate::task;
@@ -134,6 +135,9 @@ struct Mirror {
     /// There is more than the last answer had room for, or it had not even that.
     has_more: bool,
     was_short: bool,
+    /// How much of it comes in a while, and the place among those that wait for room for it.
+    pace: Pace,
+    large_place: LargePlace,
 }
 
 /// Runs one mirror while this member leads; `changes` tells when it is configured anew. Returns when there is no such
@@ -149,6 +153,7 @@ pub(super) async fn run(context: Context, router: Arc<SharedRouter>, mut changes
             router.is_paused
         };
         if is_paused {
+            mirror.large_place.leave();
             status::set(&context, router.generation, LinkState::Paused, mirror.standing.lag(), None);
             if changes.changed().await.is_err() {
                 return;
@@ -178,11 +183,14 @@ pub(super) async fn run(context: Context, router: Arc<SharedRouter>, mut changes
             }
             Err(halt) => {
                 mirror.next_url += 1;
+                mirror.pace = Pace::default();
                 let lag = mirror.standing.lag();
                 status::set(&context, router.generation, halt.state, lag, Some(halt.told));
                 backoff.pause(&*context.random)
             }
         };
+        // Meanwhile others are next.
+        mirror.large_place.leave();
         tokio::select! {
             biased;
             () = changed(&mut changes, &router, &config) => {}
@@ -230,6 +238,8 @@ impl Mirror {
             has_failed: false,
             has_more: false,
             was_short: false,
+            pace: Pace::default(),
+            large_place: LargePlace::default(),
         })
     }
 
@@ -291,11 +301,6 @@ impl Mirror {
         }
         // Both until it is written what comes.
         let turn = self.context.pulls.turn().await;
-        let mut room = turn.room(self.was_short || self.has_more && !self.has_failed).await;
-        if self.was_short && !room.is_large() {
-            // What was asked for did not fit in, and others have all the room.
-            return Ok(Brought::Names);
-        }
         let now = Instant::now();
         // A topic whose time has come is looked at now: if it says nothing, it is well or gone.
         let due = self.standing.take_due(now);
@@ -310,9 +315,29 @@ impl Mirror {
             is_curious |= !self.agenda.is_empty() || !self.retries.is_empty();
             is_curious |= self.view.is_listing() && !self.waits_to_list(now);
         }
+        let (wanted, is_retry) = self.wanted();
+        self.was_retry = is_retry;
+        let goes_on = self.has_more && !self.has_failed && !is_retry;
+        let large_bytes = match self.pace.bytes() {
+            _ if self.was_short => LARGE_ANSWER_BYTES,
+            SMALL_PULL_BYTES => 0,
+            bytes => bytes + bytes / 4,
+        };
+        if !self.was_short && !self.has_more {
+            self.large_place.leave();
+        }
+        let mut room = match self.was_short || goes_on && large_bytes > 0 {
+            true => turn.large_room(large_bytes, &mut self.large_place).await,
+            false => turn.small_room(),
+        };
+        if self.was_short && !room.is_large() {
+            // What was asked for did not fit in, and others have all the room.
+            return Ok(Brought::Names);
+        }
         let is_due = !self.agenda.is_empty() || !self.retries.is_empty();
         let next_list = self.list_from.filter(|_| self.waits_to_list(now));
-        let longest = Duration::from_millis(if is_curious || room.is_large() { 0 } else { PULL_WAIT_MS });
+        let longest =
+            Duration::from_millis(if is_curious || goes_on || room.is_large() { 0 } else { PULL_WAIT_MS });
         // With many topics that are left alone, the time of one has come all the while.
         let next_look = self
             .standing
@@ -320,13 +345,16 @@ impl Mirror {
             .map(|until| if is_of_many { until.max(now + RETRY_LOOK_INTERVAL) } else { until });
         let until = [next_look, next_list].into_iter().flatten().min();
         let wait = turn.shorten(until.map_or(longest, |until| longest.min(until - now)));
-        let (wanted, is_retry) = self.wanted();
-        self.was_retry = is_retry;
-        let max_bytes = if is_retry { MAX_RETRY_PULL_BYTES } else { room.max_bytes() };
+        let max_bytes = match room.is_large() {
+            _ if is_retry => MAX_RETRY_PULL_BYTES,
+            true => self.pace.bytes(),
+            false => SMALL_PULL_BYTES,
+        };
         let (request, asked) = self.request(&wanted, wait, max_bytes);
+        let (asked_at, mut bytes) = (Instant::now(), 0);
         let answer = tokio::select! {
             biased;
-            answer = self.pull(&request, wait, &mut room) => answer,
+            answer = self.pull(&request, wait, &mut room, &mut bytes) => answer,
             () = self.until_moved(&asked) => return Ok(Brought::Names),
         };
         self.was_short = room.is_short();
@@ -339,6 +367,13 @@ impl Mirror {
             }
         })?;
         self.wanted_bytes.went_well();
+        if wait.is_zero() && !is_retry {
+            self.pace.note(max_bytes, bytes, asked_at.elapsed());
+        }
+        if turn.is_in_demand() {
+            // It may be long until this has a turn again.
+            self.large_place.leave();
+        }
         let has_waited = !wait.is_zero() && now.elapsed() + WAIT_ACCURACY >= wait;
         let brought = self.take(answer, &wanted, (&request.query.ask, &asked), is_due).await?;
         Ok(if has_waited { Brought::Something } else { brought })
@@ -482,6 +517,7 @@ impl Mirror {
         request: &PullRequest,
         wait: Duration,
         room: &mut AnswerRoom,
+        bytes: &mut usize,
     ) -> Result<PullAnswer, Halt> {
         let Some(remote) = &self.config.remote else {
             return Err(Halt::blocked("internal", "the router is no mirror".into()));
@@ -495,6 +531,7 @@ impl Mirror {
         let token = token.as_ref().map(Secret::expose);
         let answer =
             self.context.remote.pull(url, token, request.encode(), wait + ANSWER_TIMEOUT, room).await?;
+        *bytes = answer.len();
         let skips = {
             let router = self.router.read();
             router.skips.iter().map(|(source, skips)| (source.to_string(), skips.clone())).collect()

@@ -11,6 +11,7 @@ mod http;
 mod local;
 mod mirror;
 mod names;
+mod pace;
 mod page;
 mod picks;
 mod pull_budget;

@@ -4,11 +4,13 @@
 //! next, and while somebody waits, pulls that wait for news do so for less time: with more mirrors than turns each
 //! comes about as often.
 //!
-//! A pull asks for little, which every turn has room for, unless more is known to be there: then it asks for much,
-//! after few others have. If none of these ends in time it asks for little instead, so that no remote that is slow
-//! keeps others from getting on. Answers may be longer than what was asked for, by a record or by names; that counts
+//! A pull asks for little, which every turn has room for, unless more is known to be there: then it asks for as much
+//! as its link brings in about a second (`pace.rs`), from what all may hold that do so. If there is not so much in time
+//! it asks for little instead, and keeps its place in the queue meanwhile, so that no remote that is slow keeps
+//! others from getting on. Answers may be longer than what was asked for, by a record or by names; that counts
 //! as it comes, in a budget of all.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,8 +20,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::remote::RemoteError;
 use crate::budget::{Budget, Charge};
 use crate::limits::{
-    LARGE_ANSWER_BYTES, LARGE_PULL_PATIENCE, MAX_GROWN_ANSWER_BYTES, MAX_LARGE_PULLS, MAX_PULL_ANSWER_BYTES,
-    MAX_PULL_BYTES, MIN_SHARED_PULL_WAIT, SMALL_PULL_BYTES,
+    LARGE_ANSWER_BYTES, LARGE_PULL_PATIENCE, MAX_GROWN_ANSWER_BYTES, MAX_LARGE_BYTES, MAX_PULL_ANSWER_BYTES,
+    MIN_SHARED_PULL_WAIT, SMALL_PULL_BYTES,
 };
 
 /// Shared by all mirrors of a member.
@@ -28,6 +30,7 @@ pub struct PullBudget {
     max_turns: usize,
     /// Mirrors that wait for a turn.
     waiting: AtomicUsize,
+    /// In parts of [`SMALL_PULL_BYTES`].
     large: Arc<Semaphore>,
     grown: Arc<Budget>,
 }
@@ -36,6 +39,19 @@ pub struct PullBudget {
 pub(super) struct PullTurn {
     budget: Arc<PullBudget>,
     _turn: Option<OwnedSemaphorePermit>,
+}
+
+/// The place of a mirror among those that wait for room for a large answer.
+#[derive(Default)]
+pub(super) struct LargePlace(Option<(u32, Acquiring)>);
+
+type Acquiring = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send + Sync>>;
+
+impl LargePlace {
+    /// Others are next.
+    pub fn leave(&mut self) {
+        self.0 = None;
+    }
 }
 
 /// Room for one answer.
@@ -62,7 +78,7 @@ impl PullBudget {
             turns: Arc::new(Semaphore::new(max_turns)),
             max_turns,
             waiting: AtomicUsize::new(0),
-            large: Arc::new(Semaphore::new(MAX_LARGE_PULLS)),
+            large: Arc::new(Semaphore::new(MAX_LARGE_BYTES / SMALL_PULL_BYTES)),
             grown: Budget::new(MAX_GROWN_ANSWER_BYTES),
         })
     }
@@ -95,13 +111,32 @@ impl PullTurn {
         }
     }
 
-    /// Room for an answer; if `is_large`, for a large one, if there is some soon.
-    pub async fn room(&self, is_large: bool) -> AnswerRoom {
-        let mut large = None;
-        if is_large {
-            let acquiring = self.budget.large.clone().acquire_owned();
-            large = tokio::time::timeout(LARGE_PULL_PATIENCE, acquiring).await.ok().and_then(Result::ok);
+    /// Whether other mirrors wait for a turn.
+    pub(super) fn is_in_demand(&self) -> bool {
+        self.budget.waiting() > 0
+    }
+
+    /// Room for an answer that is small.
+    pub fn small_room(&self) -> AnswerRoom {
+        AnswerRoom { budget: self.budget.clone(), large: None, grown: None, is_short: false }
+    }
+
+    /// Room for an answer of `bytes`, if there is so much soon; otherwise `place` is kept, and the room is a small one.
+    pub(super) async fn large_room(&self, bytes: usize, place: &mut LargePlace) -> AnswerRoom {
+        let parts = bytes.min(LARGE_ANSWER_BYTES).div_ceil(SMALL_PULL_BYTES) as u32;
+        if place.0.as_ref().is_some_and(|(waits_for, _)| *waits_for < parts) {
+            place.leave();
         }
+        let large = self.budget.large.clone();
+        let (_, acquiring) = place.0.get_or_insert_with(|| {
+            let acquiring: Acquiring = Box::pin(async move { large.acquire_many_owned(parts).await.ok() });
+            (parts, acquiring)
+        });
+        let acquired = tokio::time::timeout(LARGE_PULL_PATIENCE, acquiring.as_mut()).await;
+        if acquired.is_ok() {
+            place.leave();
+        }
+        let large = acquired.ok().flatten();
         AnswerRoom { budget: self.budget.clone(), large, grown: None, is_short: false }
     }
 }
@@ -111,14 +146,9 @@ impl AnswerRoom {
         self.large.is_some()
     }
 
-    /// What to ask for.
-    pub(super) fn max_bytes(&self) -> usize {
-        if self.is_large() { MAX_PULL_BYTES } else { SMALL_PULL_BYTES }
-    }
-
     /// The length of an answer for which there is room in any case.
     pub(super) fn ready_bytes(&self) -> usize {
-        if self.is_large() { LARGE_ANSWER_BYTES } else { SMALL_PULL_BYTES }
+        self.large.as_ref().map_or(1, |large| large.num_permits()) * SMALL_PULL_BYTES
     }
 
     /// Whether an answer was refused that a large one would have had room for.
@@ -159,6 +189,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::router::pace::Pace;
 
     #[tokio::test(start_paused = true)]
     async fn with_more_mirrors_than_turns_each_comes_as_often() {
@@ -193,20 +224,55 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn few_ask_for_much_at_once_and_all_others_get_on_meanwhile() {
+    async fn who_finds_no_room_for_much_gets_on_and_is_next() {
         let budget = PullBudget::new(100);
         let turn = budget.turn().await;
+        let mut place = LargePlace::default();
         let mut held = Vec::new();
-        for _ in 0..MAX_LARGE_PULLS {
-            held.push(turn.room(true).await);
-            assert_eq!(held.last().unwrap().max_bytes(), MAX_PULL_BYTES);
+        for _ in 0..MAX_LARGE_BYTES / LARGE_ANSWER_BYTES {
+            held.push(turn.large_room(LARGE_ANSWER_BYTES, &mut place).await);
+            assert_eq!(held.last().unwrap().ready_bytes(), LARGE_ANSWER_BYTES);
         }
         let begun = Instant::now();
-        let mut small = turn.room(true).await;
-        assert_eq!((small.max_bytes(), begun.elapsed() < 2 * LARGE_PULL_PATIENCE), (SMALL_PULL_BYTES, true));
+        let mut small = turn.large_room(LARGE_ANSWER_BYTES, &mut place).await;
+        assert!(!small.is_large() && begun.elapsed() < 2 * LARGE_PULL_PATIENCE);
         assert_eq!(small.hold(SMALL_PULL_BYTES), Ok(()));
         held.pop();
-        assert!(turn.room(true).await.is_large());
+        // Whoever comes later waits behind it.
+        assert!(!turn.large_room(1 << 20, &mut LargePlace::default()).await.is_large());
+        assert!(turn.large_room(LARGE_ANSWER_BYTES, &mut place).await.is_large());
+        drop(held);
+        place.leave();
+        assert_eq!(budget.large.available_permits(), MAX_LARGE_BYTES / SMALL_PULL_BYTES);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_links_with_much_to_bring_leave_a_fast_one_its_speed() {
+        const SLOW: f64 = 131_072.0;
+        const FAST: f64 = 104_857_600.0;
+        let budget = PullBudget::new(100);
+        // Always with more, for so long at so many bytes a second; gives the bytes.
+        async fn mirror(budget: Arc<PullBudget>, seconds: u64, rate: f64) -> usize {
+            let (end, mut bytes) = (Instant::now() + Duration::from_secs(seconds), 0);
+            let (mut pace, mut place) = (Pace::default(), LargePlace::default());
+            while Instant::now() < end {
+                let turn = budget.turn().await;
+                let room = turn.large_room(pace.bytes() + pace.bytes() / 4, &mut place).await;
+                let asked = if room.is_large() { pace.bytes() } else { SMALL_PULL_BYTES };
+                let took = Duration::from_secs_f64(0.005 + asked as f64 / rate);
+                tokio::time::sleep(took).await;
+                pace.note(asked, asked, took);
+                bytes += asked;
+            }
+            bytes
+        }
+        let slow: Vec<_> = (0..30).map(|_| tokio::spawn(mirror(budget.clone(), 90, SLOW))).collect();
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let bytes = mirror(budget.clone(), 60, FAST).await;
+        assert!(bytes as f64 > 0.5 * 60.0 * FAST, "{bytes}");
+        for mirror in slow {
+            assert!(mirror.await.unwrap() as f64 > 0.8 * 90.0 * SLOW);
+        }
     }
 
     #[tokio::test]
@@ -215,7 +281,7 @@ mod tests {
         let turn = budget.turn().await;
         let (mut held, mut bytes) = (Vec::new(), 0);
         loop {
-            let mut room = turn.room(false).await;
+            let mut room = turn.small_room();
             // As it comes.
             let grown = (1..=4).map(|part| room.hold(part << 20)).collect::<Result<Vec<()>, _>>();
             if grown.is_err() {
@@ -226,11 +292,11 @@ mod tests {
             held.push(room);
         }
         assert!(bytes <= MAX_GROWN_ANSWER_BYTES + held.len() * SMALL_PULL_BYTES, "{bytes}");
-        let mut large = turn.room(true).await;
+        let mut large = turn.large_room(LARGE_ANSWER_BYTES, &mut LargePlace::default()).await;
         assert_eq!(large.hold(LARGE_ANSWER_BYTES), Ok(()));
         assert!(large.hold(MAX_PULL_ANSWER_BYTES + 1).is_err() && !large.is_short());
         drop((held, large));
         assert_eq!(budget.grown.held_bytes(), 0);
-        assert_eq!(turn.room(false).await.hold(MAX_PULL_ANSWER_BYTES), Ok(()));
+        assert_eq!(turn.small_room().hold(MAX_PULL_ANSWER_BYTES), Ok(()));
     }
 }
