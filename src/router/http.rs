@@ -267,7 +267,7 @@ mod tests {
 
     async fn code(targets: Targets, url: &str) -> String {
         let remote = HttpRemote::new(targets).unwrap();
-        let mut room = PullBudget::new(1).turn().await.small_room();
+        let mut room = PullBudget::new(1).turn(false).await.small_room();
         let asked = remote.pull(url, None, Bytes::new(), Duration::from_secs(5), &mut room).await;
         asked.expect_err("nothing is there").code
     }
@@ -306,7 +306,7 @@ mod tests {
             });
             let targets = Targets { peers: vec![(peer.to_owned(), port)], ..Targets::default() };
             let remote = HttpRemote::with_names(targets, names).unwrap();
-            let mut room = PullBudget::new(1).turn().await.small_room();
+            let mut room = PullBudget::new(1).turn(false).await.small_room();
             let url = format!("http://other.example:{port}");
             let asked = remote.pull(&url, None, Bytes::new(), Duration::from_secs(2), &mut room).await;
             assert!(listener.accept().is_err(), "it came to the peer port: {asked:?}");

@@ -300,7 +300,7 @@ impl Mirror {
             return Ok(Brought::Something);
         }
         // Both until it is written what comes.
-        let turn = self.context.pulls.turn().await;
+        let turn = self.context.pulls.turn(self.has_failed).await;
         let now = Instant::now();
         // A topic whose time has come is looked at now: if it says nothing, it is well or gone.
         let due = self.standing.take_due(now);

@@ -2,7 +2,8 @@
 //!
 //! A pull needs a turn, which is one connection, and has it until what it brought is written. Who waits longest is
 //! next, and while somebody waits, pulls that wait for news do so for less time: with more mirrors than turns each
-//! comes about as often.
+//! comes about as often. Those whose last pull failed have half of the turns at most: a remote that takes connections
+//! and says nothing keeps each for as long as a pull may last, however many mirrors it has, and others get on.
 //!
 //! A pull asks for little, which every turn has room for, unless more is known to be there: then it asks for as much
 //! as its link brings in about a second (`pace.rs`), from what all may hold that do so. If there is not so much in time
@@ -30,6 +31,9 @@ pub struct PullBudget {
     max_turns: usize,
     /// Mirrors that wait for a turn.
     waiting: AtomicUsize,
+    /// Turns of mirrors whose last pull failed, and how many of those wait for one.
+    trials: Arc<Semaphore>,
+    waiting_trials: AtomicUsize,
     /// In parts of [`SMALL_PULL_BYTES`].
     large: Arc<Semaphore>,
     grown: Arc<Budget>,
@@ -39,6 +43,7 @@ pub struct PullBudget {
 pub(super) struct PullTurn {
     budget: Arc<PullBudget>,
     _turn: Option<OwnedSemaphorePermit>,
+    _trial: Option<OwnedSemaphorePermit>,
 }
 
 /// The place of a mirror among those that wait for room for a large answer.
@@ -65,6 +70,13 @@ pub struct AnswerRoom {
 /// Counts one that waits.
 struct Waiting<'a>(&'a AtomicUsize);
 
+impl<'a> Waiting<'a> {
+    fn count(counter: &'a AtomicUsize) -> Self {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Waiting(counter)
+    }
+}
+
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
@@ -78,6 +90,8 @@ impl PullBudget {
             turns: Arc::new(Semaphore::new(max_turns)),
             max_turns,
             waiting: AtomicUsize::new(0),
+            trials: Arc::new(Semaphore::new((max_turns / 2).max(1))),
+            waiting_trials: AtomicUsize::new(0),
             large: Arc::new(Semaphore::new(MAX_LARGE_BYTES / SMALL_PULL_BYTES)),
             grown: Budget::new(MAX_GROWN_ANSWER_BYTES),
         })
@@ -87,13 +101,17 @@ impl PullBudget {
         self.max_turns
     }
 
-    /// Waits for a turn.
-    pub(super) async fn turn(self: &Arc<Self>) -> PullTurn {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&self.waiting);
-        // It is never closed.
+    /// Waits for a turn of a mirror whose last pull failed, or did not.
+    pub(super) async fn turn(self: &Arc<Self>, has_failed: bool) -> PullTurn {
+        // None of these is ever closed.
+        let mut trial = None;
+        if has_failed {
+            let _waiting = Waiting::count(&self.waiting_trials);
+            trial = self.trials.clone().acquire_owned().await.ok();
+        }
+        let _waiting = Waiting::count(&self.waiting);
         let turn = self.turns.clone().acquire_owned().await.ok();
-        PullTurn { budget: self.clone(), _turn: turn }
+        PullTurn { budget: self.clone(), _turn: turn, _trial: trial }
     }
 
     fn waiting(&self) -> usize {
@@ -158,7 +176,7 @@ impl AnswerRoom {
 
     /// Whether others wait for the connection, mostly to other hosts: an idle one would be one too many.
     pub fn is_in_demand(&self) -> bool {
-        self.budget.waiting() > 0
+        self.budget.waiting() > 0 || self.budget.waiting_trials.load(Ordering::Relaxed) > 0
     }
 
     /// Makes room for an answer of `bytes` in all. Errors: it is longer than any may be, or others hold too much.
@@ -203,7 +221,7 @@ mod tests {
                 let (budget, pulls, most) = (budget.clone(), pulls.clone(), most.clone());
                 tokio::spawn(async move {
                     while Instant::now() < end {
-                        let turn = budget.turn().await;
+                        let turn = budget.turn(false).await;
                         most.fetch_max(16 - budget.turns.available_permits(), Ordering::Relaxed);
                         tokio::time::sleep(turn.shorten(Duration::from_secs(5))).await;
                         pulls[number].fetch_add(1, Ordering::Relaxed);
@@ -219,14 +237,44 @@ mod tests {
         assert!(*least >= 15 && most_pulls - least <= 2, "{least} to {most_pulls}");
         assert!(most.load(Ordering::Relaxed) <= 16);
         assert_eq!(budget.waiting(), 0);
-        let alone = budget.turn().await;
+        let alone = budget.turn(false).await;
         assert_eq!(alone.shorten(Duration::from_secs(5)), Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn mirrors_that_fail_leave_turns_to_the_others() {
+        const PULL_TIMEOUT: Duration = Duration::from_secs(10);
+        let budget = PullBudget::new(16);
+        let failing: Vec<_> = (0..300)
+            .map(|_| {
+                let budget = budget.clone();
+                tokio::spawn(async move {
+                    let mut has_failed = false;
+                    loop {
+                        let _turn = budget.turn(has_failed).await;
+                        tokio::time::sleep(PULL_TIMEOUT).await;
+                        has_failed = true;
+                    }
+                })
+            })
+            .collect();
+        // Each of them is tried once as any other.
+        tokio::time::sleep(PULL_TIMEOUT * 300 / 16 + 2 * PULL_TIMEOUT).await;
+        for _ in 0..100 {
+            let begun = Instant::now();
+            let turn = budget.turn(false).await;
+            assert_eq!(begun.elapsed(), Duration::ZERO);
+            assert_eq!(turn.shorten(Duration::from_secs(5)), Duration::from_secs(5), "nobody wants it");
+            assert!(turn.small_room().is_in_demand(), "but an idle connection would be one too many");
+            tokio::time::sleep(Duration::from_millis(700)).await;
+        }
+        failing.iter().for_each(|mirror| mirror.abort());
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_finds_no_room_for_much_gets_on_and_is_next() {
         let budget = PullBudget::new(100);
-        let turn = budget.turn().await;
+        let turn = budget.turn(false).await;
         let mut place = LargePlace::default();
         let mut held = Vec::new();
         for _ in 0..MAX_LARGE_BYTES / LARGE_ANSWER_BYTES {
@@ -256,7 +304,7 @@ mod tests {
             let (end, mut bytes) = (Instant::now() + Duration::from_secs(seconds), 0);
             let (mut pace, mut place) = (Pace::default(), LargePlace::default());
             while Instant::now() < end {
-                let turn = budget.turn().await;
+                let turn = budget.turn(false).await;
                 let room = turn.large_room(pace.bytes() + pace.bytes() / 4, &mut place).await;
                 let asked = if room.is_large() { pace.bytes() } else { SMALL_PULL_BYTES };
                 let took = Duration::from_secs_f64(0.005 + asked as f64 / rate);
@@ -278,7 +326,7 @@ mod tests {
     #[tokio::test]
     async fn what_answers_are_longer_than_was_asked_for_has_a_bound_of_all() {
         let budget = PullBudget::new(100);
-        let turn = budget.turn().await;
+        let turn = budget.turn(false).await;
         let (mut held, mut bytes) = (Vec::new(), 0);
         loop {
             let mut room = turn.small_room();
