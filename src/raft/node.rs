@@ -580,7 +580,10 @@ fn describe(stored: &RaftStoredMembership) -> Option<String> {
         let role = if voters.contains(node_id) { "voter" } else { "learner" };
         format!("{} ({role}, {})", member.name, member.peer_address)
     });
-    let members = members.collect::<Vec<_>>().join(", ");
+    // By name: ids are random.
+    let mut members: Vec<String> = members.collect();
+    members.sort();
+    let members = members.join(", ");
     let index = stored.log_id().as_ref()?.index;
     Some(format!("{members} as of entry {index}"))
 }
