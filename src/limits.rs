@@ -364,6 +364,12 @@ pub const LARGE_PULL_TIME: Duration = Duration::from_secs(1);
 pub const MAX_GROWN_ANSWER_BYTES: usize = 32 << 20;
 /// How long a pull waits for something to say, at least, while other mirrors wait for its connection.
 pub const MIN_SHARED_PULL_WAIT: Duration = Duration::from_millis(250);
+/// How long a mirror waits for its turn before that is told.
+pub const TURN_PATIENCE: Duration = Duration::from_secs(10);
+/// For how long a mirror has its turns from a part of all after a pull that failed or was slow: at first, and at most.
+pub const TROUBLE_SPANS: (Duration, Duration) = (Duration::from_secs(300), Duration::from_secs(3600));
+/// An answer is slow that takes longer, and the time that its bytes take at [`MIN_ANSWER_BYTES_PER_S`].
+pub const SLOW_ANSWER_AFTER: Duration = Duration::from_secs(5);
 /// Most connections to other clusters that mirrors have at once.
 pub const MAX_MIRROR_CONNECTIONS: u64 = 2048;
 /// How long a connection that nobody uses is kept.
@@ -388,8 +394,10 @@ pub const PULL_WAIT_MS: u64 = 5000;
 pub const MAX_PULL_WAIT_MS: u64 = 30_000;
 /// A link from which nothing has come for this long is dead.
 pub const REMOTE_READ_TIMEOUT: Duration = Duration::from_secs(10);
-/// Within this time all of an answer must have come, and the time that its bytes take at this rate.
+/// Within this time all of an answer must have come, and the time that its bytes take at this rate; the second one is
+/// while other mirrors wait for the connection.
 pub const WHOLE_ANSWER_TIME: Duration = Duration::from_secs(60);
+pub const WHOLE_SHARED_ANSWER_TIME: Duration = Duration::from_secs(15);
 pub const MIN_ANSWER_BYTES_PER_S: usize = 64 << 10;
 /// Pulls that have to go well before one is longer again that another cluster found too long.
 pub const PULLS_BEFORE_LONGER: u32 = 100;

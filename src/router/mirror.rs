@@ -31,6 +31,7 @@ use super::pull_budget::{AnswerRoom, LargePlace};
 use super::remote::RemoteError;
 use super::standing::Standing;
 use super::status::{self, Told};
+use super::trouble::{Trouble, is_slow};
 use super::view::View;
 use super::wire::PullRequest;
 use crate::config::Secret;
@@ -132,6 +133,7 @@ struct Mirror {
     wanted_bytes: WantedBytes,
     /// The last pull failed: the next one waits for nothing, so that it is told at once if the link is well again.
     has_failed: bool,
+    trouble: Trouble,
     /// There is more than the last answer had room for, or it had not even that.
     has_more: bool,
     was_short: bool,
@@ -183,6 +185,7 @@ pub(super) async fn run(context: Context, router: Arc<SharedRouter>, mut changes
             }
             Err(halt) => {
                 mirror.next_url += 1;
+                mirror.trouble.begin();
                 mirror.pace = Pace::default();
                 let lag = mirror.standing.lag();
                 status::set(&context, router.generation, halt.state, lag, Some(halt.told));
@@ -236,6 +239,7 @@ impl Mirror {
             has_ignored: false,
             wanted_bytes: WantedBytes::default(),
             has_failed: false,
+            trouble: Trouble::default(),
             has_more: false,
             was_short: false,
             pace: Pace::default(),
@@ -270,6 +274,21 @@ impl Mirror {
         status::set(&self.context, self.router.generation, state, self.standing.lag(), told);
     }
 
+    /// Other mirrors have all connections, and that for long.
+    fn tell_waiting(&self) {
+        let is_told = self.context.engine.links().get(self.router.generation);
+        if is_told.is_some_and(|status| status.state >= LinkState::Retrying) {
+            return;
+        }
+        let message = format!(
+            "other mirrors have all of the {} connections to other clusters",
+            self.context.pulls.max_turns()
+        );
+        let told = Told::new("throttled", message);
+        let lag = self.standing.lag();
+        status::set(&self.context, self.router.generation, LinkState::Retrying, lag, Some(told));
+    }
+
     /// What is told while records are left out that the remote may not bring.
     fn held_back(&self) -> Option<(LinkState, Told)> {
         let router = self.router.read();
@@ -300,7 +319,7 @@ impl Mirror {
             return Ok(Brought::Something);
         }
         // Both until it is written what comes.
-        let turn = self.context.pulls.turn(self.has_failed).await;
+        let turn = self.context.pulls.clone().next_turn(self.trouble.is_on(), || self.tell_waiting()).await;
         let now = Instant::now();
         // A topic whose time has come is looked at now: if it says nothing, it is well or gone.
         let due = self.standing.take_due(now);
@@ -367,6 +386,9 @@ impl Mirror {
             }
         })?;
         self.wanted_bytes.went_well();
+        if is_slow(bytes, asked_at.elapsed().saturating_sub(wait)) {
+            self.trouble.begin();
+        }
         if wait.is_zero() && !is_retry {
             self.pace.note(max_bytes, bytes, asked_at.elapsed());
         }

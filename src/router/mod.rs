@@ -21,6 +21,7 @@ mod source;
 mod standing;
 mod status;
 mod targets;
+mod trouble;
 mod view;
 mod wire;
 

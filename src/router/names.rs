@@ -2,7 +2,8 @@
 //!
 //! Looking up a name takes a thread for as long as the name server is silent, and nothing can end that earlier. So
 //! few names are looked up at once, each by one thread, and what is found, or that nothing is, counts for some
-//! seconds for everybody. A name that was found before goes on standing for the same while nobody can tell.
+//! seconds for everybody. A name that was found before goes on standing for the same while nobody can tell; not once
+//! it is said that there is no such name, because its address may be somebody else's by then.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,7 +20,37 @@ use crate::limits::{
 };
 use crate::task;
 
-type Found = Result<Arc<[IpAddr]>, String>;
+type Found = Result<Arc<[IpAddr]>, Unknown>;
+
+/// Why it is not known what a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unknown {
+    /// A sentence.
+    pub why: String,
+    /// No name server tells now: that it stands for nothing is not said.
+    is_passing: bool,
+}
+
+impl Unknown {
+    fn passing(why: String) -> Self {
+        Unknown { why, is_passing: true }
+    }
+
+    fn of_error(host: &str, error: &io::Error) -> Self {
+        // Of what the system's resolver says only the words are told.
+        let (why, words) = (format!("{host}: {error}"), ["temporary failure", "try again"]);
+        let is_said = words.iter().any(|words| why.to_lowercase().contains(words));
+        Unknown { why, is_passing: is_said || error.kind() == io::ErrorKind::TimedOut }
+    }
+}
+
+impl std::fmt::Display for Unknown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+impl std::error::Error for Unknown {}
 type LookUp = dyn Fn(&str) -> io::Result<Vec<IpAddr>> + Send + Sync;
 
 /// Finds the addresses of hosts.
@@ -83,15 +114,18 @@ impl Names {
         }
     }
 
-    /// The addresses of `host`, within [`NAME_TIMEOUT`]. Errors: sentences.
+    /// The addresses of `host`, within [`NAME_TIMEOUT`].
     pub async fn addresses(&self, host: &str) -> Found {
         if let Ok(address) = host.parse::<IpAddr>() {
             return Ok([address].into());
         }
         let name = self.name(host);
         let found = tokio::time::timeout(NAME_TIMEOUT, self.fresh(host, &name)).await;
-        let found = found.unwrap_or_else(|_| Err(format!("no name server says in time what {host} is")));
-        found.or_else(|why| name.known.lock().old().ok_or(why))
+        let late = |_| Err(Unknown::passing(format!("no name server says in time what {host} is")));
+        found.unwrap_or_else(late).or_else(|unknown| {
+            let old = name.known.lock().old().filter(|_| unknown.is_passing);
+            old.ok_or(unknown)
+        })
     }
 
     fn name(&self, host: &str) -> Arc<Name> {
@@ -131,16 +165,16 @@ impl Names {
             // As long as the thread is taken, also when nobody waits for it any more.
             let _turns = turns;
             let begun = Instant::now();
-            let found = look_up(&host).map(Arc::from).map_err(|error| format!("{host}: {error}"));
+            let found = look_up(&host).map(Arc::from).map_err(|error| Unknown::of_error(&host, &error));
             name.known.lock().note(found.clone(), begun.elapsed());
             Ok(found)
         });
-        found.await.map_err(|error| error.to_string())?
+        found.await.map_err(|error| Unknown::passing(error.to_string()))?
     }
 }
 
-async fn one_of(turns: &Arc<Semaphore>) -> Result<tokio::sync::OwnedSemaphorePermit, String> {
-    turns.clone().acquire_owned().await.map_err(|error| error.to_string())
+async fn one_of(turns: &Arc<Semaphore>) -> Result<tokio::sync::OwnedSemaphorePermit, Unknown> {
+    turns.clone().acquire_owned().await.map_err(|error| Unknown::passing(error.to_string()))
 }
 
 #[cfg(test)]
@@ -201,7 +235,9 @@ mod tests {
             let count = counted.fetch_add(1, Ordering::Relaxed);
             match host {
                 "gone" => Err(io::Error::other("there is no such host")),
-                "lost" if count > 0 => Err(io::Error::other("the name server is gone")),
+                "lost" if count > 0 => {
+                    Err(io::Error::other("failed to lookup address: Temporary failure in name resolution"))
+                }
                 _ => Ok(vec![HERE]),
             }
         });
@@ -210,7 +246,7 @@ mod tests {
         assert!(all.iter().all(|found| found.as_deref() == Ok(&[HERE])), "{all:?}");
         assert_eq!(asked.load(Ordering::Relaxed), 1);
         for _ in 0..20 {
-            assert!(names.addresses("gone").await.unwrap_err().contains("no such host"));
+            assert!(names.addresses("gone").await.unwrap_err().why.contains("no such host"));
         }
         assert_eq!(asked.load(Ordering::Relaxed), 2, "that there is none counts too");
         tokio::time::advance(KNOWN_NAME_FOR).await;
@@ -220,6 +256,22 @@ mod tests {
         assert!(names.addresses("lost").await.is_err());
         assert_eq!(names.addresses("::1").await.unwrap()[0].to_string(), "::1");
         assert_eq!(asked.load(Ordering::Relaxed), 4, "an address is no name");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_was_taken_away_stands_for_nothing() {
+        let asked = AtomicUsize::new(0);
+        let names = Names::new(move |_| match asked.fetch_add(1, Ordering::Relaxed) {
+            0 => Ok(vec![HERE]),
+            1 => Err(io::ErrorKind::TimedOut.into()),
+            _ => Err(io::Error::other("failed to lookup address information: Name or service not known")),
+        });
+        tokio::time::pause();
+        for _ in 0..2 {
+            assert_eq!(names.addresses("taken").await.as_deref(), Ok(&[HERE][..]));
+            tokio::time::advance(KNOWN_NAME_FOR).await;
+        }
+        assert!(names.addresses("taken").await.is_err());
     }
 
     #[tokio::test]
@@ -235,7 +287,7 @@ mod tests {
         let held: Vec<_> = (0..MAX_DOUBTFUL_LOOK_UPS)
             .map(|_| names.doubtful_turns.clone().try_acquire_owned().unwrap())
             .collect();
-        assert!(names.addresses("h0").await.unwrap_err().contains("in time"));
+        assert!(names.addresses("h0").await.unwrap_err().why.contains("in time"));
         assert_eq!(names.addresses("well").await.as_deref(), Ok(&[HERE][..]));
         drop(held);
         assert_eq!(asked.load(Ordering::Relaxed), MAX_LOOK_UPS + 1);

@@ -1,8 +1,11 @@
 //! What a pull brought of one topic, made into a part of a command.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bytes::Bytes;
 
 use super::answer::{AnsweredPage, AnsweredTopic};
+use crate::limits::MAX_RELAYS;
 use crate::state::{
     CopyItem, CopyPart, Instance, Position, Ranges, RouterConfig, SharedTopic, Turns, is_topic_name,
 };
@@ -143,6 +146,36 @@ pub(super) fn leave_out(
     held_seq
 }
 
+/// Of `instances` those that `parts` name, which are numbered anew, and one of each cluster of those that are left out
+/// now and are to be written down. Another cluster may name more than anything comes from.
+pub(super) fn numbered_anew(
+    instances: &[Instance],
+    parts: &mut [CopyPart<'_>],
+    is_new: impl Fn(&Instance) -> bool,
+) -> Vec<Instance> {
+    let mut kept = Vec::new();
+    let mut numbers: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut number_of = |number: &mut u32| {
+        // What it names was looked at when it was read.
+        let Some(instance) = instances.get(*number as usize) else { return };
+        *number = *numbers.entry(*number).or_insert_with(|| {
+            kept.push(instance.clone());
+            kept.len() as u32 - 1
+        });
+    };
+    for part in parts {
+        number_of(&mut part.source_instance);
+        for item in &mut part.items {
+            let (CopyItem::Records { instance, .. } | CopyItem::Gap { instance, .. }) = item;
+            number_of(instance);
+        }
+    }
+    let mut clusters: BTreeSet<u128> = kept.iter().map(|instance| instance.cluster_id).collect();
+    let new = instances.iter().filter(|instance| is_new(instance) && clusters.insert(instance.cluster_id));
+    kept.extend(new.take(MAX_RELAYS).cloned());
+    kept
+}
+
 /// At the latest here a page begins: each gap takes up a seq before the first record.
 fn begin(page: &AnsweredPage) -> u64 {
     let gaps = page.items.iter().take_while(|item| !is_records(item)).count();
@@ -200,6 +233,49 @@ mod tests {
         assert_eq!(*lost(&told, &instances, Some(&dest)), [1..=9]);
         assert_eq!(*lost(&page(None), &instances, Some(&dest)), [1..=9]);
         assert_eq!(*lost(&page(Some(Vec::new())), &instances, Some(&dest)), [4..=4]);
+    }
+
+    #[test]
+    fn what_nothing_comes_from_is_not_written_down() {
+        // C-MIRROR-18
+        let instance = |cluster_id: u32| Instance {
+            cluster_id: u128::from(cluster_id % 5000),
+            cluster: "c".into(),
+            topic: "t".into(),
+            epoch: u64::from(cluster_id),
+        };
+        let instances: Vec<Instance> = (0..100_000).map(instance).collect();
+        let of = |instance| CopyItem::Records {
+            instance,
+            origin_seq: 1,
+            origin_ts_ms: 1,
+            source_seq: 1,
+            count: 1,
+        };
+        let gap = CopyItem::Gap { instance: 800, from_seq: 1, to_seq: 2 };
+        let mut parts = [CopyPart {
+            source: "t",
+            source_epoch: 1,
+            source_type: crate::state::TopicType::Log,
+            source_instance: 7,
+            dest: "t",
+            dest_epoch: None,
+            from_seq: None,
+            start_seq: None,
+            to_seq: 9,
+            to_entry: None,
+            lost: Vec::new(),
+            items: vec![of(99_999), gap, of(7), of(99_999)],
+        }];
+        let epochs = |instances: &[Instance]| instances.iter().map(|it| it.epoch).collect::<Vec<_>>();
+        let kept = numbered_anew(&instances, &mut parts, |_| false);
+        assert_eq!(epochs(&kept), [7, 99_999, 800]);
+        let gap = CopyItem::Gap { instance: 2, from_seq: 1, to_seq: 2 };
+        assert_eq!((parts[0].source_instance, &parts[0].items[..]), (0, &[of(1), gap, of(0), of(1)][..]));
+        // Of which clusters there was something is told, by one of each.
+        let kept = numbered_anew(&instances, &mut [], |instance| instance.cluster_id < 3);
+        assert_eq!(epochs(&kept), [0, 1, 2]);
+        assert_eq!(numbered_anew(&instances, &mut parts, |_| true).len(), 3 + MAX_RELAYS);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! A pull needs a turn, which is one connection, and has it until what it brought is written. Who waits longest is
 //! next, and while somebody waits, pulls that wait for news do so for less time: with more mirrors than turns each
-//! comes about as often. Those whose last pull failed have half of the turns at most: a remote that takes connections
-//! and says nothing keeps each for as long as a pull may last, however many mirrors it has, and others get on.
+//! comes about as often. Those that failed or came slowly of late (`trouble.rs`) have half of the turns at most: a remote
+//! that takes connections and says next to nothing keeps each for as long as a pull may last, however many mirrors it
+//! has, and others get on. There is no share per host: names of hosts cost their owner nothing.
 //!
 //! A pull asks for little, which every turn has room for, unless more is known to be there: then it asks for as much
 //! as its link brings in about a second (`pace.rs`), from what all may hold that do so. If there is not so much in time
@@ -11,7 +12,7 @@
 //! others from getting on. Answers may be longer than what was asked for, by a record or by names; that counts
 //! as it comes, in a budget of all.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -22,7 +23,7 @@ use super::remote::RemoteError;
 use crate::budget::{Budget, Charge};
 use crate::limits::{
     LARGE_ANSWER_BYTES, LARGE_PULL_PATIENCE, MAX_GROWN_ANSWER_BYTES, MAX_LARGE_BYTES, MAX_PULL_ANSWER_BYTES,
-    MIN_SHARED_PULL_WAIT, SMALL_PULL_BYTES,
+    MIN_SHARED_PULL_WAIT, SMALL_PULL_BYTES, TURN_PATIENCE,
 };
 
 /// Shared by all mirrors of a member.
@@ -31,7 +32,7 @@ pub struct PullBudget {
     max_turns: usize,
     /// Mirrors that wait for a turn.
     waiting: AtomicUsize,
-    /// Turns of mirrors whose last pull failed, and how many of those wait for one.
+    /// Turns of mirrors that are in trouble, and how many of those wait for one.
     trials: Arc<Semaphore>,
     waiting_trials: AtomicUsize,
     /// In parts of [`SMALL_PULL_BYTES`].
@@ -101,11 +102,22 @@ impl PullBudget {
         self.max_turns
     }
 
-    /// Waits for a turn of a mirror whose last pull failed, or did not.
-    pub(super) async fn turn(self: &Arc<Self>, has_failed: bool) -> PullTurn {
+    /// Waits for a turn of a mirror that is in trouble, or is not; calls `tell` if that takes long.
+    pub(super) async fn next_turn(self: Arc<Self>, is_in_trouble: bool, tell: impl FnOnce()) -> PullTurn {
+        let mut turn = pin!(self.turn(is_in_trouble));
+        match tokio::time::timeout(TURN_PATIENCE, turn.as_mut()).await {
+            Ok(turn) => turn,
+            Err(_) => {
+                tell();
+                turn.await
+            }
+        }
+    }
+
+    pub(super) async fn turn(self: &Arc<Self>, is_in_trouble: bool) -> PullTurn {
         // None of these is ever closed.
         let mut trial = None;
-        if has_failed {
+        if is_in_trouble {
             let _waiting = Waiting::count(&self.waiting_trials);
             trial = self.trials.clone().acquire_owned().await.ok();
         }
@@ -208,6 +220,7 @@ mod tests {
 
     use super::*;
     use crate::router::pace::Pace;
+    use crate::router::trouble::Trouble;
 
     #[tokio::test(start_paused = true)]
     async fn with_more_mirrors_than_turns_each_comes_as_often() {
@@ -242,33 +255,56 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn mirrors_that_fail_leave_turns_to_the_others() {
+    async fn mirrors_that_fail_or_trickle_leave_turns_to_the_others() {
         const PULL_TIMEOUT: Duration = Duration::from_secs(10);
         let budget = PullBudget::new(16);
         let failing: Vec<_> = (0..300)
             .map(|_| {
                 let budget = budget.clone();
                 tokio::spawn(async move {
-                    let mut has_failed = false;
+                    let mut trouble = Trouble::default();
                     loop {
-                        let _turn = budget.turn(has_failed).await;
+                        let _turn = budget.turn(trouble.is_on()).await;
+                        if trouble.is_on() {
+                            // Well by way of change.
+                            tokio::time::sleep(Duration::from_secs(1)).await;
+                            continue;
+                        }
                         tokio::time::sleep(PULL_TIMEOUT).await;
-                        has_failed = true;
+                        trouble.begin();
                     }
                 })
             })
             .collect();
-        // Each of them is tried once as any other.
-        tokio::time::sleep(PULL_TIMEOUT * 300 / 16 + 2 * PULL_TIMEOUT).await;
-        for _ in 0..100 {
+        // Each of them is tried as any other, and more seldom then.
+        tokio::time::sleep(Duration::from_secs(4 * 3600)).await;
+        let (mut waited, begun) = (Duration::ZERO, Instant::now());
+        while begun.elapsed() < Duration::from_secs(3600) {
             let begun = Instant::now();
             let turn = budget.turn(false).await;
-            assert_eq!(begun.elapsed(), Duration::ZERO);
-            assert_eq!(turn.shorten(Duration::from_secs(5)), Duration::from_secs(5), "nobody wants it");
-            assert!(turn.small_room().is_in_demand(), "but an idle connection would be one too many");
+            waited += begun.elapsed();
+            drop(turn);
             tokio::time::sleep(Duration::from_millis(700)).await;
         }
+        assert!(waited < Duration::from_secs(3600 / 20), "{waited:?}");
         failing.iter().for_each(|mirror| mirror.abort());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_long_for_a_turn_is_told() {
+        // C-MIRROR-11
+        let budget = PullBudget::new(1);
+        let turn = budget.turn(false).await;
+        assert_eq!(turn.shorten(Duration::from_secs(5)), Duration::from_secs(5), "nobody wants it");
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let begun = Instant::now();
+        let waiting = tokio::spawn(budget.clone().next_turn(false, move || tell.send(()).unwrap()));
+        told.await.unwrap();
+        assert_eq!(begun.elapsed(), TURN_PATIENCE);
+        assert!(turn.small_room().is_in_demand(), "an idle connection would be one too many");
+        drop(turn);
+        drop(waiting.await.unwrap());
+        drop(budget.clone().next_turn(true, || panic!("there is one")).await);
     }
 
     #[tokio::test(start_paused = true)]

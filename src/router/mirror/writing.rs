@@ -9,7 +9,7 @@ use crate::engine::{Consistency, PullCursor};
 use crate::limits::{MAX_ORIGINS_PER_TOPIC, MAX_RELAYS};
 use crate::record::HeaderEdit;
 use crate::router::answer::{Answered, AnsweredPage, AnsweredTopic, Damage, PullAnswer};
-use crate::router::page::{dest_of, is_records, leave_out, lost, part, untaken};
+use crate::router::page::{dest_of, is_records, leave_out, lost, numbered_anew, part, untaken};
 use crate::router::status::Told;
 use crate::state::{
     Cluster, Copy, CopyItem, CopyPart, Draft, Forwarded, Instance, Limit, Outcome, Ranges, Refusal,
@@ -123,11 +123,19 @@ impl Mirror {
             let is_all = has_diverged && !self.config.source.ends_with('*');
             return if is_all { Err(diverged("its history there is another one")) } else { Ok(moved) };
         }
+        let known = match presents_new {
+            true => self.router.read().presented.clone(),
+            false => BTreeMap::new(),
+        };
+        let copied_instances = numbered_anew(&instances, &mut parts, |instance| {
+            let id = instance.cluster_id;
+            presents_new && ![cluster.id, self.own.id].contains(&id) && !known.contains_key(&id)
+        });
         let copy = Copy {
             generation: self.router.generation,
             cluster_id: cluster.id,
             next_epoch,
-            instances: instances.clone(),
+            instances: copied_instances,
             parts,
             gone,
             held: held.iter().map(|(source, seq)| (source.as_str(), *seq)).collect(),
