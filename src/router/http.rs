@@ -18,7 +18,8 @@ use super::pull_budget::AnswerRoom;
 use super::remote::{Answering, Remote, RemoteError};
 use super::targets::Targets;
 use crate::limits::{
-    MIN_ANSWER_BYTES_PER_S, REMOTE_CONNECT_TIMEOUT, REMOTE_IDLE_AFTER, REMOTE_READ_TIMEOUT, WHOLE_ANSWER_TIME, WHOLE_SHARED_ANSWER_TIME,
+    MIN_ANSWER_BYTES_PER_S, REMOTE_CONNECT_TIMEOUT, REMOTE_IDLE_AFTER, REMOTE_READ_TIMEOUT,
+    WHOLE_ANSWER_TIME, WHOLE_SHARED_ANSWER_TIME,
 };
 
 /// Where pulls go, below the address of a member.
