@@ -324,23 +324,26 @@ pub const MAX_REPORTED_PER_TOPIC: usize = 1 << 17;
 /// Topics, here and of other clusters, that the records of one topic were first written in.
 pub const MAX_ORIGINS_PER_TOPIC: usize = 1 << 16;
 /// Topics that a mirror may not make of which it is noted where it begins.
-pub const MAX_BEGUN_PER_ROUTER: usize = 1 << 16;
+pub const MAX_BEGUN_PER_ROUTER: usize = 1 << 17;
 /// The same of the whole cluster: origins of all topics, and beginnings of all routers.
 pub const MAX_ORIGINS: usize = 1 << 20;
 pub const MAX_BEGUN: usize = 1 << 20;
+/// Topics in which all routers have a position; beyond, mirrors take up no further ones.
+pub const MAX_POSITIONS: usize = 1 << 21;
 /// Gaps, and stretches that are known to be lost, of all topics; beyond, each origin of a topic makes no second one.
 pub const MAX_GAPS: usize = 1 << 20;
 pub const MAX_REPORTED: usize = 1 << 20;
 /// As [`MAX_TOLD_RANGES`], of all origins of a topic together.
 pub const MAX_TOLD_RANGES_IN_ALL: usize = 4096;
-/// Topics that one page of a list names, and that a mirror lets another cluster list in all.
+/// Topics that one page of a list names.
 pub const MAX_LISTED_PER_PAGE: usize = 1 << 16;
-pub const MAX_LISTED_TOPICS: usize = 1 << 20;
 const _: () = assert!(MAX_LISTED_PER_PAGE >= MAX_TOLD_NAME_BYTES / 24 + 512);
-/// Topics of a mirror that are due; with so many it asks for no further names until they are worked off.
-pub const MAX_DUE_TOPICS: usize = 1 << 17;
-/// Topics of a mirror that are left alone for a while; beyond, names that it has no position in are not taken up.
-pub const MAX_LEFT_TOPICS: usize = 1 << 17;
+/// Bytes of what all mirrors of a member have in mind of topics that are due or are left alone, beyond what each may in
+/// any case.
+pub const MAX_TOPICS_BYTES: usize = 128 << 20;
+pub const MIN_TOPICS_BYTES: usize = 8 << 10;
+/// A page that brings nothing has come on if it covers so many seqs, or all that there are.
+pub const MIN_EMPTY_PAGE_SEQS: u64 = 64;
 /// Pauses of a mirror when answers that did not wait bring nothing, in milliseconds: the first one, and the longest.
 pub const MIRROR_IDLE_PAUSE_MS: (u64, u64) = (20, 1000);
 /// How often a mirror of many topics looks whether some that it left alone can be tried again, at most.

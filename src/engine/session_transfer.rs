@@ -34,8 +34,8 @@ struct Ask {
     taker: String,
     /// What the taker has room for.
     max_bytes: usize,
-    /// The taker has the session already, and nothing is asked.
-    has_taken: bool,
+    /// The taker has the session already, with so many moves, and nothing is asked; 0 if it has not.
+    taken_moves: u64,
 }
 
 enum Reply {
@@ -46,6 +46,7 @@ enum Reply {
     Taken {
         subscription: Subscription,
         applied_index: u64,
+        moves: u64,
     },
     /// It needs so many bytes.
     TooLarge(usize),
@@ -58,7 +59,7 @@ impl Ask {
         put_binding(&mut out, self.binding.as_ref());
         put_blob(&mut out, self.taker.as_bytes());
         put_varint(&mut out, self.max_bytes as u64);
-        out.put_u8(u8::from(self.has_taken));
+        put_varint(&mut out, self.taken_moves);
         out
     }
 
@@ -69,7 +70,7 @@ impl Ask {
             binding: binding(&mut reader)?,
             taker: reader.text()?.to_owned(),
             max_bytes: usize::try_from(reader.varint()?).map_err(|_| reader.malformed())?,
-            has_taken: reader.bool()?,
+            taken_moves: reader.varint()?,
         };
         reader.finish()?;
         Ok(ask)
@@ -102,9 +103,10 @@ fn encode_at(member: &str) -> BytesMut {
     out
 }
 
-fn encode_taken(subscription: &Subscription, applied_index: u64) -> BytesMut {
+fn encode_taken(subscription: &Subscription, applied_index: u64, moves: u64) -> BytesMut {
     let mut out = BytesMut::from(&[3u8][..]);
     put_varint(&mut out, applied_index);
+    put_varint(&mut out, moves);
     put_subscription(&mut out, subscription);
     out
 }
@@ -123,8 +125,8 @@ impl Reply {
             1 => Reply::WrongKey,
             2 => Reply::At(reader.text()?.to_owned()),
             3 => {
-                let applied_index = reader.varint()?;
-                Reply::Taken { subscription: subscription(&mut reader)?, applied_index }
+                let (applied_index, moves) = (reader.varint()?, reader.varint()?);
+                Reply::Taken { subscription: subscription(&mut reader)?, applied_index, moves }
             }
             4 => Reply::TooLarge(usize::try_from(reader.varint()?).map_err(|_| reader.malformed())?),
             _ => return Err(reader.malformed()),
@@ -251,7 +253,7 @@ impl Engine {
             binding: binding.copied(),
             taker: self.member().to_owned(),
             max_bytes: USUAL_SESSION_BYTES,
-            has_taken: false,
+            taken_moves: 0,
         };
         let asked_first = ask_whom.clone();
         let mut held = None;
@@ -268,11 +270,11 @@ impl Engine {
             let reply = self.inner.node.ask_handler(&ask_whom, &ask.encode(), ASK_TIMEOUT).await;
             let reply = reply.and_then(|reply| Reply::decode(&reply).map_err(|error| error.to_string()));
             match reply {
-                Ok(Reply::Taken { subscription, applied_index }) => {
-                    let session = Session::new(wid.to_owned(), subscription, applied_index, taken);
+                Ok(Reply::Taken { subscription, applied_index, moves }) => {
+                    let session = Session::new(wid.to_owned(), subscription, (applied_index, moves), taken);
                     self.inner.watch_sessions.adopt(session.clone());
                     if ask_whom != asked_first {
-                        self.tell_taken(asked_first, ask);
+                        self.tell_taken(asked_first, Ask { taken_moves: moves, ..ask });
                     }
                     return Ok(session);
                 }
@@ -297,7 +299,7 @@ impl Engine {
 impl Engine {
     /// Tells the member that knew where a session was that it is here now. If that gets lost, the way to it is longer.
     fn tell_taken(&self, member: String, ask: Ask) {
-        let told = Ask { has_taken: true, ..ask }.encode();
+        let told = ask.encode();
         let inner = self.inner.clone();
         task::spawn(async move {
             if let Err(error) = inner.node.ask_handler(&member, &told, ASK_TIMEOUT).await {
@@ -313,7 +315,7 @@ impl Inner {
         match sessions.find(&ask.wid) {
             Whereabouts::Here(session) if !session.is_bound_to(ask.binding.as_ref()) => encode_wrong_key(),
             // What is told comes late: it came back meanwhile.
-            Whereabouts::Here(_) if ask.has_taken => encode_unknown(),
+            Whereabouts::Here(_) if ask.taken_moves > 0 => encode_unknown(),
             Whereabouts::Here(session) => {
                 let bytes = session.subscription.memory_bytes();
                 if bytes > ask.max_bytes {
@@ -322,13 +324,13 @@ impl Inner {
                 sessions.give_to(&session, &ask.taker);
                 // Written after its stream was told to end: what that still hands out on its way may come again.
                 let applied_index = self.node.applied().index().max(session.applied_index);
-                encode_taken(&session.subscription, applied_index)
+                encode_taken(&session.subscription, applied_index, session.moves + 1)
             }
             Whereabouts::At(_, binding) if !is_same(binding.as_ref(), ask.binding.as_ref()) => {
                 encode_wrong_key()
             }
-            Whereabouts::At(_, binding) if ask.has_taken => {
-                sessions.moved(&ask.wid, &ask.taker, binding);
+            Whereabouts::At(_, binding) if ask.taken_moves > 0 => {
+                sessions.moved(&ask.wid, &ask.taker, binding, ask.taken_moves);
                 encode_unknown()
             }
             Whereabouts::At(member, _) if member == ask.taker => encode_unknown(),
@@ -375,11 +377,11 @@ mod tests {
             ],
             heartbeat_ms: 15_000,
         };
-        let reply = encode_taken(&sent, 88);
-        let Ok(Reply::Taken { subscription, applied_index }) = Reply::decode(&reply) else {
+        let reply = encode_taken(&sent, 88, 3);
+        let Ok(Reply::Taken { subscription, applied_index, moves }) = Reply::decode(&reply) else {
             panic!("it is a session");
         };
-        assert_eq!(encode_taken(&subscription, applied_index), reply);
+        assert_eq!(encode_taken(&subscription, applied_index, moves), reply);
         assert_eq!(subscription.memory_bytes(), sent.memory_bytes());
         // C-FILT-02
         let views: Vec<&Arc<View>> = subscription.topics.iter().map(|topic| &topic.view).collect();
@@ -395,11 +397,11 @@ mod tests {
             binding: None,
             taker: "m2".into(),
             max_bytes: 4096,
-            has_taken: true,
+            taken_moves: 7,
         };
         let decoded = Ask::decode(&ask.encode()).unwrap();
         assert_eq!((decoded.wid.as_str(), decoded.binding, decoded.taker.as_str()), ("wid_m1.x", None, "m2"));
-        assert_eq!((decoded.max_bytes, decoded.has_taken), (4096, true));
+        assert_eq!((decoded.max_bytes, decoded.taken_moves), (4096, 7));
     }
 
     #[test]

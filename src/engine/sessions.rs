@@ -83,6 +83,8 @@ pub struct Session {
     pub subscription: Subscription,
     /// A member that has not applied so much does not know the session's topics as they were looked up.
     pub applied_index: u64,
+    /// How often it went from one member to another.
+    pub moves: u64,
     /// Which stream is the present one; it goes up with every stream that is opened.
     generation: AtomicU64,
     state: Mutex<State>,
@@ -120,11 +122,17 @@ impl Drop for OpenStream {
 }
 
 impl Session {
-    pub fn new(wid: String, subscription: Subscription, applied_index: u64, hold: Hold) -> Arc<Self> {
+    pub fn new(
+        wid: String,
+        subscription: Subscription,
+        (applied_index, moves): (u64, u64),
+        hold: Hold,
+    ) -> Arc<Self> {
         Arc::new(Session {
             wid,
             subscription,
             applied_index,
+            moves,
             generation: AtomicU64::new(0),
             state: Mutex::new(State { stream: None, idle_since: Instant::now(), is_gone: false }),
             _hold: hold,
@@ -180,6 +188,8 @@ enum Entry {
     Moved {
         to: String,
         binding: Option<Binding>,
+        /// With how many moves it came there.
+        moves: u64,
         asked: Instant,
     },
 }
@@ -286,16 +296,24 @@ impl Sessions {
     /// Gives a session up to the member `to`.
     pub fn give_to(&self, session: &Session, to: &str) {
         session.give_up();
-        self.moved(&session.wid, to, session.subscription.binding);
+        self.moved(&session.wid, to, session.subscription.binding, session.moves + 1);
     }
 
-    /// Remembers that the session is at the member `to` from now on.
-    pub fn moved(&self, wid: &str, to: &str, binding: Option<Binding>) {
+    /// Remembers that the session came to the member `to` with so many moves, unless later ones are known: what is told
+    /// may come late.
+    pub fn moved(&self, wid: &str, to: &str, binding: Option<Binding>, moves: u64) {
         let mut held = self.held.lock();
+        let known_moves = held.by_wid.get(wid).map(|entry| match entry {
+            Entry::Here(session) => session.moves,
+            Entry::Moved { moves, .. } => *moves,
+        });
+        if known_moves.is_some_and(|known| known >= moves) {
+            return;
+        }
         if held.by_wid.len() - held.here >= MAX_MOVED {
             held.remove_where(|entry| matches!(entry, Entry::Moved { .. }));
         }
-        let entry = Entry::Moved { to: to.to_owned(), binding, asked: Instant::now() };
+        let entry = Entry::Moved { to: to.to_owned(), binding, moves, asked: Instant::now() };
         if let Some(Entry::Here(_)) = held.by_wid.insert(wid.to_owned(), entry) {
             held.here -= 1;
         }
@@ -321,7 +339,7 @@ impl Engine {
     /// Keeps a session, and `hold` as long as it is there. Errors: `throttled`.
     pub fn add_session(&self, wid: String, subscription: Subscription, hold: Hold) -> Result<(), Error> {
         let applied_index = self.inner.node.applied().index();
-        self.inner.watch_sessions.add(Session::new(wid, subscription, applied_index, hold))
+        self.inner.watch_sessions.add(Session::new(wid, subscription, (applied_index, 0), hold))
     }
 
     /// How long a session without a stream is kept.
@@ -361,7 +379,7 @@ mod tests {
 
     fn session(wid: &str, binding: Option<Binding>) -> Arc<Session> {
         let subscription = Subscription { binding, topics: Vec::new(), heartbeat_ms: 1000 };
-        Session::new(wid.into(), subscription, 0, Box::new(()))
+        Session::new(wid.into(), subscription, (0, 0), Box::new(()))
     }
 
     #[tokio::test(start_paused = true)]
@@ -415,6 +433,30 @@ mod tests {
         assert_eq!(sessions.count(), 3);
     }
 
+    #[tokio::test]
+    async fn what_is_told_late_does_not_send_a_session_s_way_in_a_circle() {
+        // C-WATCH-05: m2 took it from here, m3 from m2, this member from m3, and m2 again.
+        let sessions = Sessions::new(2, Duration::from_secs(300));
+        let with_moves = |moves| {
+            let subscription = Subscription { binding: None, topics: Vec::new(), heartbeat_ms: 1000 };
+            Session::new("w".into(), subscription, (0, moves), Box::new(()))
+        };
+        let is_at = |member: &str| matches!(sessions.find("w"), Whereabouts::At(at, _) if at == member);
+        sessions.adopt(with_moves(0));
+        sessions.give_to(&with_moves(0), "m2");
+        assert!(is_at("m2"));
+        let back = with_moves(3);
+        sessions.adopt(back.clone());
+        // Now m3 says that it has it.
+        sessions.moved("w", "m3", None, 2);
+        assert!(matches!(sessions.find("w"), Whereabouts::Here(_)));
+        sessions.give_to(&back, "m2");
+        sessions.moved("w", "m3", None, 2);
+        assert!(is_at("m2"));
+        sessions.moved("w", "m3", None, 5);
+        assert!(is_at("m3") && sessions.count() == 0);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_a_session_holds_is_given_back_with_it() {
         // C-LIMIT-12
@@ -422,11 +464,11 @@ mod tests {
         let sessions = Sessions::new(0, Duration::from_secs(300));
         let subscription = Subscription { binding: None, topics: Vec::new(), heartbeat_ms: 1000 };
         let hold = Box::new(budget.charge(10).unwrap());
-        sessions.add(Session::new("w".into(), subscription, 0, hold)).unwrap();
+        sessions.add(Session::new("w".into(), subscription, (0, 0), hold)).unwrap();
         let Whereabouts::Here(found) = sessions.find("w") else { panic!("it is here") };
         let stream = found.open(BellHandle::default()).unwrap();
         drop(found);
-        sessions.moved("w", "m2", None);
+        sessions.moved("w", "m2", None, 1);
         assert_eq!(budget.held_bytes(), 10, "its stream is still there");
         drop(stream);
         assert_eq!(budget.held_bytes(), 0);

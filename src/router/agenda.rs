@@ -1,4 +1,4 @@
-//! Which of the topics of a mirror of many are asked for next.
+//! Which topics of those that a mirror may ask for are next.
 //!
 //! Names take turns, so that one that always has something new keeps no other from being asked for.
 
@@ -6,51 +6,33 @@ use std::collections::{BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::limits::{MAX_DUE_TOPICS, MAX_WARM_TOPICS};
+use crate::limits::MAX_WARM_TOPICS;
 
 #[derive(Default)]
 pub(super) struct Agenda {
-    /// Topics that have something new, as far as is known.
-    due: BTreeSet<Arc<str>>,
+    names: BTreeSet<Arc<str>>,
     /// The next turn begins behind this one.
     last: Option<Arc<str>>,
-    /// Those that had something new last; the latest at the end.
-    warm: VecDeque<Arc<str>>,
 }
 
 impl Agenda {
     pub fn is_empty(&self) -> bool {
-        self.due.is_empty()
+        self.names.is_empty()
     }
 
-    /// Whether so many are due that nobody should ask for further ones.
-    pub fn is_full(&self) -> bool {
-        self.due.len() >= MAX_DUE_TOPICS
+    pub fn add(&mut self, topic: &Arc<str>) {
+        self.names.insert(topic.clone());
     }
 
-    /// There may be something new in `topic`.
-    pub fn add(&mut self, topic: &str) {
-        if !self.due.contains(topic) {
-            self.due.insert(topic.into());
-        }
-    }
-
-    /// There is nothing new in `topic` now.
     pub fn remove(&mut self, topic: &str) {
-        self.due.remove(topic);
+        self.names.remove(topic);
     }
 
-    /// `topic` is to be left alone.
-    pub fn leave_alone(&mut self, topic: &str) {
-        self.remove(topic);
-        self.warm.retain(|warm| **warm != *topic);
-    }
-
-    /// Whose turn it is: at most `most` of those that are due, and `most_bytes` of their names, but one in any case.
+    /// Whose turn it is: at most `most` of them, and `most_bytes` of their names, but one in any case.
     pub fn turn(&self, most: usize, most_bytes: usize) -> Vec<Arc<str>> {
         let last = self.last.as_deref().unwrap_or_default();
-        let behind = self.due.range::<str, _>((Bound::Excluded(last), Bound::Unbounded));
-        let before = self.due.range::<str, _>((Bound::Unbounded, Bound::Included(last)));
+        let behind = self.names.range::<str, _>((Bound::Excluded(last), Bound::Unbounded));
+        let before = self.names.range::<str, _>((Bound::Unbounded, Bound::Included(last)));
         fitting(behind.chain(before), most, most_bytes)
     }
 
@@ -58,20 +40,30 @@ impl Agenda {
     pub fn came_to(&mut self, topic: &Arc<str>) {
         self.last = Some(topic.clone());
     }
+}
 
+/// Topics that had something new last; the latest at the end.
+#[derive(Default)]
+pub(super) struct Warm(VecDeque<Arc<str>>);
+
+impl Warm {
     /// These had something new just now.
-    pub fn warm_up(&mut self, topics: &[Arc<str>]) {
+    pub fn add(&mut self, topics: &[Arc<str>]) {
         let latest = &topics[topics.len().saturating_sub(MAX_WARM_TOPICS)..];
         let names: BTreeSet<&str> = latest.iter().map(|topic| &**topic).collect();
-        self.warm.retain(|warm| !names.contains(&**warm));
-        self.warm.extend(latest.iter().cloned());
-        let too_many = self.warm.len().saturating_sub(MAX_WARM_TOPICS);
-        self.warm.drain(..too_many);
+        self.0.retain(|warm| !names.contains(&**warm));
+        self.0.extend(latest.iter().cloned());
+        let too_many = self.0.len().saturating_sub(MAX_WARM_TOPICS);
+        self.0.drain(..too_many);
+    }
+
+    pub fn remove(&mut self, topic: &str) {
+        self.0.retain(|warm| **warm != *topic);
     }
 
     /// Topics in which something new is likely, the latest first.
-    pub fn warm(&self, most_bytes: usize) -> Vec<Arc<str>> {
-        fitting(self.warm.iter().rev(), MAX_WARM_TOPICS, most_bytes)
+    pub fn latest(&self, most_bytes: usize) -> Vec<Arc<str>> {
+        fitting(self.0.iter().rev(), MAX_WARM_TOPICS, most_bytes)
     }
 }
 
@@ -102,7 +94,7 @@ mod tests {
     fn every_topic_has_its_turn_however_busy_the_first_ones_are() {
         // C-MIRROR-11
         let mut agenda = Agenda::default();
-        ["a", "b", "c", "d", "e"].into_iter().for_each(|topic| agenda.add(topic));
+        ["a", "b", "c", "d", "e"].map(Arc::from).iter().for_each(|topic| agenda.add(topic));
         let mut turns = Vec::new();
         for _ in 0..5 {
             // All have something new again whenever it is looked, and two have room.
@@ -120,11 +112,11 @@ mod tests {
     #[test]
     fn a_turn_is_bounded_and_never_empty() {
         let mut agenda = Agenda::default();
-        let long: Vec<String> = (0..2000).map(|number| format!("{number:0>200}")).collect();
+        let long: Vec<Arc<str>> = (0..2000).map(|number| format!("{number:0>200}").into()).collect();
         long.iter().for_each(|topic| agenda.add(topic));
         assert_eq!(agenda.turn(1024, usize::MAX).len(), 1024);
         assert_eq!(agenda.turn(1024, 2400).len(), 10);
-        assert_eq!(names(&agenda.turn(1024, 1)), [&long[0]]);
+        assert_eq!(names(&agenda.turn(1024, 1)), [&*long[0]]);
         long.iter().for_each(|topic| agenda.remove(topic));
         assert!(agenda.turn(1024, 1).is_empty() && agenda.is_empty());
     }
@@ -133,16 +125,16 @@ mod tests {
     fn the_topics_that_were_active_last_are_warm() {
         let topics: Vec<Arc<str>> =
             (0..MAX_WARM_TOPICS + 5).map(|number| format!("{number:04}").into()).collect();
-        let mut agenda = Agenda::default();
-        agenda.warm_up(&topics);
-        assert_eq!(agenda.warm(usize::MAX), topics[5..].iter().rev().cloned().collect::<Vec<_>>());
-        agenda.warm_up(&topics[..2]);
-        agenda.leave_alone(&topics[0]);
-        let warm = agenda.warm(usize::MAX);
+        let mut warm_topics = Warm::default();
+        warm_topics.add(&topics);
+        assert_eq!(warm_topics.latest(usize::MAX), topics[5..].iter().rev().cloned().collect::<Vec<_>>());
+        warm_topics.add(&topics[..2]);
+        warm_topics.remove(&topics[0]);
+        let warm = warm_topics.latest(usize::MAX);
         assert_eq!(
             (warm.len(), &warm[0], &warm[1]),
             (MAX_WARM_TOPICS - 1, &topics[1], &topics[MAX_WARM_TOPICS + 4])
         );
-        assert_eq!(agenda.warm(100).len(), 2);
+        assert_eq!(warm_topics.latest(100).len(), 2);
     }
 }

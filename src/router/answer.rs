@@ -13,7 +13,7 @@ use crate::codec::{Malformed, Reader, shared_slice};
 use crate::engine::News;
 use crate::limits::{
     MAX_MEMBER_NAME_CHARS, MAX_PULL_ITEMS, MAX_PULL_WANTED, MAX_TOLD_RANGES, MAX_TOLD_RANGES_IN_ALL,
-    SEQ_LIMIT,
+    MIN_EMPTY_PAGE_SEQS, SEQ_LIMIT,
 };
 use crate::record::{BadRecord, check_foreign};
 use crate::state::{
@@ -56,6 +56,16 @@ pub enum Answered {
     Page(AnsweredPage),
     /// What is said of the topic cannot be.
     Damaged(Damage),
+}
+
+impl Answered {
+    /// Whether it brings something, or comes so far towards `head_seq` that the next one may: another cluster is not
+    /// trusted to come on by more than a seq at a time.
+    pub fn has_come_on(&self, head_seq: u64) -> bool {
+        let Answered::Page(page) = self else { return false };
+        let is_far = page.to_seq >= head_seq || page.to_seq - page.start_seq >= MIN_EMPTY_PAGE_SEQS;
+        is_far || !page.items.is_empty() || !page.lost.seqs.is_empty()
+    }
 }
 
 /// Why what is said of a topic cannot be believed.
@@ -395,6 +405,23 @@ mod tests {
     fn encoded_as(topics: &[PulledTopic], own: impl Fn(&PulledTopic) -> Arc<Instance>) -> Bytes {
         let reply = PullReply { next_epoch: 4, news: News::Nothing, examined: 1, topics: topics.to_vec() };
         wire::encoded(&remote(), &reply, own)
+    }
+
+    #[test]
+    fn who_brings_nothing_seq_by_seq_does_not_come_on() {
+        // C-MIRROR-11
+        let empty = |to_seq| PulledPage { start_seq: 5, to_seq, ..page(Vec::new()) };
+        let has_come_on = |page: PulledPage, head_seq| {
+            let answer = PullAnswer::decode(&encoded(&[topic("t", page)]), &Skips::new()).unwrap();
+            answer.topics[0].answer.has_come_on(head_seq)
+        };
+        assert!(!has_come_on(empty(6), 1 << 50) && has_come_on(empty(6), 6));
+        assert!(has_come_on(empty(5 + MIN_EMPTY_PAGE_SEQS), 1 << 50));
+        assert!(has_come_on(
+            PulledPage { start_seq: 5, to_seq: 8, ..page(vec![record(8, &stored("1"))]) },
+            1 << 50
+        ));
+        assert!(!Answered::Gone.has_come_on(0));
     }
 
     fn damage(page: PulledPage) -> Option<Damage> {

@@ -6,10 +6,9 @@
 //!
 //! A mirror of many topics lists them once, in pages, and is told from then on which of them change
 //! (`engine/pull_news.rs`): a pull names only those in which there is something new (`agenda.rs`), and while there
-//! are none, those that were active last.
+//! are none, those that were active last. What is kept in mind of single topics is in `topics.rs`.
 
 mod asking;
-mod prospects;
 mod writing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,17 +21,17 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Context;
-use super::agenda::Agenda;
 use super::answer::{Answered, AnsweredTopic, PullAnswer, Skips};
 use super::backoff::Backoff;
 use super::pace::Pace;
 use super::page::{dest_of, is_covered};
 use super::pull_budget::{AnswerRoom, LargePlace};
 use super::remote::RemoteError;
-use super::standing::Standing;
 use super::status::{self, Told};
+use super::topics::Topics;
 use super::trouble::{Trouble, is_slow};
 use super::view::View;
+use super::why::Why;
 use super::wire::PullRequest;
 use crate::config::Secret;
 use crate::engine::{Ask, ChangeCursor, LinkState, News, PullCursor, SecretMissing};
@@ -40,7 +39,7 @@ use crate::limits::{
     LARGE_ANSWER_BYTES, MAX_RETRY_PULL_BYTES, MIRROR_IDLE_PAUSE_MS, MIRROR_LIST_PAUSE_MS, MIRROR_PAUSE_MS,
     PULL_WAIT_MS, RETRY_LOOK_INTERVAL, SMALL_PULL_BYTES,
 };
-use crate::state::{Cluster, Position, RouterConfig, SharedRouter};
+use crate::state::{Cluster, Position, Refusal, RouterConfig, SharedRouter};
 use crate::task;
 use asking::WantedBytes;
 
@@ -112,23 +111,19 @@ struct Mirror {
     own: Cluster,
     /// Which of the URLs is asked.
     next_url: usize,
-    standing: Standing,
+    /// Which topics to ask for, and how they do.
+    topics: Topics,
     /// How far topics were examined beyond the positions that are stored, by source topic: there was nothing to
     /// copy, so there was nothing to write. In a mirror both ways all that comes back is such. Each with the
     /// instance here that needed nothing.
-    ahead: BTreeMap<String, (u64, PullCursor)>,
-    /// Of a mirror of many topics: which to ask for, what is known of the others, and up to where it is known which
-    /// topics went away here.
-    agenda: Agenda,
-    /// Those that were left alone and are tried again, in pulls of their own: little is asked of them.
-    retries: Agenda,
+    ahead: BTreeMap<Arc<str>, (u64, PullCursor)>,
+    /// The last pull was of topics that were left alone and are tried again.
     was_retry: bool,
+    /// Of a mirror of many topics: what is known of all of them, and up to where it is known which went away here.
     view: View,
     /// All topics are not listed again before this time, and what that is the next time.
     list_from: Option<Instant>,
     list_pauses: Backoff,
-    /// Names were not taken up, because too many topics are left alone.
-    has_ignored: bool,
     known_here: ChangeCursor,
     wanted_bytes: WantedBytes,
     /// The last pull failed: the next one waits for nothing, so that it is told at once if the link is well again.
@@ -156,7 +151,7 @@ pub(super) async fn run(context: Context, router: Arc<SharedRouter>, mut changes
         };
         if is_paused {
             mirror.large_place.leave();
-            status::set(&context, router.generation, LinkState::Paused, mirror.standing.lag(), None);
+            status::set(&context, router.generation, LinkState::Paused, mirror.topics.lag(), None);
             if changes.changed().await.is_err() {
                 return;
             }
@@ -187,7 +182,7 @@ pub(super) async fn run(context: Context, router: Arc<SharedRouter>, mut changes
                 mirror.next_url += 1;
                 mirror.trouble.begin();
                 mirror.pace = Pace::default();
-                let lag = mirror.standing.lag();
+                let lag = mirror.topics.lag();
                 status::set(&context, router.generation, halt.state, lag, Some(halt.told));
                 backoff.pause(&*context.random)
             }
@@ -220,7 +215,7 @@ impl Mirror {
     async fn new(context: Context, router: Arc<SharedRouter>) -> Option<Self> {
         // The router could not have been made before this was known.
         let own = context.engine.own_cluster()?;
-        let config = router.read().config.clone();
+        let (config, topics) = (router.read().config.clone(), context.pulls.topics());
         Some(Mirror {
             known_here: context.engine.follow_changes(),
             context,
@@ -228,15 +223,12 @@ impl Mirror {
             config,
             own,
             next_url: 0,
-            standing: Standing::default(),
+            topics: Topics::new(topics),
             ahead: BTreeMap::new(),
-            agenda: Agenda::default(),
-            retries: Agenda::default(),
             was_retry: false,
             view: View::default(),
             list_from: None,
             list_pauses: Backoff::new(MIRROR_LIST_PAUSE_MS),
-            has_ignored: false,
             wanted_bytes: WantedBytes::default(),
             has_failed: false,
             trouble: Trouble::default(),
@@ -250,7 +242,7 @@ impl Mirror {
     fn take_config(&mut self, config: &Arc<RouterConfig>) {
         if !Arc::ptr_eq(&self.config, config) {
             self.config = config.clone();
-            self.standing.unblock_all().iter().for_each(|topic| self.agenda.add(topic));
+            self.topics.try_all();
             // It may have to look again at what was examined.
             self.ahead.clear();
             self.view = View::default();
@@ -262,16 +254,27 @@ impl Mirror {
     fn list_again(&mut self) {
         self.view = View::default();
         self.list_from = Some(Instant::now() + self.list_pauses.pause(&*self.context.random));
-        self.has_ignored = false;
+        self.topics.begin_list();
     }
 
     fn tell_progress(&self) {
         // One of a topic is told, though others may have another.
-        let (state, told) = match self.standing.worst().or_else(|| self.held_back()) {
+        let worst = self.topics.worst();
+        let worst = worst.map(|(source, why)| (why.state(), why.told(source, dest_of(&self.config, source))));
+        let mut worst = worst.or_else(|| self.held_back());
+        if self.topics.has_dropped() {
+            let message =
+                "so many topics are left alone that no others are taken up before some of them go on";
+            match &mut worst {
+                Some((_, told)) => told.message = format!("{}; {message}", told.message),
+                None => worst = Some((LinkState::Retrying, Told::new("throttled", message))),
+            }
+        }
+        let (state, told) = match worst {
             Some((state, told)) => (state, Some(told)),
             None => (LinkState::Running, None),
         };
-        status::set(&self.context, self.router.generation, state, self.standing.lag(), told);
+        status::set(&self.context, self.router.generation, state, self.topics.lag(), told);
     }
 
     /// Other mirrors have all connections, and that for long.
@@ -285,7 +288,7 @@ impl Mirror {
             self.context.pulls.max_turns()
         );
         let told = Told::new("throttled", message);
-        let lag = self.standing.lag();
+        let lag = self.topics.lag();
         status::set(&self.context, self.router.generation, LinkState::Retrying, lag, Some(told));
     }
 
@@ -313,7 +316,7 @@ impl Mirror {
     async fn step(&mut self) -> Result<Brought, Halt> {
         let now = Instant::now();
         let is_of_many = self.prefix().is_some();
-        let next_try = self.standing.next_try().filter(|until| *until > now);
+        let next_try = self.topics.next_try().filter(|until| *until > now);
         if let (false, Some(until)) = (is_of_many, next_try) {
             tokio::time::sleep_until(until).await;
             return Ok(Brought::Something);
@@ -322,16 +325,15 @@ impl Mirror {
         let turn = self.context.pulls.clone().next_turn(self.trouble.is_on(), || self.tell_waiting()).await;
         let now = Instant::now();
         // A topic whose time has come is looked at now: if it says nothing, it is well or gone.
-        let due = self.standing.take_due(now);
+        let due = self.topics.take_due(now);
         let mut is_curious = self.is_first_contact() || self.has_failed || !is_of_many && !due.is_empty();
         if is_of_many {
-            due.iter().for_each(|topic| self.retries.add(topic));
             self.leave_closed(&due).await;
             self.note_what_went();
-            if self.has_ignored && !self.standing.is_full() {
+            if self.topics.has_dropped() && self.topics.has_room() {
                 self.list_again();
             }
-            is_curious |= !self.agenda.is_empty() || !self.retries.is_empty();
+            is_curious |= self.topics.has_due() || self.topics.has_retries();
             is_curious |= self.view.is_listing() && !self.waits_to_list(now);
         }
         let (wanted, is_retry) = self.wanted();
@@ -353,13 +355,13 @@ impl Mirror {
             // What was asked for did not fit in, and others have all the room.
             return Ok(Brought::Names);
         }
-        let is_due = !self.agenda.is_empty() || !self.retries.is_empty();
+        let is_due = self.topics.has_due() || self.topics.has_retries();
         let next_list = self.list_from.filter(|_| self.waits_to_list(now));
         let longest =
             Duration::from_millis(if is_curious || goes_on || room.is_large() { 0 } else { PULL_WAIT_MS });
         // With many topics that are left alone, the time of one has come all the while.
         let next_look = self
-            .standing
+            .topics
             .next_try()
             .map(|until| if is_of_many { until.max(now + RETRY_LOOK_INTERVAL) } else { until });
         let until = [next_look, next_list].into_iter().flatten().min();
@@ -430,18 +432,25 @@ impl Mirror {
             Answered::Page(_) => Said::All,
             Answered::Gone | Answered::Diverged | Answered::Damaged(_) => Said::Nothing,
         };
-        let speaking: BTreeMap<String, Said> =
-            answer.topics.iter().map(|topic| (topic.topic.clone(), said(topic))).collect();
-        self.has_more = examined < wanted.len() || speaking.values().any(|said| matches!(said, Said::More));
+        let speaking: BTreeMap<String, (Said, bool)> = answer
+            .topics
+            .iter()
+            .map(|topic| (topic.topic.clone(), (said(topic), topic.answer.has_come_on(topic.head_seq))))
+            .collect();
+        self.has_more =
+            examined < wanted.len() || speaking.values().any(|(said, _)| matches!(said, Said::More));
         let mut has_come_on = {
             let router = self.router.read();
             let is_known = |topic: &AnsweredTopic| router.positions.contains_key(topic.topic.as_str());
             answer.topics.iter().any(|topic| topic.answer == Answered::Gone && is_known(topic))
         };
         let news = answer.news.clone();
-        let is_list = matches!(news, News::Listed(_));
+        let is_list = matches!(&news, News::Listed(page) if !View::is_short(page));
         // If nothing comes of it now, they are asked for again.
-        speaking.keys().for_each(|topic| self.agenda.add(topic));
+        wanted
+            .iter()
+            .filter(|topic| speaking.contains_key(&***topic))
+            .for_each(|topic| self.topics.add(topic));
         let mut moved = Vec::new();
         if !speaking.is_empty() || self.is_first_contact() {
             moved = self.write(answer, asked).await?;
@@ -452,40 +461,36 @@ impl Mirror {
             match speaking.get(&**topic) {
                 None if self.still_lacks_dest(topic) => {
                     // Nothing to say now, and no place for it if there were (C-MIRROR-06).
-                    let message = format!("no topic {:?}", dest_of(&self.config, topic));
-                    let told = Told::new("topic_not_found", message);
-                    self.standing.block(topic, told, &*self.context.random);
-                    self.agenda.leave_alone(topic);
+                    self.leave(topic, Why::Refused(Refusal::TopicNotFound), 0);
                 }
-                None => {
-                    self.standing.forget(topic);
-                    self.agenda.remove(topic);
+                None => self.topics.forget(topic),
+                _ if self.topics.is_left_alone(topic, now) => {}
+                Some((Said::Nothing, _)) => {
+                    self.topics.remove(topic);
+                    self.topics.cool(topic);
                 }
-                _ if self.standing.is_blocked(topic, now) => self.agenda.leave_alone(topic),
-                Some(Said::Nothing) => self.agenda.leave_alone(topic),
-                Some(said) => {
-                    if matches!(said, Said::All) {
-                        self.agenda.remove(topic);
+                Some((said, is_progress)) => {
+                    match said {
+                        Said::More => self.topics.add_again(topic),
+                        _ => self.topics.remove(topic),
                     }
-                    has_come_on = true;
-                    warm.push(topic.clone());
+                    has_come_on |= is_progress;
+                    warm.push(self.kept_name(topic));
                 }
             }
         }
         if self.prefix().is_some() {
-            moved.iter().for_each(|topic| self.agenda.add(topic));
-            self.agenda.warm_up(&warm);
-            let asked_from = if self.was_retry { &mut self.retries } else { &mut self.agenda };
-            wanted[examined..].iter().for_each(|topic| asked_from.add(topic));
+            moved.iter().for_each(|topic| self.topics.add_again(topic));
+            self.topics.warm_up(&warm);
+            wanted[examined..].iter().for_each(|topic| self.topics.add(topic));
             if let Some(last) = wanted[..examined].last() {
-                asked_from.came_to(last);
+                self.topics.came_to(self.was_retry, last);
             }
-            wanted[..examined].iter().for_each(|topic| self.retries.remove(topic));
             self.take_news(news).await;
         }
         Ok(match has_come_on {
             true => Brought::Something,
-            false if !is_due && (is_list || !self.agenda.is_empty()) => Brought::Names,
+            false if !is_due && (is_list || self.topics.has_due()) => Brought::Names,
             false => Brought::Nothing,
         })
     }
@@ -500,14 +505,20 @@ impl Mirror {
                 stray.topic
             )));
         }
-        let checked = self.view.check(ask, &answer.news);
+        let checked = View::check(ask, &answer.news);
         checked.map_err(|what| damaged(format!("what the remote answers cannot be: {what}")))
+    }
+
+    /// The name of a topic as the router keeps it, if it has a position there: that costs nothing more.
+    fn kept_name(&self, topic: &str) -> Arc<str> {
+        let router = self.router.read();
+        router.positions.get_key_value(topic).map_or_else(|| topic.into(), |(name, _)| name.clone())
     }
 
     /// Whether a topic that was left alone has no destination yet, and none is made.
     fn still_lacks_dest(&self, topic: &str) -> bool {
         let dest = || self.context.engine.catalog().get(dest_of(&self.config, topic));
-        self.standing.has_left(topic) && !self.config.create_dest && dest().is_none()
+        self.topics.has_left(topic) && !self.config.create_dest && dest().is_none()
     }
 
     /// Another cluster is not trusted with topics that it was not asked for.
@@ -591,5 +602,5 @@ async fn read_answer(answer: Bytes, skips: Skips) -> Result<PullAnswer, String> 
 }
 
 fn diverged(message: &str) -> Halt {
-    Halt::blocked("source_diverged", format!("{message}; delete the router and make it anew"))
+    Halt { state: LinkState::Blocked, told: Told::diverged(message) }
 }

@@ -18,11 +18,12 @@ mod pull_budget;
 mod remote;
 mod running;
 mod source;
-mod standing;
 mod status;
 mod targets;
+mod topics;
 mod trouble;
 mod view;
+mod why;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};

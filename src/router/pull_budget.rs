@@ -1,4 +1,5 @@
-//! What all mirrors of a member may hold together: connections to other clusters, and bytes of answers.
+//! What all mirrors of a member may hold together: connections to other clusters, bytes of answers, and names of topics
+//! (`topics.rs`).
 //!
 //! A pull needs a turn, which is one connection, and has it until what it brought is written. Who waits longest is
 //! next, and while somebody waits, pulls that wait for news do so for less time: with more mirrors than turns each
@@ -23,7 +24,7 @@ use super::remote::RemoteError;
 use crate::budget::{Budget, Charge};
 use crate::limits::{
     LARGE_ANSWER_BYTES, LARGE_PULL_PATIENCE, MAX_GROWN_ANSWER_BYTES, MAX_LARGE_BYTES, MAX_PULL_ANSWER_BYTES,
-    MIN_SHARED_PULL_WAIT, SMALL_PULL_BYTES, TURN_PATIENCE,
+    MAX_TOPICS_BYTES, MIN_SHARED_PULL_WAIT, SMALL_PULL_BYTES, TURN_PATIENCE,
 };
 
 /// Shared by all mirrors of a member.
@@ -38,6 +39,8 @@ pub struct PullBudget {
     /// In parts of [`SMALL_PULL_BYTES`].
     large: Arc<Semaphore>,
     grown: Arc<Budget>,
+    /// What mirrors have in mind of topics.
+    topics: Arc<Budget>,
 }
 
 /// One pull under way.
@@ -95,7 +98,12 @@ impl PullBudget {
             waiting_trials: AtomicUsize::new(0),
             large: Arc::new(Semaphore::new(MAX_LARGE_BYTES / SMALL_PULL_BYTES)),
             grown: Budget::new(MAX_GROWN_ANSWER_BYTES),
+            topics: Budget::new(MAX_TOPICS_BYTES),
         })
+    }
+
+    pub(super) fn topics(&self) -> Arc<Budget> {
+        self.topics.clone()
     }
 
     pub(super) fn max_turns(&self) -> usize {

@@ -22,6 +22,11 @@ impl Told {
     pub fn new(code: impl Into<String>, message: impl Into<String>) -> Self {
         Told { code: code.into(), message: message.into(), topic: None, seq: None }
     }
+
+    /// The source has another history than the one that was copied.
+    pub fn diverged(message: &str) -> Self {
+        Told::new("source_diverged", format!("{message}; delete the router and make it anew"))
+    }
 }
 
 /// Sets the status of the router of this generation.

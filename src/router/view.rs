@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::engine::{Ask, ChangeCursor, Listed, News};
-use crate::limits::MAX_LISTED_TOPICS;
+use crate::limits::MAX_TOLD_NAME_BYTES;
 use crate::state::SharedRouter;
 
 /// Positions that are looked at under one look at the router.
@@ -16,15 +16,13 @@ pub(super) enum View {
     Listing {
         after: String,
         cursor: Option<ChangeCursor>,
-        /// How many were listed.
-        count: usize,
     },
     Following(ChangeCursor),
 }
 
 impl Default for View {
     fn default() -> Self {
-        View::Listing { after: String::new(), cursor: None, count: 0 }
+        View::Listing { after: String::new(), cursor: None }
     }
 }
 
@@ -41,19 +39,14 @@ impl View {
         }
     }
 
-    /// Says why `news` cannot be the answer to `ask`, or is not gone on with: another cluster is not trusted to come to
-    /// an end.
-    pub fn check(&self, ask: &Ask, news: &News) -> Result<(), &'static str> {
+    /// Says why `news` cannot be the answer to `ask`. A list may have no end: what is kept of it has a bound.
+    pub fn check(ask: &Ask, news: &News) -> Result<(), &'static str> {
         match (ask, news) {
             (Ask::Nothing, News::Nothing) => Ok(()),
             (Ask::ChangedBehind(_), News::Changed { .. } | News::Unknown) => Ok(()),
             (Ask::List { after }, News::Listed(page)) => {
-                let listed = if let View::Listing { count, .. } = self { *count } else { 0 };
                 if page.topics.first().is_some_and(|first| *first.topic <= **after) {
                     return Err("its list of topics does not go on behind the name that it was asked for");
-                }
-                if listed + page.topics.len() > MAX_LISTED_TOPICS {
-                    return Err("it lists more topics than a mirror has, or its list does not end");
                 }
                 Ok(())
             }
@@ -61,28 +54,49 @@ impl View {
         }
     }
 
+    /// `news` as far as the first `count` of its topics: a page of a list that goes on behind them.
+    pub fn cut(&self, news: News, count: usize) -> News {
+        let (mut topics, cursor) = match news {
+            News::Listed(Listed { topics, cursor, .. }) | News::Changed { topics, cursor } => {
+                (topics, cursor)
+            }
+            News::Nothing | News::Unknown => return news,
+        };
+        topics.truncate(count);
+        let after = if let View::Listing { after, .. } = self { after.as_str() } else { "" };
+        let last = topics.last().map_or_else(|| after.into(), |last| last.topic.clone());
+        News::Listed(Listed { topics, more_after: Some(last), cursor })
+    }
+
     /// Takes in the answer to that. `true` if all have to be listed again.
     pub fn take(&mut self, news: &News) -> bool {
         let next = match (&*self, news) {
-            (View::Listing { cursor, count, .. }, News::Listed(listed)) => {
+            (View::Listing { cursor, .. }, News::Listed(listed)) => {
                 let first = cursor.unwrap_or(listed.cursor);
                 match &listed.more_after {
                     // Another member goes on, which does not know what changed there.
                     _ if first.feed != listed.cursor.feed => View::default(),
-                    Some(name) => View::Listing {
-                        after: name.to_string(),
-                        cursor: Some(first),
-                        count: count + listed.topics.len(),
-                    },
+                    Some(name) => View::Listing { after: name.to_string(), cursor: Some(first) },
                     None => View::Following(first),
                 }
             }
             (View::Following(_), News::Changed { cursor, .. }) => View::Following(*cursor),
+            // As it was cut.
+            (View::Following(_), News::Listed(listed)) => View::Listing {
+                after: listed.more_after.as_deref().unwrap_or_default().to_owned(),
+                cursor: Some(listed.cursor),
+            },
             (_, News::Unknown) => View::default(),
             _ => return false,
         };
         *self = next;
         *self == View::default()
+    }
+
+    /// Whether a page of a list brings few names, and more are to come: nobody has to tell so little at a time.
+    pub fn is_short(page: &Listed) -> bool {
+        let bytes: usize = page.topics.iter().map(|news| news.topic.len()).sum();
+        page.more_after.is_some() && bytes < MAX_TOLD_NAME_BYTES / 16
     }
 
     /// Topics of which `router` has a position and which are missing in a page of the list.
@@ -124,32 +138,72 @@ mod tests {
             News::Listed(Listed { topics, more_after, cursor })
         };
         let mut view = View::default();
-        assert_eq!(view.check(&view.ask(), &page(0..2, true)), Ok(()));
+        assert_eq!(View::check(&view.ask(), &page(0..2, true)), Ok(()));
         assert!(!view.take(&page(0..2, true)));
         // The same again, or what was before.
-        assert!(view.check(&view.ask(), &page(0..2, true)).is_err());
-        assert!(view.check(&view.ask(), &page(1..5, true)).is_err());
-        assert_eq!(view.check(&view.ask(), &page(2..5, true)), Ok(()));
+        assert!(View::check(&view.ask(), &page(0..2, true)).is_err());
+        assert!(View::check(&view.ask(), &page(1..5, true)).is_err());
+        assert_eq!(View::check(&view.ask(), &page(2..5, true)), Ok(()));
         // Nothing at all, and what was not asked.
         let changed = || News::Changed { topics: Vec::new(), cursor };
         for news in [News::Nothing, News::Unknown, changed()] {
-            assert!(view.check(&view.ask(), &news).is_err(), "{news:?}");
+            assert!(View::check(&view.ask(), &news).is_err(), "{news:?}");
         }
         for news in [News::Unknown, changed(), page(2..5, false)] {
-            assert!(view.check(&Ask::Nothing, &news).is_err(), "{news:?}");
+            assert!(View::check(&Ask::Nothing, &news).is_err(), "{news:?}");
         }
-        // On and on.
+        // However many there are.
         let (mut from, each) = (2, 1 << 16);
-        while view.check(&view.ask(), &page(from..from + each, true)).is_ok() {
-            assert!(from <= MAX_LISTED_TOPICS, "it does not end");
+        while from < 3 << 20 {
+            assert_eq!(View::check(&view.ask(), &page(from..from + each, true)), Ok(()));
             assert!(!view.take(&page(from..from + each, true)));
             from += each;
         }
-        assert!(from + each > MAX_LISTED_TOPICS);
         // What has to be listed again is told.
         view.take(&page(from..from + 1, false));
-        assert_eq!(view.check(&view.ask(), &changed()), Ok(()));
+        assert_eq!(View::check(&view.ask(), &changed()), Ok(()));
         assert!(!view.take(&changed()) && view.take(&News::Unknown));
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_yet_is_listed_again_from_there() {
+        // C-MIRROR-04
+        let cursor = |number| ChangeCursor { feed: 7, number };
+        let topics = |names: &[&str]| -> Vec<TopicNews> {
+            names.iter().map(|name| TopicNews { topic: (*name).into(), epoch: 1, head_seq: 1 }).collect()
+        };
+        let list =
+            |names: &[&str], cursor| News::Listed(Listed { topics: topics(names), more_after: None, cursor });
+        let after = |view: &View| match view.ask() {
+            Ask::List { after } => after,
+            other => panic!("{other:?}"),
+        };
+        let mut view = View::default();
+        view.take(&view.cut(list(&["a", "b", "c"], cursor(10)), 2));
+        assert_eq!(after(&view), "b");
+        view.take(&view.cut(list(&["c", "d"], cursor(12)), 0));
+        assert_eq!(after(&view), "b");
+        view.take(&list(&["c", "d"], cursor(13)));
+        assert_eq!(view, View::Following(cursor(10)));
+        let changed = || News::Changed { topics: topics(&["a", "d", "e"]), cursor: cursor(20) };
+        view.take(&view.cut(changed(), 2));
+        assert_eq!(after(&view), "d");
+        view.take(&list(&["e"], cursor(25)));
+        assert_eq!(view, View::Following(cursor(20)), "what changed meanwhile is still asked for");
+        view.take(&view.cut(changed(), 0));
+        assert_eq!(after(&view), "");
+    }
+
+    #[test]
+    fn a_page_is_short_that_could_have_told_more() {
+        let page = |count: usize, has_more: bool| {
+            let news = |number| TopicNews { topic: format!("{number:064}").into(), epoch: 1, head_seq: 0 };
+            let topics: Vec<TopicNews> = (0..count).map(news).collect();
+            let more_after = topics.last().map(|last| last.topic.clone()).filter(|_| has_more);
+            Listed { topics, more_after, cursor: ChangeCursor { feed: 7, number: 1 } }
+        };
+        assert!(View::is_short(&page(1, true)) && !View::is_short(&page(1, false)));
+        assert!(!View::is_short(&page(MAX_TOLD_NAME_BYTES / 256, true)));
     }
 
     #[test]

@@ -15,19 +15,17 @@ use std::sync::Arc;
 use super::copy_command::{Copy, CopyItem, CopyPart, RoutePart};
 use super::intake::{Item, Offer, Planner, lost_seqs};
 use super::local_route::{LocalRoute, Looked};
-use super::origins::{Instance, InstanceKey, Turns};
+use super::origins::{Instance, InstanceKey};
 use super::outcome::{Forwarded, Outcome, Refusal};
 use super::position::Reached;
-use super::quota::Limit;
+use super::prospect::ClusterRoom;
 use super::reported::Reported;
 use super::routers::SharedRouter;
 use super::run::{Overlay, Run};
 use super::seq_set::SeqSet;
-use super::topic::Topic;
-use super::topic_config::{Discard, TopicConfig, TopicType};
+use super::topic_config::{TopicConfig, TopicType};
 use super::{Applied, Missing, MissingBlock, SharedTopic, State};
 use crate::codec::Malformed;
-use crate::limits::MAX_ORIGINS;
 use crate::storage::EntryId;
 
 /// One part of a command, planned.
@@ -71,14 +69,6 @@ enum Dest {
     New { name: Arc<str>, topic_type: TopicType },
 }
 
-/// What there is room for in the whole cluster, as the parts leave it that are planned already.
-#[derive(Clone, Copy)]
-struct Left {
-    bytes: u64,
-    topics: u64,
-    origins: usize,
-}
-
 impl State {
     /// Plans the parts of a command, and says what it needs for that.
     pub(super) fn missing_to_route(
@@ -113,7 +103,7 @@ impl State {
         missing
     }
 
-    fn note_plan(&self, plan: &Planned, now_ms: u64, left: &mut Left, missing: &mut Missing) {
+    fn note_plan(&self, plan: &Planned, now_ms: u64, left: &mut ClusterRoom, missing: &mut Missing) {
         let Planned::Copies(copies) = plan else { return };
         left.bytes -= copies.bytes;
         left.origins -= copies.new_origins;
@@ -124,61 +114,8 @@ impl State {
         }
     }
 
-    fn left(&self) -> Left {
-        let origins = MAX_ORIGINS.saturating_sub(self.catalog.totals().foreign().origins());
-        Left { bytes: self.quota_left(), topics: self.topics_left(), origins }
-    }
-
-    fn quota_left(&self) -> u64 {
-        match self.limits.max_total_bytes {
-            0 => u64::MAX,
-            max => max.saturating_sub(self.catalog.totals().bytes()),
-        }
-    }
-
-    fn topics_left(&self) -> u64 {
-        match self.limits.max_topics {
-            0 => u64::MAX,
-            max => max.saturating_sub(self.catalog.len() as u64),
-        }
-    }
-
-    fn planner<'a>(
-        &self,
-        own_cluster_id: u128,
-        dest: Option<&'a Topic>,
-        dest_name: &'a str,
-        left: Left,
-    ) -> Planner<'a> {
-        let config = dest.map_or(TopicConfig::default(), |dest| dest.config.clone());
-        let (count, bytes) = dest.map_or((0, 0), |dest| (dest.count, dest.bytes));
-        let room = |cap: u64, held: u64| match (config.discard, cap) {
-            (Discard::Old, _) | (_, 0) => u64::MAX,
-            (Discard::Reject, cap) => cap.saturating_sub(held),
-        };
-        Planner {
-            own_cluster_id,
-            dest_name,
-            items: Vec::new(),
-            sizes_bytes: Vec::new(),
-            bytes: 0,
-            records_left: room(config.cap_records, count),
-            bytes_left: room(config.cap_bytes, bytes),
-            full: Refusal::TopicFull {
-                cap_records: config.cap_records,
-                cap_bytes: config.cap_bytes,
-                head_seq: dest.map_or(0, |dest| dest.head_seq),
-                earliest_seq: dest.map_or(1, |dest| dest.earliest_seq),
-            },
-            dest,
-            quota_left: left.bytes,
-            over_quota: Refusal::OverLimit { limit: Limit::MaxTotalBytes, max: self.limits.max_total_bytes },
-            stopped: None,
-            examined_seq: 0,
-            new_origins: BTreeSet::new(),
-            origins_left: left.origins,
-            turns: Turns::default(),
-        }
+    fn left(&self) -> ClusterRoom {
+        ClusterRoom::of(self.limits, &self.catalog, &self.routers.shared)
     }
 
     /// Plans a part of a local route. What is missing for that is added to `missing`.
@@ -186,7 +123,7 @@ impl State {
         &self,
         part: &RoutePart,
         now_ms: u64,
-        left: Left,
+        left: ClusterRoom,
         dests: &mut BTreeSet<Arc<str>>,
         missing: &mut Missing,
     ) -> Result<Planned, Malformed> {
@@ -212,7 +149,7 @@ impl State {
         }
         let (source_topic, dest_topic) = (source.read(), dest.read());
         let own = Instance::of_topic(cluster, source_topic.name.clone(), source.epoch);
-        let mut planner = self.planner(cluster.id, Some(&dest_topic), &router.dest, left);
+        let mut planner = Planner::new(&left, cluster.id, Some(&dest_topic), &router.dest);
         planner.examined_seq = part.from_seq;
         let mut looked = Looked { expired_to_seq: 0, missing: None };
         let route = LocalRoute { source: &source_topic, own: &own, overlay, part, now_ms };
@@ -265,7 +202,7 @@ impl State {
         copy: &Copy<'_>,
         part: &CopyPart<'_>,
         instances: &[Arc<Instance>],
-        (first_position, left): (usize, &mut Left),
+        (first_position, left): (usize, &mut ClusterRoom),
         dests: &mut BTreeSet<Arc<str>>,
     ) -> Planned {
         let router = self.routers.shared.of_generation(copy.generation);
@@ -289,14 +226,12 @@ impl State {
         if !dests.insert(part.dest.into()) {
             return Planned::Stale;
         }
-        let refusal = match &dest {
-            None if !router.read().config.create_dest => Some(Refusal::TopicNotFound),
-            None if left.topics == 0 => {
-                Some(Refusal::OverLimit { limit: Limit::MaxTopics, max: self.limits.max_topics })
-            }
-            _ => None,
+        let (create_dest, has_position) = {
+            let router = router.read();
+            (router.config.create_dest, router.positions.contains_key(part.source))
         };
-        if let Some(refusal) = refusal {
+        let topic = dest.as_ref().map(|dest| dest.read());
+        if let Some(refusal) = left.no_place(topic.as_deref(), create_dest, has_position) {
             let begun = part.start_seq.filter(|_| part.from_seq.is_none()).map(|seq| {
                 let (source, source_epoch) = (part.source.into(), part.source_epoch);
                 Box::new(Begun { router, source, source_epoch, seq })
@@ -304,8 +239,8 @@ impl State {
             return Planned::Refused(refusal, begun);
         }
         left.topics -= u64::from(dest.is_none());
-        let topic = dest.as_ref().map(|dest| dest.read());
-        let mut planner = self.planner(cluster.id, topic.as_deref(), part.dest, *left);
+        left.positions -= usize::from(!has_position);
+        let mut planner = Planner::new(left, cluster.id, topic.as_deref(), part.dest);
         // Two of `instances` may be the same, and another cluster is not trusted to name anything once.
         let mut offered: BTreeMap<InstanceKey, SeqSet> = BTreeMap::new();
         let mut offered_gaps: BTreeMap<InstanceKey, Reported> = BTreeMap::new();
@@ -450,7 +385,7 @@ impl State {
     /// Notes where a mirror begins in a topic, for whichever destination there will be.
     fn note_begun(&mut self, begun: Begun) {
         let Begun { router, source, source_epoch, seq } = begun;
-        if !router.read().may_note_begun(&source, self.routers.begun_count()) {
+        if !router.read().may_note_begun(&source, self.routers.shared.known_positions()) {
             return;
         }
         let reached = Reached { source_epoch, dest_epoch: 0, seq, entry: None };

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use super::delete::Ranges;
 use super::origins::{Instance, InstanceKey, Origin, Turns};
 use super::outcome::Refusal;
+use super::prospect::ClusterRoom;
 use super::quota::Limit;
 use super::run::{Overlay, Run};
 use super::topic::Topic;
+use super::topic_config::{Discard, TopicConfig};
 use crate::limits::{MAX_ORIGINS, MAX_ORIGINS_PER_TOPIC};
 use crate::storage::EntryId;
 
@@ -70,7 +72,45 @@ pub(super) struct Planner<'a> {
     pub turns: Turns,
 }
 
-impl Planner<'_> {
+impl<'a> Planner<'a> {
+    pub fn new(
+        room: &ClusterRoom,
+        own_cluster_id: u128,
+        dest: Option<&'a Topic>,
+        dest_name: &'a str,
+    ) -> Self {
+        let of_none = TopicConfig::default();
+        let config = dest.map_or(&of_none, |dest| &dest.config);
+        let (count, bytes) = dest.map_or((0, 0), |dest| (dest.count, dest.bytes));
+        let room_of = |cap: u64, held: u64| match (config.discard, cap) {
+            (Discard::Old, _) | (_, 0) => u64::MAX,
+            (Discard::Reject, cap) => cap.saturating_sub(held),
+        };
+        Planner {
+            own_cluster_id,
+            dest_name,
+            items: Vec::new(),
+            sizes_bytes: Vec::new(),
+            bytes: 0,
+            records_left: room_of(config.cap_records, count),
+            bytes_left: room_of(config.cap_bytes, bytes),
+            full: Refusal::TopicFull {
+                cap_records: config.cap_records,
+                cap_bytes: config.cap_bytes,
+                head_seq: dest.map_or(0, |dest| dest.head_seq),
+                earliest_seq: dest.map_or(1, |dest| dest.earliest_seq),
+            },
+            dest,
+            quota_left: room.bytes,
+            over_quota: Refusal::OverLimit { limit: Limit::MaxTotalBytes, max: room.limits.max_total_bytes },
+            stopped: None,
+            examined_seq: 0,
+            new_origins: BTreeSet::new(),
+            origins_left: room.origins,
+            turns: Turns::default(),
+        }
+    }
+
     /// Whether what was first written there comes home (C-ROUTE-07).
     pub fn is_echo(&self, instance: &Instance) -> bool {
         instance.cluster_id == self.own_cluster_id
@@ -152,7 +192,7 @@ impl Planner<'_> {
     }
 
     /// How many of these fit, one after the other, and what is said of the first that does not.
-    fn take_room(&mut self, sizes_bytes: &[u32]) -> (usize, Option<Refusal>) {
+    pub fn take_room(&mut self, sizes_bytes: &[u32]) -> (usize, Option<Refusal>) {
         for (at, size) in sizes_bytes.iter().enumerate() {
             let size = u64::from(*size);
             if self.records_left == 0 || self.bytes_left < size {
@@ -211,7 +251,6 @@ const MAX_LOST_RANGES: usize = 64;
 mod tests {
     use super::*;
     use crate::state::retention::Freed;
-    use crate::state::topic_config::TopicConfig;
 
     fn instance(epoch: u64) -> Arc<Instance> {
         Arc::new(Instance { cluster_id: 9, cluster: "there".into(), topic: "t".into(), epoch })

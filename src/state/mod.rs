@@ -29,6 +29,7 @@ mod origins;
 mod outcome;
 mod own_seqs;
 mod position;
+mod prospect;
 mod put_router;
 mod quota;
 mod reported;
@@ -67,12 +68,13 @@ pub use origins::{Gap, Instance, Origin, Origins, Turns};
 pub use outcome::{Appended, Forwarded, Outcome, RecordsDeleted, Refusal};
 pub use own_seqs::{OwnSeqs, SeqSum};
 pub use position::{Position, Reached};
+pub use prospect::{ClusterRoom, OfferedRecord};
 pub use quota::{ClusterLimits, ForeignTotals, Limit, Totals};
 pub use reported::Reported;
 pub use retention::{Floors, Freed, Reason};
 pub use router::{Router, RouterKey};
 pub use router_config::{Guarantee, Relays, Remote, RouterConfig, Start};
-pub use routers::{RouterQuery, Routers, SharedRouter};
+pub use routers::{PositionCounts, RouterQuery, Routers, SharedRouter};
 pub use run::{Overlay, Run, RunOrigin, SealedBlock};
 pub use seq_set::{SeqSet, put_ranges, read_ranges, read_ranges_up_to};
 pub use token::{TOKEN_PLACEHOLDER, Token};
@@ -429,9 +431,16 @@ impl State {
         }
         let counted = self.catalog.totals().foreign();
         let counted = (counted.origins(), counted.gaps(), counted.reported());
-        let begun = self.routers.shared.all().iter().map(|router| router.read().begun_count()).sum::<usize>();
-        if (counted, self.routers.begun_count()) != (foreign, begun) {
-            return Err(format!("of others {foreign:?} and {begun} are known, counted are {counted:?}"));
+        if counted != foreign {
+            return Err(format!("of others {foreign:?} are known, counted are {counted:?}"));
+        }
+        let mut known = PositionCounts::default();
+        for router in self.routers.shared.all() {
+            known.add(PositionCounts::default(), router.read().position_counts());
+        }
+        let counted = self.routers.shared.known_positions();
+        if counted != known {
+            return Err(format!("routers have {known:?}, counted are {counted:?}"));
         }
         let totals = (self.catalog.totals().records(), self.catalog.totals().bytes());
         if totals == held {

@@ -97,6 +97,7 @@ impl State {
         let router = self.routers.create(put.name, generation, config.clone());
         if let Some(start) = start {
             router.write().set_position(&config.source, start);
+            self.routers.changed(&router);
         }
         Ok(outcome(true, config))
     }

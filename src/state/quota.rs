@@ -72,6 +72,8 @@ pub enum Limit {
     OriginsPerTopic = 4,
     /// Of all topics; no setting either.
     Origins = 5,
+    /// Topics of other clusters in which routers have a position; no setting either.
+    Positions = 6,
 }
 
 impl Limit {
@@ -83,6 +85,7 @@ impl Limit {
             Limit::MaxIdempotencyKeys,
             Limit::OriginsPerTopic,
             Limit::Origins,
+            Limit::Positions,
         ];
         all.into_iter().find(|limit| *limit as u8 == number)
     }
@@ -96,6 +99,7 @@ impl Limit {
             Limit::MaxIdempotencyKeys => "max_idempotency_keys",
             Limit::OriginsPerTopic => "origins_per_topic",
             Limit::Origins => "origins",
+            Limit::Positions => "positions",
         }
     }
 }

@@ -19,8 +19,6 @@ pub(super) struct RouterBook {
     deleted: Vec<Arc<SharedRouter>>,
     /// Sum of the digests of all routers, but for what `dirty` and `deleted` have changed.
     digest: u64,
-    /// Beginnings that are noted, of all routers; at most [`crate::limits::MAX_BEGUN`].
-    begun_count: usize,
     /// Parts of configurations whose heads are still to come, while a checkpoint is read.
     configs: BTreeMap<u64, Vec<u8>>,
 }
@@ -36,22 +34,7 @@ impl RouterBook {
     /// Notes that the next checkpoint has something to say of `router`.
     pub fn changed(&mut self, router: &Arc<SharedRouter>) {
         self.dirty.insert(router.generation, router.clone());
-        self.recount(router);
-    }
-
-    /// Beginnings that are noted, of all routers.
-    pub fn begun_count(&self) -> usize {
-        self.begun_count
-    }
-
-    #[cfg(test)]
-    pub fn know_begun(&mut self, elsewhere: usize) {
-        self.begun_count += elsewhere;
-    }
-
-    fn recount(&mut self, router: &SharedRouter) {
-        let (before, now) = router.summed_begun();
-        self.begun_count = self.begun_count + now - before;
+        self.shared.recount(router);
     }
 
     /// As [`RouterBook::changed`], of what whoever runs the routers has to know.
@@ -64,7 +47,7 @@ impl RouterBook {
     pub fn delete(&mut self, name: &str) -> bool {
         let Some(router) = self.shared.remove(name) else { return false };
         self.dirty.remove(&router.generation);
-        self.recount(&router);
+        self.shared.recount(&router);
         self.shared.configuration_changed(router.generation);
         self.deleted.push(router);
         true
@@ -115,7 +98,7 @@ impl RouterBook {
     pub fn restored(&mut self) {
         self.digest();
         for router in std::mem::take(&mut self.dirty).values() {
-            self.recount(router);
+            self.shared.recount(router);
         }
         self.configs.clear();
         self.shared.all_changed();

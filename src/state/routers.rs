@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -22,8 +22,24 @@ pub struct SharedRouter {
     is_deleted: AtomicBool,
     /// What the router counts for in the digest of the whole state.
     summed_digest: AtomicU64,
-    /// What it counts for among the noted beginnings of all routers.
-    summed_begun: AtomicUsize,
+    /// What it counts for among the positions of all routers.
+    summed_positions: Mutex<PositionCounts>,
+}
+
+/// How many positions there are.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct PositionCounts {
+    pub all: usize,
+    /// Those of which there is no destination: it is noted where a mirror begins.
+    pub begun: usize,
+}
+
+impl PositionCounts {
+    /// One router had `before` of them, and has `now`.
+    pub(super) fn add(&mut self, before: PositionCounts, now: PositionCounts) {
+        self.all = self.all + now.all - before.all;
+        self.begun = self.begun + now.begun - before.begun;
+    }
 }
 
 impl SharedRouter {
@@ -37,7 +53,7 @@ impl SharedRouter {
             router: RwLock::new(router),
             is_deleted: AtomicBool::new(false),
             summed_digest: AtomicU64::new(0),
-            summed_begun: AtomicUsize::new(0),
+            summed_positions: Mutex::default(),
         }
     }
 
@@ -60,10 +76,10 @@ impl SharedRouter {
         (self.summed_digest.swap(now, Ordering::Relaxed), now)
     }
 
-    /// The same for the noted beginnings of all routers.
-    pub(super) fn summed_begun(&self) -> (usize, usize) {
-        let now = if self.is_deleted() { 0 } else { self.read().begun_count() };
-        (self.summed_begun.swap(now, Ordering::Relaxed), now)
+    /// The same for the positions of all routers.
+    fn summed_positions(&self) -> (PositionCounts, PositionCounts) {
+        let now = if self.is_deleted() { PositionCounts::default() } else { self.read().position_counts() };
+        (std::mem::replace(&mut *self.summed_positions.lock(), now), now)
     }
 }
 
@@ -97,6 +113,8 @@ pub struct Routers {
     version: AtomicU64,
     /// Which router each of the last versions is about, the last one at the end.
     changed: Mutex<VecDeque<u64>>,
+    /// At most [`crate::limits::MAX_POSITIONS`] of mirrors, and one of each other.
+    positions: Mutex<PositionCounts>,
 }
 
 impl Routers {
@@ -114,6 +132,24 @@ impl Routers {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The positions of all routers.
+    pub fn known_positions(&self) -> PositionCounts {
+        *self.positions.lock()
+    }
+
+    /// Counts the positions of `router` anew.
+    pub(super) fn recount(&self, router: &SharedRouter) {
+        let (before, now) = router.summed_positions();
+        if before != now {
+            self.positions.lock().add(before, now);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn know_positions(&self, elsewhere: PositionCounts) {
+        self.positions.lock().add(PositionCounts::default(), elsewhere);
     }
 
     /// All of them, in byte order of name.
@@ -244,6 +280,7 @@ impl Routers {
 
     pub(super) fn clear(&self) {
         *self.index.write() = Index::default();
+        *self.positions.lock() = PositionCounts::default();
         self.all_changed();
     }
 }

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::prospects::Prospects;
 use super::{Asked, LOOK_INTERVAL, Mirror, TOPICS_PER_LOOK};
 use crate::engine::{
     Ask, Beginning, ChangeCursor, ChangedTopic, News, PullCursor, PullQuery, Sources, TopicNews,
 };
 use crate::limits::{MAX_PULL_WANTED, MAX_PULL_WANTED_BYTES, PULLS_BEFORE_LONGER};
 use crate::router::page::dest_of;
+use crate::router::topics::TakenUp;
+use crate::router::why::Why;
 use crate::router::wire::PullRequest;
-use crate::state::{Position, Refusal, Router};
+use crate::state::{ClusterRoom, Position, Refusal, Router};
 
 /// Bytes of names and cursors in one pull: fewer if the remote, or what is before it, takes no request of that size,
 /// and more again after a while, because what is before it may be another one by then.
@@ -48,92 +49,101 @@ impl Mirror {
     pub(super) fn wanted(&self) -> (Vec<Arc<str>>, bool) {
         let source = &self.router.source;
         if self.prefix().is_none() {
-            return (vec![source.clone()], self.standing.has_left(source));
+            return (vec![source.clone()], self.topics.has_left(source));
         }
-        let is_retry = !self.retries.is_empty() && (self.agenda.is_empty() || !self.was_retry);
-        let wanted = match is_retry {
-            true => self.retries.turn(MAX_PULL_WANTED, self.wanted_bytes.most),
-            false if self.agenda.is_empty() => self.agenda.warm(self.wanted_bytes.most),
-            false => self.agenda.turn(MAX_PULL_WANTED, self.wanted_bytes.most),
-        };
-        (wanted, is_retry)
+        let is_retry = self.topics.has_retries() && (!self.topics.has_due() || !self.was_retry);
+        (self.topics.turn(is_retry, MAX_PULL_WANTED, self.wanted_bytes.most), is_retry)
     }
 
     /// Of topics that are tried again leaves those alone anew whose destinations take nothing now: that is known without
     /// asking for anything, and leaves the turns to all others.
-    pub(super) async fn leave_closed(&mut self, due: &[String]) {
+    pub(super) async fn leave_closed(&mut self, due: &[Arc<str>]) {
         for some in due.chunks(TOPICS_PER_LOOK) {
-            let prospects = self.prospects(&[]);
+            let room = self.cluster_room();
             for topic in some {
-                let closed = self.closed(&prospects, topic);
-                if let Some((dest, refusal)) = closed {
-                    self.retries.remove(topic);
-                    self.block(topic, &dest, refusal);
+                if let Some((refusal, needed_bytes)) = self.closed(&room, topic) {
+                    self.leave(topic, Why::Refused(refusal), needed_bytes);
                 }
             }
             tokio::task::yield_now().await;
         }
     }
 
-    /// Why the destination of `topic`, which is named too, takes nothing of what was refused already.
-    fn closed(&self, prospects: &Prospects<'_>, topic: &str) -> Option<(String, Refusal)> {
-        let needed_bytes = self.standing.refused_here(topic)?;
-        // Of one without a position it is not written down yet where it begins (C-ROUTE-02).
-        if !self.router.read().positions.contains_key(topic) {
+    /// Why the destination of `topic` takes nothing of what was refused already, and how many bytes that has.
+    fn closed(&self, room: &ClusterRoom, topic: &str) -> Option<(Refusal, u64)> {
+        let needed_bytes = self.topics.refused_here(topic)?;
+        let has_position = self.router.read().positions.contains_key(topic);
+        // It is not written down yet where it begins (C-ROUTE-02), and may be by now.
+        if !has_position && self.may_note_begun(topic) {
             return None;
         }
-        let dest_name = dest_of(&self.config, topic);
-        let dest = self.context.engine.catalog().get(dest_name);
-        let refusal = prospects.closed(dest.as_ref().map(|dest| dest.read()).as_deref(), needed_bytes)?;
-        Some((dest_name.to_owned(), refusal))
+        let dest = self.context.engine.catalog().get(dest_of(&self.config, topic));
+        let dest = dest.as_ref().map(|dest| dest.read());
+        let no_place = room.no_place(dest.as_deref(), self.config.create_dest, has_position);
+        let refusal = no_place.or_else(|| room.no_room(dest.as_deref(), needed_bytes))?;
+        Some((refusal, needed_bytes))
     }
 
-    /// Puts topics on the agenda that have something new, or have gone there.
-    pub(super) async fn take_news(&mut self, news: News) {
+    /// Whether it may be written down where the mirror begins in `topic`, if that is not yet.
+    pub(super) fn may_note_begun(&self, topic: &str) -> bool {
+        let in_all = self.context.engine.routers().known_positions();
+        self.router.read().may_note_begun(topic, in_all)
+    }
+
+    /// Takes up topics that have something new, or have gone there.
+    pub(super) async fn take_news(&mut self, mut news: News) {
         let topics = match &news {
             News::Nothing | News::Unknown => &[][..],
             News::Changed { topics, .. } => topics,
             News::Listed(listed) => &listed.topics,
         };
+        let (mut noted, count) = (0, topics.len());
         for some in topics.chunks(TOPICS_PER_LOOK) {
-            self.note_news(some);
+            let noted_of_some = self.note_news(some);
+            noted += noted_of_some;
+            if noted_of_some < some.len() {
+                break;
+            }
             tokio::task::yield_now().await;
+        }
+        if noted < count {
+            news = self.view.cut(news, noted);
         }
         if let News::Listed(listed) = &news {
             let gone = self.view.not_listed(&self.router, listed).await;
-            gone.iter().for_each(|topic| self.agenda.add(topic));
+            gone.iter().for_each(|topic| self.topics.take_up_or_drop(topic));
         }
         if self.view.take(&news) {
             self.list_again();
-        } else if matches!(news, News::Changed { .. }) {
+        } else if matches!(news, News::Changed { .. }) && !self.topics.has_dropped() {
             self.list_pauses.reset();
         }
     }
 
-    pub(super) fn note_news(&mut self, topics: &[TopicNews]) {
+    /// Gives how many of them were looked at: before the next one is, what is due must be worked off.
+    fn note_news(&mut self, topics: &[TopicNews]) -> usize {
         let (now, shared) = (Instant::now(), self.router.clone());
         let router = shared.read();
-        for news in topics {
-            let is_known = router.positions.contains_key(&news.topic) || self.standing.has_left(&news.topic);
-            if !is_known && self.standing.is_full() {
-                self.has_ignored = true;
-                continue;
-            }
-            if self.standing.is_blocked(&news.topic, now) {
+        for (at, news) in topics.iter().enumerate() {
+            let known = router.positions.get_key_value(&news.topic);
+            if self.topics.is_left_alone(&news.topic, now) {
                 // The record that there was no room for may be gone, or all of the topic.
-                self.standing.note_needed(&news.topic, 0);
-                let position = router.positions.get(&news.topic);
-                if self.standing.refused_here(&news.topic).is_some()
-                    && position.is_some_and(|position| position.source_epoch != news.epoch)
+                self.topics.forget_needed(&news.topic);
+                if self.topics.refused_here(&news.topic).is_some()
+                    && known.is_some_and(|(_, position)| position.source_epoch != news.epoch)
                 {
-                    self.agenda.add(&news.topic);
+                    self.topics.add(&news.topic);
                 }
                 // Otherwise it has its time.
             } else if let Some(lag) = self.lag(&router, news) {
-                self.agenda.add(&news.topic);
-                self.standing.note_lag(&news.topic, lag);
+                // The name as it is kept already costs nothing more.
+                let name = known.map_or(&news.topic, |(name, _)| name);
+                if self.topics.take_up(name, Some(lag), known.is_some()) == TakenUp::NotYet {
+                    return at;
+                }
             }
         }
+        topics.len()
     }
 
     /// How many seqs of a topic were not examined yet; `None` if nothing is to be had of it.
@@ -156,7 +166,7 @@ impl Mirror {
         (seq != *head_seq).then(|| head_seq.saturating_sub(seq))
     }
 
-    /// Puts topics on the agenda whose destinations went away: they get everything anew.
+    /// Takes up topics whose destinations went away: they get everything anew.
     pub(super) fn note_what_went(&mut self) {
         match self.went_here() {
             None => {
@@ -164,7 +174,7 @@ impl Mirror {
                 self.list_again();
             }
             Some((topics, cursor)) => {
-                topics.iter().for_each(|topic| self.agenda.add(topic));
+                topics.iter().for_each(|topic| self.topics.take_up_or_drop(topic));
                 self.known_here = cursor;
             }
         }
@@ -246,7 +256,7 @@ impl Mirror {
         let (sources, ask) = match self.prefix() {
             Some(prefix) => {
                 // Not for more than can be worked off.
-                let asks = !self.agenda.is_full() && !self.waits_to_list(Instant::now());
+                let asks = self.topics.wants_names() && !self.waits_to_list(Instant::now());
                 (Sources::Prefix(prefix.to_owned()), if asks { self.view.ask() } else { Ask::Nothing })
             }
             None => (Sources::One(self.config.source.clone()), Ask::Nothing),

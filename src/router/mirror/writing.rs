@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::prospects::Prospects;
+use bytes::Bytes;
+
 use super::{Asked, Halt, Mirror, diverged};
 use crate::engine::{Consistency, PullCursor};
-use crate::limits::{MAX_ORIGINS_PER_TOPIC, MAX_RELAYS};
-use crate::record::HeaderEdit;
+use crate::limits::MAX_RELAYS;
+use crate::record::{HeaderEdit, counted_bytes};
 use crate::router::answer::{Answered, AnsweredPage, AnsweredTopic, Damage, PullAnswer};
 use crate::router::page::{dest_of, is_records, leave_out, lost, numbered_anew, part, untaken};
-use crate::router::status::Told;
+use crate::router::why::Why;
 use crate::state::{
-    Cluster, Copy, CopyItem, CopyPart, Draft, Forwarded, Instance, Limit, Outcome, Ranges, Refusal,
-    SharedTopic,
+    Cluster, ClusterRoom, Copy, CopyItem, CopyPart, Draft, Forwarded, Instance, OfferedRecord, Outcome,
+    Ranges, Refusal, SharedTopic,
 };
 
 /// How far a topic is examined without writing that down; a new leader examines it again.
@@ -38,19 +39,18 @@ impl Mirror {
                         gone.push(topic.topic.as_str());
                     } else {
                         // There is nothing to write down.
-                        self.standing.forget(&topic.topic);
-                        self.ahead.remove(&topic.topic);
+                        self.topics.forget(topic.topic.as_str());
+                        self.ahead.remove(topic.topic.as_str());
                     }
                     continue;
                 }
                 Answered::Damaged(damage) => {
-                    self.distrust(&topic.topic, damage);
+                    self.leave(&topic.topic, Why::Damaged(*damage), 0);
                     continue;
                 }
                 Answered::Diverged => {
                     has_diverged = true;
-                    let told = diverged("its history there is another one").told;
-                    self.standing.block(&topic.topic, told, &*self.context.random);
+                    self.leave(&topic.topic, Why::Diverged, 0);
                     continue;
                 }
             };
@@ -61,16 +61,15 @@ impl Mirror {
             }
             let goes_on = asked.get(&topic.topic).filter(|asked| asked.source_epoch == topic.epoch);
             if goes_on.is_some_and(|asked| page.start_seq < asked.seq) {
-                self.distrust(&topic.topic, &Damage::of_page("it begins before what was asked for"));
+                let damage = Damage::of_page("it begins before what was asked for");
+                self.leave(&topic.topic, Why::Damaged(damage), 0);
                 continue;
             }
             let dest_name = dest_of(&config, &topic.topic);
             let dest = self.context.engine.catalog().get(dest_name);
             if !self.is_plausible(page, &instances).await {
-                self.distrust(
-                    &topic.topic,
-                    &Damage::of_page("it names records of this cluster that are none"),
-                );
+                let damage = Damage::of_page("it names records of this cluster that are none");
+                self.leave(&topic.topic, Why::Damaged(damage), 0);
                 continue;
             }
             let (items, kept) = untaken(page, &instances, dest.as_deref());
@@ -79,12 +78,15 @@ impl Mirror {
             if has_nothing && self.may_wait(topic, page, dest.as_deref(), is_held) {
                 continue;
             }
-            let prospects = self.prospects(&instances);
-            let refusal = prospects.refusal(
-                (dest_name, dest.as_ref().map(|dest| dest.read()).as_deref()),
-                &items,
-                &kept,
-            );
+            let has_position = self.router.read().positions.contains_key(topic.topic.as_str());
+            let refusal = {
+                let (room, dest) = (self.cluster_room(), dest.as_ref().map(|dest| dest.read()));
+                let no_place = room.no_place(dest.as_deref(), config.create_dest, has_position);
+                let offered = offered(&items, &kept, &instances);
+                no_place
+                    .map(|refusal| (refusal, 0))
+                    .or_else(|| room.refusal(self.own.id, (dest_name, dest.as_deref()), offered))
+            };
             // By now it may be another one again; then the command changes nothing.
             let asked = asked.get(&topic.topic);
             let asked_epoch = asked.map(|asked| asked.dest_epoch).filter(|epoch| *epoch > 0);
@@ -92,10 +94,9 @@ impl Mirror {
             let lost = lost(page, &instances, dest.as_deref()).clone();
             let mut part = part(asked, dest_name, (topic, page), items, lost, dest_epoch);
             if let Some((refusal, needed_bytes)) = refusal {
-                if part.from_seq.is_some() {
-                    self.standing.note_lag(&topic.topic, topic.head_seq.saturating_sub(page.start_seq));
-                    self.block(&topic.topic, dest_name, refusal);
-                    self.standing.note_needed(&topic.topic, needed_bytes);
+                if part.from_seq.is_some() || !self.may_note_begun(&topic.topic) {
+                    self.topics.note_lag(&topic.topic, topic.head_seq.saturating_sub(page.start_seq));
+                    self.leave(&topic.topic, Why::Refused(refusal), needed_bytes);
                     has_refused = true;
                     continue;
                 }
@@ -158,24 +159,15 @@ impl Mirror {
         self.note(&copy, &topics, &forwarded, &refused).map(|()| moved)
     }
 
-    pub(super) fn prospects<'a>(&self, instances: &'a [Instance]) -> Prospects<'a> {
-        let (catalog, limits) = (self.context.engine.catalog(), self.context.engine.cluster_limits());
-        Prospects {
-            own_cluster_id: self.own.id,
-            create_dest: self.config.create_dest,
-            limits,
-            topics: catalog.len() as u64,
-            bytes: catalog.totals().bytes(),
-            origins: catalog.totals().foreign().origins(),
-            instances,
-        }
+    /// What there is room for here, as far as this member has applied.
+    pub(super) fn cluster_room(&self) -> ClusterRoom {
+        let engine = &self.context.engine;
+        ClusterRoom::of(engine.cluster_limits(), engine.catalog(), engine.routers())
     }
 
-    /// Leaves `source` alone, as `dest` takes nothing of it.
-    pub(super) fn block(&mut self, source: &str, dest: &str, refusal: Refusal) {
-        let error = refusal.into_error(dest);
-        let told = Told::new(error.code.name(), error.message);
-        self.standing.block(source, told, &*self.context.random);
+    /// Leaves `source` alone; its next record has so many counted bytes, 0 if that is not known.
+    pub(super) fn leave(&mut self, source: &str, why: Why, needed_bytes: u64) {
+        self.topics.leave(source, why, needed_bytes, &*self.context.random);
     }
 
     /// Takes out of the pages what the remote may not bring. Gives the seqs behind which something was, by topic, and
@@ -206,17 +198,6 @@ impl Mirror {
             cluster != remote.id && cluster != self.own.id && !router.presented.contains_key(&cluster)
         };
         (held, router.presented.len() < MAX_RELAYS && instances.iter().any(is_new))
-    }
-
-    /// Leaves a topic alone of which the remote says what cannot be (C-MIRROR-18).
-    pub(super) fn distrust(&mut self, topic: &str, damage: &Damage) {
-        let Damage { seq, what } = *damage;
-        let message = match seq {
-            Some(seq) => format!("record {seq} of topic {topic:?} of the remote cannot be stored: {what}"),
-            None => format!("what the remote says of topic {topic:?} cannot be: {what}"),
-        };
-        let told = Told { topic: Some(topic.to_owned()), seq, ..Told::new("source_damaged", message) };
-        self.standing.distrust(topic, told);
     }
 
     /// Whether all that the page says was first written in this cluster can have been.
@@ -262,9 +243,9 @@ impl Mirror {
             return false;
         }
         let cursor = PullCursor { epoch: topic.epoch, seq: page.to_seq, entry: page.to_entry };
-        self.ahead.insert(topic.topic.clone(), (dest.epoch, cursor));
-        self.standing.unblock(&topic.topic);
-        self.standing.note_lag(&topic.topic, topic.head_seq.saturating_sub(page.to_seq));
+        self.ahead.insert(self.kept_name(&topic.topic), (dest.epoch, cursor));
+        self.topics.goes_on(&topic.topic);
+        self.topics.note_lag(&topic.topic, topic.head_seq.saturating_sub(page.to_seq));
         true
     }
 
@@ -294,34 +275,23 @@ impl Mirror {
             match outcome.stopped.or_else(|| refused.get(part.source).map(|refused| refused.0)) {
                 Some(Refusal::RouterMoved) => has_moved = true,
                 None => {
-                    self.standing.note_lag(part.source, left);
-                    self.standing.unblock(part.source);
-                }
-                Some(Refusal::OverLimit { limit: Limit::OriginsPerTopic, .. }) => {
-                    self.standing.note_lag(part.source, left);
-                    let message = format!(
-                        "the records of topic {:?} of the remote come from more topics than are kept apart, {MAX_ORIGINS_PER_TOPIC}",
-                        part.source
-                    );
-                    let told =
-                        Told { topic: Some(part.source.to_owned()), ..Told::new("source_damaged", message) };
-                    self.standing.distrust(part.source, told);
+                    self.topics.note_lag(part.source, left);
+                    self.topics.goes_on(part.source);
                 }
                 Some(refusal) => {
-                    self.standing.note_lag(part.source, left);
+                    self.topics.note_lag(part.source, left);
                     if outcome.taken > 0 {
                         // It comes along, if slowly.
-                        self.standing.unblock(part.source);
+                        self.topics.goes_on(part.source);
                     }
-                    self.block(part.source, part.dest, refusal);
                     let needed_bytes = refused.get(part.source).map_or(0, |refused| refused.1);
-                    self.standing.note_needed(part.source, needed_bytes);
+                    self.leave(part.source, Why::Refused(refusal), needed_bytes);
                 }
             }
             self.ahead.remove(part.source);
         }
         for source in &copy.gone {
-            self.standing.forget(source);
+            self.topics.forget(source);
             self.ahead.remove(*source);
         }
         if !has_moved {
@@ -330,4 +300,18 @@ impl Mirror {
         // Positions are not what they were when the pull began; the next one begins with them.
         Err(Halt::retrying("no_leader", "the router was changed meanwhile".into()))
     }
+}
+
+/// The first record of each of `items`, whose records are `kept`. One that is damaged is found out elsewhere.
+fn offered<'a>(
+    items: &'a [CopyItem],
+    kept: &'a [&[Bytes]],
+    instances: &'a [Instance],
+) -> impl Iterator<Item = OfferedRecord<'a>> {
+    items.iter().filter(|item| is_records(item)).zip(kept).filter_map(|(item, records)| {
+        let CopyItem::Records { instance, origin_seq, .. } = item else { return None };
+        let size_bytes = counted_bytes(records.first()?).ok()?;
+        let instance = instances.get(*instance as usize)?;
+        Some(OfferedRecord { instance, origin_seq: *origin_seq, size_bytes: u32::try_from(size_bytes).ok()? })
+    })
 }
