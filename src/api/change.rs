@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
 
 use tokio::sync::Semaphore;
@@ -56,7 +57,15 @@ static UNDER_WAY: LazyLock<Arc<Semaphore>> =
 
 /// Carries `change` out to its end, also if the client that waits for its answer goes away: once it is proposed it takes
 /// effect all the same, and whoever made it is told in the log.
-pub async fn carry_through(change: impl Future<Output = Answer> + Send + 'static) -> Answer {
+///
+/// The change is boxed at once, so that the future of a handler that may make one is no larger than it is without.
+pub fn carry_through(
+    change: impl Future<Output = Answer> + Send + 'static,
+) -> impl Future<Output = Answer> + Send {
+    carry_boxed(Box::pin(change))
+}
+
+async fn carry_boxed(change: Pin<Box<dyn Future<Output = Answer> + Send>>) -> Answer {
     let place = UNDER_WAY.clone().acquire_owned().await.map_err(internal)?;
     let carried = task::spawn(async move {
         let _place = place;

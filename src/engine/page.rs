@@ -125,6 +125,8 @@ pub struct LostAtSource {
 pub struct Page {
     pub epoch: u64,
     pub records: Vec<PageRecord>,
+    /// Sum of what the records take as they are stored.
+    pub stored_bytes: usize,
     /// Seq of the last record examined.
     pub next_from_seq: u64,
     pub head_seq: u64,
@@ -142,6 +144,7 @@ impl Page {
             return;
         }
         self.records.truncate(count);
+        self.stored_bytes = self.records.iter().map(|record| record.stored().len()).sum();
         if let Some(last) = self.records.last() {
             (self.next_from_seq, self.lag) = (last.seq, self.head_seq - last.seq);
             self.caught_up = false;
@@ -362,6 +365,7 @@ impl Engine {
         Ok(Some(Page {
             epoch: shared.epoch,
             records: filling.records,
+            stored_bytes: filling.bytes,
             next_from_seq,
             head_seq: standing.head_seq,
             earliest_seq: standing.earliest_seq,
@@ -504,6 +508,7 @@ fn ahead(shared: &SharedTopic, query: &PageQuery) -> Page {
     Page {
         epoch: shared.epoch,
         records: Vec::new(),
+        stored_bytes: 0,
         next_from_seq: query.from_seq,
         head_seq,
         earliest_seq,

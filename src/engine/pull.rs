@@ -473,7 +473,7 @@ fn entry_at(page: &Page) -> Option<EntryId> {
 }
 
 fn records_bytes(page: &Page) -> usize {
-    page.records.iter().map(|record| record.stored().len() + ITEM_BYTES).sum()
+    page.stored_bytes + ITEM_BYTES * page.records.len()
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ async fn page(api: &Api, call: &Call<Read>, topic: &str, query: PageQuery) -> Re
 }
 
 pub fn records_bytes(page: &Page) -> usize {
-    page.records.iter().map(|record| RECORD_ROOM_BYTES + record.stored().len()).sum()
+    page.stored_bytes + RECORD_ROOM_BYTES * page.records.len()
 }
 
 /// A record's content; `damage` tells if it has not the form that was written.
@@ -177,9 +177,11 @@ mod tests {
             overlay: Overlay::default(),
             origin: None,
         });
+        let records: Vec<_> = records.collect();
         Page {
             epoch: 41,
-            records: records.collect(),
+            stored_bytes: records.iter().map(|record| record.stored().len()).sum(),
+            records,
             next_from_seq: 9122,
             head_seq: 9122,
             earliest_seq: 8871,
