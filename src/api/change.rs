@@ -85,9 +85,14 @@ pub fn tell(lines: &Seldom, caller: &Caller, done: fmt::Arguments<'_>) {
 }
 
 impl ChangeLines {
-    /// The same where `error` leaves open whether the change takes effect.
-    pub fn tell_if_unknown(&self, caller: &Caller, error: &Error, asked: fmt::Arguments<'_>) {
-        if error.code == Code::CommitUnknown {
+    /// Tells the log of a change that `caller` has asked for, where `proposed` leaves open whether it takes effect.
+    pub fn tell_if_unknown<T>(
+        &self,
+        caller: &Caller,
+        proposed: &Result<T, Error>,
+        asked: fmt::Arguments<'_>,
+    ) {
+        if proposed.as_ref().is_err_and(|error| error.code == Code::CommitUnknown) {
             let what = format_args!("asked to {asked}; whether that comes about is not known");
             tell(&self.unknown, caller, what);
         }

@@ -208,6 +208,27 @@ async fn a_blocked_topic_does_not_stop_the_others() {
     api.topic("mirror-some:absent").await.refused(404, "topic_not_found");
 }
 
+/// C-MIRROR-12, C-ROUTE-14: none waits until it was asked for all others.
+#[tokio::test]
+async fn of_many_blocked_topics_one_that_has_room_again_goes_on_soon() {
+    const TOPICS: usize = 200;
+    let long = json!("x".repeat(70_000));
+    let (api, other) = (api().await, other().await);
+    for number in 0..TOPICS {
+        write(&other, &format!("mirror-many:{number:03}"), plain([long.clone()])).await;
+    }
+    let fields = json!({ "remote": remote(&other, "reader"), "create_dest": false });
+    mirror(&api, "mirror-many", "mirror-many:*", "*", fields).await;
+    fails(&api, "mirror-many", "blocked", "topic_not_found").await;
+    for number in [TOPICS / 2, TOPICS - 1, 0] {
+        let topic = format!("mirror-many:{number:03}");
+        api.put(&format!("/v0/topics/{topic}"), json!({})).await.expect(201);
+        let begun = Instant::now();
+        arrives(&api, &topic, std::slice::from_ref(&long)).await;
+        assert!(begun.elapsed().as_secs() < 20, "{number}: {:?}", begun.elapsed());
+    }
+}
+
 /// C-MIRROR-07, C-MIRROR-08, C-MIRROR-09, C-MIRROR-16: two ways, each with its own order.
 #[tokio::test]
 async fn what_comes_from_elsewhere_is_labelled_and_never_goes_back() {

@@ -38,10 +38,13 @@ async fn delete_records(api: Api, TopicCall { mut call, topic }: TopicCall<Delet
     let (before_seq, tags) = parse_delete(call.json()?)?;
     call.forget_body();
     api.engine.admit()?;
-    let deleted = api.engine.delete_records(&topic, before_seq, tags).await?;
+    let deleted = api.engine.delete_records(&topic, before_seq, tags).await;
+    let changes = &api.metrics.changes;
+    changes.tell_if_unknown(&call.caller, &deleted, format_args!("delete records of topic {topic:?}"));
+    let deleted = deleted?;
     if deleted.deleted > 0 {
-        let (lines, records) = (&api.metrics.changes.record_deletes, deleted.deleted);
-        call.tell(lines, format_args!("deleted {records} records of topic {topic:?}"));
+        let records = deleted.deleted;
+        call.tell(&changes.record_deletes, format_args!("deleted {records} records of topic {topic:?}"));
     }
     let mut reply = Reply::new(call.arrived, 256);
     reply.json.field("topic", topic.as_str());

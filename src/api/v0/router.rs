@@ -30,14 +30,9 @@ async fn put_router(api: Api, RouterCall { mut call, router }: RouterCall<Admin>
     api.engine.admit()?;
     let put = PutRouter { name: &router, config: config.clone(), is_start_given };
     let proposed = api.engine.put_router(&put).await;
-    let asked = |error: &Error| {
-        api.metrics.changes.tell_if_unknown(
-            &call.caller,
-            error,
-            format_args!("make or configure router {router:?}"),
-        )
-    };
-    let (created, start, has_token) = match proposed.inspect_err(asked)? {
+    let changes = &api.metrics.changes;
+    changes.tell_if_unknown(&call.caller, &proposed, format_args!("make or configure router {router:?}"));
+    let (created, start, has_token) = match proposed? {
         Outcome::RouterPut { created, start, has_token } => (created, start, has_token),
         Outcome::RouterCycle { cycle } => return Err(cycle_error(&router, &cycle)),
         Outcome::Refused(Refusal::TopicNotFound) => return Err(Error::topic_not_found(&config.dest)),
@@ -127,10 +122,9 @@ pub async fn delete(State(api): State<Api>, call: RouterCall<Delete>) -> Answer 
 async fn delete_router(api: Api, RouterCall { call, router }: RouterCall<Delete>) -> Answer {
     api.engine.admit()?;
     let proposed = api.engine.propose(Draft::delete_router(&router)).await;
-    let asked = |error: &Error| {
-        api.metrics.changes.tell_if_unknown(&call.caller, error, format_args!("delete router {router:?}"))
-    };
-    let (outcome, _) = proposed.inspect_err(asked)?;
+    let changes = &api.metrics.changes;
+    changes.tell_if_unknown(&call.caller, &proposed, format_args!("delete router {router:?}"));
+    let (outcome, _) = proposed?;
     let deleted = match outcome {
         Outcome::RouterDeleted { deleted } => deleted,
         other => return Err(internal(format_args!("a DELETE of a router came out as {other:?}"))),
@@ -158,10 +152,9 @@ async fn set_paused(api: Api, RouterCall { call, router }: RouterCall<Admin>, pa
     let was_paused = api.engine.routers().get(&router).map(|shared| shared.read().is_paused);
     let proposed = api.engine.propose(Draft::pause_router(&router, pause)).await;
     let what = if pause { "pause" } else { "resume" };
-    let asked = |error: &Error| {
-        api.metrics.changes.tell_if_unknown(&call.caller, error, format_args!("{what} router {router:?}"))
-    };
-    let (outcome, _) = proposed.inspect_err(asked)?;
+    let changes = &api.metrics.changes;
+    changes.tell_if_unknown(&call.caller, &proposed, format_args!("{what} router {router:?}"));
+    let (outcome, _) = proposed?;
     let is_paused = match outcome {
         Outcome::RouterPaused { is_paused } => is_paused,
         Outcome::Refused(refusal) => return Err(refusal.into_error(&router)),
@@ -200,14 +193,13 @@ async fn skip_record(api: Api, RouterCall { call, router }: RouterCall<Admin>) -
     call.caller.check(Scope::Admin, Some(topic))?;
     api.engine.admit()?;
     let proposed = api.engine.propose(Draft::skip_record(&router, topic, seq)).await;
-    let asked = |error: &Error| {
-        api.metrics.changes.tell_if_unknown(
-            &call.caller,
-            error,
-            format_args!("have router {router:?} pass over record {seq} of topic {topic:?}"),
-        );
-    };
-    let (outcome, _) = proposed.inspect_err(asked)?;
+    let changes = &api.metrics.changes;
+    changes.tell_if_unknown(
+        &call.caller,
+        &proposed,
+        format_args!("have router {router:?} pass over record {seq} of topic {topic:?}"),
+    );
+    let (outcome, _) = proposed?;
     let skipped = match outcome {
         Outcome::RecordSkipped { skipped } => skipped,
         Outcome::Refused(refusal) => return Err(refusal.into_error(&router)),

@@ -26,14 +26,9 @@ async fn put_topic(api: Api, TopicCall { mut call, topic }: TopicCall<Admin>) ->
     api.engine.admit()?;
     let before = api.engine.catalog().get(&topic).map(|shared| shared.read().config.clone());
     let proposed = api.engine.propose(Draft::put_topic(&topic, &config)).await;
-    let asked = |error: &Error| {
-        api.metrics.changes.tell_if_unknown(
-            &call.caller,
-            error,
-            format_args!("make or configure topic {topic:?}"),
-        )
-    };
-    let (outcome, _) = proposed.inspect_err(asked)?;
+    let changes = &api.metrics.changes;
+    changes.tell_if_unknown(&call.caller, &proposed, format_args!("make or configure topic {topic:?}"));
+    let (outcome, _) = proposed?;
     let (created, config) = match outcome {
         Outcome::TopicPut { created, config } => (created, config),
         Outcome::Refused(refusal) => return Err(refusal.into_error(&topic)),
@@ -80,10 +75,9 @@ async fn delete_topic(api: Api, TopicCall { call, topic }: TopicCall<Delete>) ->
     let if_empty = call.query().flag("if_empty", false);
     api.engine.admit()?;
     let proposed = api.engine.propose(Draft::delete_topic(&topic, if_empty)).await;
-    let asked = |error: &Error| {
-        api.metrics.changes.tell_if_unknown(&call.caller, error, format_args!("delete topic {topic:?}"))
-    };
-    let (outcome, _) = proposed.inspect_err(asked)?;
+    let changes = &api.metrics.changes;
+    changes.tell_if_unknown(&call.caller, &proposed, format_args!("delete topic {topic:?}"));
+    let (outcome, _) = proposed?;
     let (deleted, routers_removed) = match outcome {
         Outcome::TopicDeleted { deleted, routers_removed } => (deleted, routers_removed),
         Outcome::Refused(refusal) => return Err(refusal.into_error(&topic)),
