@@ -156,6 +156,7 @@ build_image() {
     step "build the image: the second stage only, around $(basename "$ANTIPHON_BINARY") (ANTIPHON_BINARY)"
     mkdir "$work/context"
     install -m 0755 "$ANTIPHON_BINARY" "$work/context/antiphon"
+    install -m 0644 LICENSE-MIT LICENSE-APACHE "$work/context"
     # The Dockerfile itself without its first stage, so that no copy of it can differ.
     awk '/^FROM .* AS build$/ { skip = 1; next } /^FROM / { skip = 0 } !skip' Dockerfile |
       sed 's|^COPY --from=build /antiphon |COPY antiphon |' >"$work/context/Dockerfile"
