@@ -215,7 +215,7 @@ async fn of_many_blocked_topics_one_that_has_room_again_goes_on_soon() {
     let long = json!("x".repeat(70_000));
     let (api, other) = (api().await, other().await);
     for number in 0..TOPICS {
-        write(&other, &format!("mirror-many:{number:03}"), plain([long.clone()])).await;
+        write(&other, &format!("mirror-many:{number:03}"), plain(vec![long.clone()])).await;
     }
     let fields = json!({ "remote": remote(&other, "reader"), "create_dest": false });
     mirror(&api, "mirror-many", "mirror-many:*", "*", fields).await;
