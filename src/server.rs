@@ -5,14 +5,15 @@
 //! opposite order. What comes from the machine (clocks, random numbers, disk, network) is chosen here and
 //! handed in.
 
-mod damage;
+pub mod chores;
+pub mod damage;
 mod file_limit;
 mod loading;
-mod opening;
+pub mod opening;
 
 use std::fs::File;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,23 +29,18 @@ use crate::config::Settings;
 use crate::engine::{Engine, EngineOptions, Hub, TokenKeys};
 use crate::limits::HEAD_TIMEOUT_MS;
 use crate::raft::{
-    ClusterTime, DATA_FORMAT, Export, IdentityKeeper, Installer, ListedMember, LogTail, Me, Member, Node,
-    Parts, PeerListener, PeerTransport, Peers, TcpTransport, Timers, accept_peers, clear_garbage,
-    compare_list, export_state, found_alone, found_listed, free_space, index_log, keep_membership, purge_log,
-    seek_admission, watch_checkpoint,
+    ClusterTime, DATA_FORMAT, IdentityKeeper, Installer, ListedMember, LogTail, Me, Member, Node, Parts,
+    PeerListener, PeerTransport, Peers, TcpTransport, Timers, found_alone, found_listed,
 };
 use crate::router::{self, HttpRemote, PullBudget, Targets};
 use crate::state::ClusterLimits;
 use crate::storage::{Disk, RealDisk, Room};
-use crate::task;
 use crate::telemetry;
 use crate::telemetry::seldom;
 use crate::telemetry::version::VERSION_AND_COMMIT;
+use chores::{Chores, PeerPort};
 use file_limit::FileShares;
-use opening::Storage;
 
-/// How often the state is saved.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a stopping member waits for another one to lead.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long it waits for requests that are under way.
@@ -133,46 +129,31 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     };
 
     let mut services = Services::default();
-    services.spawn("following the cluster", node.clone().follow());
-    services.spawn("room", room.clone().watch());
     services.spawn("telling what comes often", tell_what_comes_often());
-    if let Some(listener) = peer_listener {
-        services.spawn("peers", accept_peers(listener, node.clone(), keeper.clone(), files.peers));
-    }
-    services
-        .spawn("checkpoint", storage.applied.clone().save_periodically(CHECKPOINT_INTERVAL, room.clone()));
-    if settings.kept_log_entries > 0 {
-        let export = Export::new(disk.clone(), settings.data_dir.clone());
-        let tail = LogTail {
-            entries: settings.kept_log_entries,
-            bytes: if settings.kept_log_bytes > 0 { settings.kept_log_bytes } else { u64::MAX },
-            patience: Duration::from_millis(settings.lag_patience_ms),
-        };
-        services.spawn(
-            "exporting the state",
-            export_state(node.clone(), storage.log.clone(), export.clone(), room.clone(), tail),
-        );
-        services.spawn("purging the log", purge_log(node.clone(), export, tail));
-    }
-    services.spawn("watching the checkpoint", watch_checkpoint(storage.applied.clone(), node.clone()));
-    services.spawn("clearing the checkpoint", clear_garbage(storage.applied.clone(), room.clone()));
-    services.spawn("freeing space", free_space_safely(&storage, disk.clone(), settings.data_dir.clone()));
+    let peer_port = peer_listener.map(|listener| PeerPort {
+        listener,
+        keeper: keeper.clone(),
+        limits: files.peers,
+        others: other_addresses(&settings),
+    });
+    let chores = Chores {
+        node: node.clone(),
+        log: storage.log.clone(),
+        applied: storage.applied.clone(),
+        room: room.clone(),
+        disk: disk.clone(),
+        data_dir: settings.data_dir.clone(),
+        is_restored: storage.is_restored,
+        tail: log_tail(&settings),
+        peers: peer_port,
+        can_be_filled_again,
+    };
+    chores.all().into_iter().for_each(|(name, chore)| services.spawn(name, chore));
     let last_index = storage.log.last_id().map_or(0, |id| id.index);
     let aside = loading::aside_of(&storage.stores.checkpoint_dir());
     services.spawn(
         "removing a damaged checkpoint",
         damage::remove_damaged_checkpoint(storage.applied.clone(), last_index, aside),
-    );
-    services
-        .spawn("indexing the log", index_log(storage.log.indexer(), storage.applied.clone(), room.clone()));
-    if settings.cluster_secret.is_some() {
-        services.spawn("admission", seek_admission(node.clone(), other_addresses(&settings)));
-        services.spawn("membership", keep_membership(node.clone()));
-        services.spawn("comparing the list of members", compare_list(node.clone()));
-    }
-    services.spawn(
-        "reading the log",
-        damage::end_if_damaged(storage.log.clone(), node.clone(), can_be_filled_again),
     );
     if had_data {
         let removing = damage::remove_when_voter(node.clone(), room.clone(), settings.data_dir.clone());
@@ -326,22 +307,13 @@ async fn tell_what_comes_often() -> std::io::Result<()> {
     }
 }
 
-/// Frees the log's space, once it is sure what of it is in use.
-fn free_space_safely(
-    storage: &Storage,
-    disk: Arc<dyn Disk>,
-    data_dir: PathBuf,
-) -> impl Future<Output = std::io::Result<()>> + Send + use<> {
-    let (log, applied) = (storage.log.clone(), storage.applied.clone());
-    let last_index = log.last_id().map_or(0, |id| id.index);
-    let is_restored = storage.is_restored;
-    async move {
-        if is_restored {
-            damage::check_restored(log.clone(), applied.clone(), last_index).await?;
-            task::blocking(move || loading::forget_restore(&*disk, &data_dir)).await?;
-        }
-        free_space(log.reclaimer(), applied).await
-    }
+/// What the log keeps of itself; `None` if that is all of it.
+fn log_tail(settings: &Settings) -> Option<LogTail> {
+    (settings.kept_log_entries > 0).then_some(LogTail {
+        entries: settings.kept_log_entries,
+        bytes: if settings.kept_log_bytes > 0 { settings.kept_log_bytes } else { u64::MAX },
+        patience: Duration::from_millis(settings.lag_patience_ms),
+    })
 }
 
 fn timers(settings: &Settings) -> Timers {

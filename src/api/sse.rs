@@ -17,7 +17,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use tokio::time::Instant;
 
-use super::event_id::EventIds;
+use super::event_id::{CameWith, EventIds};
 use super::v0::frame::{Notice, encode_records, error_event};
 use super::write_progress::WriteProgress;
 use crate::auth::Place;
@@ -61,7 +61,7 @@ impl EventStream {
     pub fn open(
         engine: &Engine,
         session: &Arc<Session>,
-        came_with: Vec<Option<u64>>,
+        came_with: Vec<CameWith>,
         progress: Option<Arc<WriteProgress>>,
         places: (StreamPlace, Place),
     ) -> Option<Self> {
@@ -81,16 +81,21 @@ impl EventStream {
             _places: places,
         };
         for (ordinal, topic) in session.subscription.topics.iter().enumerate() {
-            this.follow(session, ordinal, topic, came_with.get(ordinal).copied().flatten());
+            this.follow(session, ordinal, topic, came_with.get(ordinal).copied().unwrap_or(CameWith::Nothing));
         }
         Some(this)
     }
 
-    fn follow(&mut self, session: &Session, ordinal: usize, topic: &SessionTopic, came_with: Option<u64>) {
+    fn follow(&mut self, session: &Session, ordinal: usize, topic: &SessionTopic, came_with: CameWith) {
         let mut cursor = topic.cursor.load(Ordering::Acquire);
-        if let Some(came_with) = came_with.filter(|came_with| *came_with < cursor) {
-            cursor = came_with;
-            topic.cursor.store(cursor, Ordering::Release);
+        match came_with {
+            CameWith::Cursor(came_with) if came_with < cursor => {
+                cursor = came_with;
+                topic.cursor.store(cursor, Ordering::Release);
+            }
+            // What was handed to an earlier connection was lost with it.
+            CameWith::Untold => topic.is_recreated.store(true, Ordering::Release),
+            CameWith::Cursor(_) | CameWith::Nothing => {}
         }
         let found = self.engine.catalog().get(&topic.name).filter(|shared| shared.epoch == topic.epoch);
         let Some(shared) = found else {

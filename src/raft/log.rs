@@ -3,18 +3,23 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
+use std::time::Duration;
 
 use futures_util::{Stream, stream};
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use tokio::time::{Instant, sleep};
 
 use super::types::{
     RaftEntry, RaftLogId, RaftVoteOf, Types, entry_id, raft_entry, raft_log_id, raft_vote, stored_entry,
     stored_vote,
 };
-use crate::limits::MAX_APPEND_BYTES;
-use crate::storage::Log;
+use crate::limits::{MAX_APPEND_BYTES, OUT_OF_FILES_PATIENCE};
+use crate::storage::{Log, Verdict};
 use crate::task;
+
+/// Between two tries to read the log when something was used up.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// The log as openraft writes it.
 pub struct LogStore(pub Log);
@@ -34,7 +39,11 @@ impl LogReader {
             Some(entries) => entries,
             None => {
                 let log = self.0.clone();
-                task::blocking(move || log.entries(start..end, max_bytes)).await?
+                while_busy(|| {
+                    let log = log.clone();
+                    task::blocking(move || log.entries(start..end, max_bytes))
+                })
+                .await?
             }
         };
         stored.into_iter().map(|entry| Ok(raft_entry(entry)?)).collect()
@@ -55,6 +64,24 @@ impl LogReader {
                 let what = format!("the log has no entry {missing}, though it is part of {start}..{end}");
                 Err(io::Error::new(io::ErrorKind::NotFound, what))
             }
+        }
+    }
+}
+
+/// Reads again while there is no file descriptor to read with, for a while: that passes, and for openraft any error is
+/// the end.
+pub(super) async fn while_busy<T, F>(mut read: impl FnMut() -> F) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    let deadline = Instant::now() + OUT_OF_FILES_PATIENCE;
+    loop {
+        match read().await {
+            Err(error) if Verdict::of(&error) == Verdict::Busy && Instant::now() < deadline => {
+                tracing::debug!("the log cannot be read for the moment: {error}");
+                sleep(BUSY_PAUSE).await;
+            }
+            outcome => return outcome,
         }
     }
 }
@@ -157,9 +184,26 @@ mod tests {
 
     use bytes::Bytes;
     use futures_util::TryStreamExt;
+    use rustix::io::Errno;
 
     use super::*;
     use crate::storage::{EntryId, EntryKind, LogEntry, LogOptions, SimDisk};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_read_waits_for_a_descriptor_and_for_nothing_else() {
+        let began = Instant::now();
+        let tries = std::cell::Cell::new(0);
+        let fail = |times: u32, errno: Errno| {
+            tries.set(tries.get() + 1);
+            let outcome = if tries.get() <= times { Err(errno.into()) } else { Ok(tries.get()) };
+            std::future::ready(outcome)
+        };
+        assert_eq!(while_busy(|| fail(3, Errno::MFILE)).await.unwrap(), 4);
+        while_busy(|| fail(u32::MAX, Errno::ROFS)).await.expect_err("it is not read");
+        assert_eq!((tries.get(), began.elapsed()), (5, 3 * BUSY_PAUSE));
+        while_busy(|| fail(u32::MAX, Errno::NFILE)).await.expect_err("not for ever");
+        assert!(began.elapsed() >= OUT_OF_FILES_PATIENCE);
+    }
 
     #[tokio::test]
     async fn a_hole_in_what_openraft_asks_for_is_an_error_and_no_end() {

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use super::checkpoint_clock::CheckpointClock;
 use super::digest_marks::{DigestMark, DigestMarks};
 use super::state_image::{ImageBuilder, StateImage};
+use super::log::while_busy;
 use super::types::{
     CommittedLeader, Member, RaftLogId, RaftMembership, RaftStoredMembership, Types, decode_membership,
     encode_membership, entry_id, raft_log_id,
@@ -32,8 +33,8 @@ use crate::codec::Malformed;
 use crate::limits::MAX_APPEND_BYTES;
 use crate::record::EntryRecords;
 use crate::state::{
-    Catalog, Cluster, ClusterLimits, EvictedBlocks, Garbage, Missing, MissingBlock, NotApplied, Outcome,
-    Routers, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
+    BlockBytes, Catalog, Cluster, ClusterLimits, EvictedBlocks, Garbage, Missing, MissingBlock, NotApplied,
+    Outcome, Routers, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
 };
 use crate::storage::{Checkpoint, Disk, EntryId, Freezer, Frozen, Log, Pin, Verdict, write_export};
 use crate::task;
@@ -106,9 +107,13 @@ impl SavedPoint {
 }
 
 impl Applied {
-    /// Loads the state from its checkpoint.
-    pub fn load(log: Log, checkpoint: Arc<dyn Checkpoint>) -> io::Result<Arc<Self>> {
-        let mut state = State::new(log.live().clone());
+    /// Loads the state from its checkpoint; its blocks grow up to `block_bytes`.
+    pub fn load(
+        log: Log,
+        checkpoint: Arc<dyn Checkpoint>,
+        block_bytes: BlockBytes,
+    ) -> io::Result<Arc<Self>> {
+        let mut state = State::new(log.live().clone()).with_blocks(block_bytes);
         // An earlier attempt to load may have counted something.
         state.reset();
         checkpoint.load(&mut |key, value| take_in(|| state.restore(key, value)))?;
@@ -221,16 +226,16 @@ impl Applied {
     }
 
     /// Brings into memory what applying an entry needs.
-    async fn fetch(self: Arc<Self>, missing: Missing) -> io::Result<()> {
+    async fn fetch(self: Arc<Self>, missing: Arc<Missing>) -> io::Result<()> {
         task::blocking(move || {
-            for MissingBlock { topic, first_seq } in missing.blocks {
-                let block = self.sealed_block(topic.epoch, first_seq)?.ok_or_else(|| {
+            for MissingBlock { topic, first_seq } in &missing.blocks {
+                let block = self.sealed_block(topic.epoch, *first_seq)?.ok_or_else(|| {
                     let what = "a block of the index is missing from the checkpoint";
                     io::Error::new(io::ErrorKind::InvalidData, what)
                 })?;
-                self.state.lock().supply_block(&topic, block);
+                self.state.lock().supply_block(topic, block);
             }
-            for id in missing.entries {
+            for id in missing.entries.iter().copied() {
                 let entry = match self.log.cached(id) {
                     Some(entry) => entry.payload,
                     None => self.log.payload(id)?,
@@ -363,7 +368,8 @@ impl Machine {
     /// wait for the disk; nothing is locked meanwhile.
     async fn apply_batch(&mut self, batch: &mut VecDeque<EntryResponder<Types>>) -> io::Result<()> {
         while let Some(missing) = self.apply_some(batch)? {
-            self.applied.clone().fetch(missing).await?;
+            let missing = Arc::new(missing);
+            while_busy(|| self.applied.clone().fetch(missing.clone())).await?;
         }
         Ok(())
     }

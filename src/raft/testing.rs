@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::machine::{Applied, ApplyObserver, Machine};
 use super::types::raft_entry;
-use crate::state::SharedTopic;
+use crate::state::{BlockBytes, SharedTopic};
 use crate::storage::{
     Change, Checkpoint, EntryId, EntryKind, Log, LogEntry, LogOptions, MemoryCheckpoint, Page, SimDisk, Visit,
 };
@@ -66,7 +66,7 @@ impl Rig {
         let writer = writer.run_on_thread().expect("a thread starts");
         let (let_go, receiver) = channel();
         let checkpoint = Hanging { inner: MemoryCheckpoint::default(), let_go: Mutex::new(receiver) };
-        let applied = Applied::load(log, Arc::new(checkpoint)).expect("loads");
+        let applied = Applied::load(log, Arc::new(checkpoint), BlockBytes::default()).expect("loads");
         let machine = Machine::new(applied.clone(), Arc::new(Nobody));
         Rig { applied, machine, let_go: Some(let_go), writer: Some(writer) }
     }

@@ -23,7 +23,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const LOOK_FOR_OTHERS: Duration = Duration::from_secs(5);
 
 /// Ends, with an error, when a read found damage and the others can do without this member.
-pub(super) async fn end_if_damaged(log: Log, node: Arc<Node>, can_be_filled_again: bool) -> io::Result<()> {
+pub async fn end_if_damaged(log: Log, node: Arc<Node>, can_be_filled_again: bool) -> io::Result<()> {
     let mut damage = log.watch_damage();
     let Ok(found) = damage.wait_for(Option::is_some).await.map(|found| found.clone()) else { return Ok(()) };
     let why = found.unwrap_or_default();
@@ -60,7 +60,7 @@ async fn wait_for_others(node: &Node, limit: Option<Duration>) -> bool {
 
 /// Decides that the next start is a blank one, if this member ends because of damage and the others can do
 /// without it.
-pub(super) async fn leave_mark(log: &Log, node: &Node, disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+pub async fn leave_mark(log: &Log, node: &Node, disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
     let Some(why) = log.watch_damage().borrow().clone() else { return Ok(()) };
     if !wait_for_others(node, Some(LOOK_FOR_OTHERS)).await {
         return Ok(());
@@ -69,7 +69,7 @@ pub(super) async fn leave_mark(log: &Log, node: &Node, disk: &dyn Disk, data_dir
 }
 
 /// The same for a member that cannot even start: it has nothing to offer to the others.
-pub(super) fn leave_mark_at_start(log: &Log, disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
+pub fn leave_mark_at_start(log: &Log, disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
     match log.watch_damage().borrow().clone() {
         Some(why) => Mark { unix_ms: SystemClock::shared().wall_ms(), why }.write(disk, data_dir),
         None => Ok(()),

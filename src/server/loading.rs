@@ -14,6 +14,7 @@ use anyhow::{Context, anyhow, bail};
 use super::opening::Unopened;
 use crate::config::Settings;
 use crate::raft::Applied;
+use crate::state::BlockBytes;
 use crate::storage::{
     Change, Checkpoint, Disk, Log, SledCheckpoint, Stores, Verdict, read_export, write_file_atomically,
 };
@@ -93,7 +94,7 @@ fn load_from(
     log: &Log,
     open: impl FnOnce() -> io::Result<Arc<dyn Checkpoint>>,
 ) -> anyhow::Result<Arc<Applied>> {
-    let load = || -> anyhow::Result<Arc<Applied>> { Ok(Applied::load(log.clone(), open()?)?) };
+    let load = || -> anyhow::Result<Arc<Applied>> { Ok(Applied::load(log.clone(), open()?, BlockBytes::default())?) };
     // sled takes some of what it reads for granted, and what is damaged may be anything: of 180 damaged databases
     // 143 failed to open or load, and 4 ended in a panic. That is one reason among others, and no noise. A panic of
     // our own is told from it inside.

@@ -14,7 +14,7 @@ use crate::clock::{Random, SystemClock};
 use crate::config::Settings;
 use crate::raft::{Applied, Identity};
 use crate::storage::{
-    AtStart, Disk, Log, LogOptions, Mark, OpenError, Room, SledCheckpoints, Stores, Verdict, is_set_aside,
+    AtStart, Disk, Log, LogOptions, LogWriter, Mark, OpenError, Room, SledCheckpoints, Stores, Verdict, is_set_aside,
     lay_rest_of_ballast, release_ballast_if_full,
 };
 
@@ -30,7 +30,7 @@ pub(super) struct Storage {
 }
 
 /// Why the data cannot be opened, in one line, and what that says of them.
-pub(super) struct Unopened {
+pub struct Unopened {
     pub verdict: Verdict,
     pub line: anyhow::Error,
 }
@@ -90,6 +90,24 @@ fn said_of(verdict: Verdict) -> &'static str {
     }
 }
 
+/// Opens the log of the member that `identity` says this is.
+pub fn open_log(
+    disk: &Arc<dyn Disk>,
+    stores: &Stores,
+    identity: &Identity,
+    options: LogOptions,
+) -> Result<(Log, LogWriter), Unopened> {
+    let dir = stores.log_dir();
+    // Whoever is part of a cluster had a log before it spoke for the first time. A blank one must not vote under the
+    // old id, having forgotten what that promised.
+    let had_log = identity.cluster_id.is_some();
+    if had_log && !stores.has_log().with_context(|| format!("cannot use {}", dir.display()))? {
+        let line = anyhow!("the log in {} is missing", dir.display());
+        return Err(Unopened { verdict: Verdict::Damage, line });
+    }
+    Ok(Log::open(disk.clone(), &dir, options)?)
+}
+
 fn set_aside(
     settings: &Settings,
     disk: &dyn Disk,
@@ -131,15 +149,7 @@ impl Storage {
             }
             _ => anyhow!(error).context(format!("cannot use {}", dir.display())).into(),
         })?);
-        // Whoever is part of a cluster had a log before it spoke for the first time. A blank one must not vote under
-        // the old id, having forgotten what that promised.
-        let had_log = identity.cluster_id.is_some();
-        let has_log = stores.has_log().with_context(|| format!("cannot use {}", dir.display()))?;
-        if had_log && !has_log {
-            let line = anyhow!("the log in {} is missing", stores.log_dir().display());
-            return Err(Unopened { verdict: Verdict::Damage, line });
-        }
-        let (log, writer) = Log::open(disk.clone(), &stores.log_dir(), options)?;
+        let (log, writer) = open_log(disk, &stores, identity, options)?;
         let Loaded { applied, is_restored } = loading::load(settings, &**disk, &stores, &log)?;
         if !is_restored {
             log.check_live()?;

@@ -130,7 +130,7 @@ impl State {
                 self.sessions.entry(node_id).or_default().restore_chunk(ordinal, value)
             }
             Key::Topic(epoch, TopicKey::Head) => {
-                let topic = Topic::restore_head(epoch, value)?;
+                let topic = Topic::restore_head(epoch, value, self.block_bytes)?;
                 let shared = self.catalog.insert(topic);
                 self.dirty_topics.insert(epoch, shared);
                 Ok(())
@@ -183,7 +183,7 @@ impl State {
         self.routers.reset();
         let (catalog, live) = (self.catalog.clone(), self.live.clone());
         let routers = std::mem::take(&mut self.routers);
-        *self = State { catalog, live, routers, ..State::default() };
+        *self = State { catalog, live, routers, block_bytes: self.block_bytes, ..State::default() };
     }
 }
 

@@ -75,7 +75,7 @@ pub use retention::{Floors, Freed, Reason};
 pub use router::{Router, RouterKey};
 pub use router_config::{Guarantee, Relays, Remote, RouterConfig, Start};
 pub use routers::{PositionCounts, RouterQuery, Routers, SharedRouter};
-pub use run::{Overlay, Run, RunOrigin, SealedBlock};
+pub use run::{BlockBytes, Overlay, Run, RunOrigin, SealedBlock};
 pub use seq_set::{SeqSet, put_ranges, read_ranges, read_ranges_up_to};
 pub use token::{TOKEN_PLACEHOLDER, Token};
 pub use topic::{Topic, TopicKey};
@@ -186,6 +186,8 @@ pub struct State {
     freed: Freed,
     /// Which log entries the runs of all topics name. Not part of the state: no outcome depends on it.
     live: Arc<LiveEntries>,
+    /// No part of it either.
+    block_bytes: BlockBytes,
     sizes_bytes: Vec<u32>,
     /// For the entry that is applied next.
     supplied: Supplied,
@@ -220,6 +222,7 @@ impl Default for State {
             due: Due::default(),
             freed: Freed::default(),
             live: Arc::default(),
+            block_bytes: BlockBytes::default(),
             sizes_bytes: Vec::new(),
             supplied: Supplied::default(),
             supplied_topics: Vec::new(),
@@ -234,6 +237,11 @@ impl State {
     /// An empty state that tells `live` which entries its topics name.
     pub fn new(live: Arc<LiveEntries>) -> Self {
         State { live, ..State::default() }
+    }
+
+    /// The same with blocks of runs of that length, from now on.
+    pub fn with_blocks(self, block_bytes: BlockBytes) -> Self {
+        State { block_bytes, ..self }
     }
 
     pub fn catalog(&self) -> &Arc<Catalog> {
@@ -528,7 +536,8 @@ impl State {
     fn create(&mut self, name: &str, config: TopicConfig) -> Arc<SharedTopic> {
         let epoch = self.next_epoch;
         self.next_epoch += 1;
-        let shared = self.catalog.insert(Topic::new(name.into(), epoch, config));
+        let topic = Topic::with_blocks(name.into(), epoch, config, self.block_bytes);
+        let shared = self.catalog.insert(topic);
         self.dirty_topics.insert(epoch, shared.clone());
         shared
     }

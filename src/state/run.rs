@@ -149,6 +149,26 @@ impl Base {
     }
 }
 
+/// How long a block grows: a run that would make it longer begins the next one, and a block of one run is as long as
+/// that. Members may differ in it, as no outcome depends on where blocks end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockBytes(u16);
+
+const _: () = assert!(RUN_BLOCK_BYTES <= u16::MAX as usize);
+
+impl BlockBytes {
+    /// Blocks of `bytes`, or of the usual length if that is less. For tests: a short history has many small ones.
+    pub fn at_most(bytes: usize) -> Self {
+        BlockBytes(bytes.min(RUN_BLOCK_BYTES) as u16)
+    }
+}
+
+impl Default for BlockBytes {
+    fn default() -> Self {
+        BlockBytes(RUN_BLOCK_BYTES as u16)
+    }
+}
+
 /// The newest block of a topic, which still grows.
 #[derive(Debug, Clone)]
 pub struct OpenBlock {
@@ -182,7 +202,7 @@ impl OpenBlock {
 
     /// Appends the start of `run`, as much of it as one coded run may hold, and says how many records
     /// that was; 0 means that the block is full. `sizes_bytes` has the size of each record.
-    pub fn push(&mut self, run: &Run, sizes_bytes: &[u32]) -> usize {
+    pub fn push(&mut self, run: &Run, sizes_bytes: &[u32], block_bytes: BlockBytes) -> usize {
         debug_assert_eq!(run.first_seq, self.base.next_seq);
         debug_assert_eq!(run.count as usize, sizes_bytes.len());
         let same = sizes_bytes.iter().all(|size| *size == sizes_bytes[0]);
@@ -213,7 +233,7 @@ impl OpenBlock {
             put_varint(&mut coded, sizes.len() as u64);
             coded.extend_from_slice(&sizes);
         }
-        if !self.bytes.is_empty() && self.bytes.len() + coded.len() > RUN_BLOCK_BYTES {
+        if !self.bytes.is_empty() && self.bytes.len() + coded.len() > usize::from(block_bytes.0) {
             return 0;
         }
         self.bytes.extend_from_slice(&coded);
@@ -468,7 +488,7 @@ mod tests {
         loop {
             let entry = EntryId { term: 3, index: 1_000_000 + count * 3 };
             let run = Run::of_entry(entry, 0, 1 + count, 1, 1_790_000_000_000 + count);
-            if block.push(&run, &[300]) == 0 {
+            if block.push(&run, &[300], BlockBytes::default()) == 0 {
                 break;
             }
             count += 1;
@@ -491,7 +511,8 @@ mod tests {
         #[test]
         fn runs_come_back_from_their_block(
             batches in proptest::collection::vec(
-                (proptest::collection::vec(1u32..2000, 1..600), 0u64..50, 0u64..9, any::<bool>(), any_shown()), 1..20)
+                (proptest::collection::vec(1u32..2000, 1..600), 0u64..50, 0u64..9, any::<bool>(), any_shown()), 1..20),
+            block_bytes in prop_oneof![Just(usize::MAX), 0usize..400],
         ) {
             let mut blocks = vec![OpenBlock::new(1)];
             let (mut next_seq, mut ts_ms, mut index) = (1, 1_000_000, 10);
@@ -507,7 +528,7 @@ mod tests {
                         entry: EntryId { term: 2, index }, first_position: done as u32, overlay,
                         origin: origin.map(|it| RunOrigin { first_seq: it.first_seq + done as u64, ..it }),
                     };
-                    let taken = blocks.last_mut().unwrap().push(&run, &sizes[done..]);
+                    let taken = blocks.last_mut().unwrap().push(&run, &sizes[done..], BlockBytes::at_most(block_bytes));
                     if taken == 0 { blocks.push(OpenBlock::new(next_seq)); continue; }
                     expected.push(Run { count: taken as u64, ..run });
                     next_seq += taken as u64;
@@ -532,7 +553,7 @@ mod tests {
             for (batch, index) in batches.iter().zip(10..) {
                 let (first_seq, count) = (7 + sizes.len() as u64, batch.len() as u64);
                 let run = Run::of_entry(EntryId { term: 2, index }, 0, first_seq, count, index * 3);
-                prop_assert_eq!(block.push(&run, batch), batch.len());
+                prop_assert_eq!(block.push(&run, batch, BlockBytes::default()), batch.len());
                 sizes.extend(batch.iter().map(|size| (u64::from(*size), index)));
             }
             let mut passed_records = 0;

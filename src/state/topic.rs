@@ -10,7 +10,7 @@ use super::dedupe::{Dedupe, Remembered, digest_of};
 use super::origins::{Gap, Instance, Origins};
 use super::outcome::Appended;
 use super::retention::{Floors, Freed};
-use super::run::{Run, RunOrigin, SealedBlock};
+use super::run::{BlockBytes, Run, RunOrigin, SealedBlock};
 use super::seq_set::SeqSet;
 use super::topic_config::TopicConfig;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
@@ -48,6 +48,16 @@ pub struct Topic {
 
 impl Topic {
     pub fn new(name: Arc<str>, epoch: u64, config: TopicConfig) -> Self {
+        Self::with_blocks(name, epoch, config, BlockBytes::default())
+    }
+
+    /// A new topic with blocks of runs of that length.
+    pub(super) fn with_blocks(
+        name: Arc<str>,
+        epoch: u64,
+        config: TopicConfig,
+        block_bytes: BlockBytes,
+    ) -> Self {
         let mut topic = Topic {
             name,
             epoch,
@@ -60,7 +70,7 @@ impl Topic {
             last_write_ts_ms: None,
             digest: Digest::default(),
             dedupe: Dedupe::default(),
-            blocks: Blocks::new(1),
+            blocks: Blocks::new(1, block_bytes),
             origins: Origins::default(),
             removal_count: 0,
             is_dirty: true,
@@ -315,7 +325,7 @@ impl Topic {
 
     /// Rebuilds a topic from its stored head; blocks follow through [`Topic::restore_runs`] and
     /// [`Topic::restore_keys`], in order.
-    pub fn restore_head(epoch: u64, bytes: &[u8]) -> Result<Self, Malformed> {
+    pub fn restore_head(epoch: u64, bytes: &[u8], block_bytes: BlockBytes) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes, "topic");
         if reader.u8()? != HEAD_VERSION {
             return Err(Malformed("topic: written by another version"));
@@ -329,7 +339,7 @@ impl Topic {
         topic.count = reader.varint()?;
         topic.bytes = reader.varint()?;
         topic.last_write_ts_ms = reader.varint()?.checked_sub(1);
-        topic.blocks = Blocks::new(reader.varint()?);
+        topic.blocks = Blocks::new(reader.varint()?, block_bytes);
         let dedupe_floor = reader.varint()?;
         topic.digest = Digest::from_value(reader.u64()?);
         reader.finish()?;

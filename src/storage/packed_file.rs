@@ -10,7 +10,7 @@ use super::disk::{Disk, DiskFile, OpenMode};
 use super::frame::{self, FrameHead, FrameKind};
 use super::kept::{KEPT_HEADER_BYTES, KeptFile, KeptName};
 use super::packed::PackedTable;
-use super::verdict::Verdict;
+use super::verdict::{Verdict, with_second_try};
 
 /// Frames are gathered up to this size before they are written.
 const WRITE_BYTES: usize = 1 << 20;
@@ -81,7 +81,7 @@ impl PackedFile {
         self.file.sync_data()?;
         disk.rename(&self.unborn, &dir.join(self.name.file_name()))?;
         disk.sync_dir(dir)?;
-        let new = KeptFile::open_packed(self.name, self.file.as_ref())?;
+        let new = with_second_try(|| KeptFile::open_packed(self.name, self.file.as_ref()))?;
         new.map(Some).map_err(|why| Verdict::Bug.error(format!("a file that was just written: {why:?}")))
     }
 

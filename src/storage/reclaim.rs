@@ -28,7 +28,7 @@ use super::rewrite::{Progress, Rewrite};
 use super::segment;
 use super::stats::Counters;
 use super::table::TableIndex;
-use super::verdict::{Verdict, is_unreadable};
+use super::verdict::{Verdict, is_unreadable, with_second_try};
 
 /// Rows that are looked at together.
 const ROWS: u64 = 1024;
@@ -158,23 +158,26 @@ impl Reclaimer {
         }
         let id = first.segment_id;
         let has_entries = !runs.is_empty();
-        let open = self.shared.reader.open(FileId::Segment(id))?;
-        let len_bytes = open.file.len_bytes()?;
+        let (source, last) = (FileId::Segment(id), first.last.unwrap_or(EntryId { term: 0, index: 0 }));
+        let reader = &self.shared.reader;
+        let (len_bytes, table) = with_second_try(|| {
+            let open = reader.open(source)?;
+            let len_bytes = open.file.len_bytes()?;
+            let table = TableIndex::locate(open.file.as_ref());
+            Ok((len_bytes, table.map_err(|error| reader.read_error(source, len_bytes, last, error))?))
+        })?;
         let is_live =
             |run: &super::runs::Run| self.shared.live.count_in(run.first_index..=run.end_index() - 1) > 0;
         let is_pinned = pinned_upto.is_some_and(|upto| id <= upto);
-        let kept = match TableIndex::locate(open.file.as_ref())? {
+        let kept = match table {
             Some(table) if is_pinned || runs.iter().any(is_live) => {
                 KeptFile::of_segment(id, runs, table, len_bytes)
             }
             Some(_) => None,
             None => {
-                let (source, what) = (FileId::Segment(id), "no offset table at the end");
-                let last = first.last.unwrap_or(EntryId { term: 0, index: 0 });
-                return Err(self.shared.reader.damaged(source, len_bytes, last, what));
+                return Err(reader.damaged(source, len_bytes, last, "no offset table at the end"));
             }
         };
-        drop(open);
         let leaving =
             Leaving { segment_id: id, len_bytes, kept: kept.as_ref().map(|kept| kept.name), is_moved: false };
         // In memory first, so that nobody waits for the disk. Whoever finds that the old name leads nowhere finds
@@ -248,7 +251,7 @@ impl Reclaimer {
         let open = self.shared.reader.open(FileId::Kept(file.name))?;
         let (mut from, mut bytes, mut longest_bytes) = (0, 0, 0);
         loop {
-            let mut rows = match file.rows(open.file.as_ref(), from, ROWS) {
+            let mut rows = match with_second_try(|| file.rows(open.file.as_ref(), from, ROWS)) {
                 Ok(rows) => rows,
                 Err(error) if is_unreadable(&error) || Verdict::of(&error) == Verdict::Damage => {
                     let source = FileId::Kept(file.name);

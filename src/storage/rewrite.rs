@@ -15,7 +15,7 @@ use super::log::Shared;
 use super::packed::Row;
 use super::packed_file::PackedFile;
 use super::reader::{FileId, is_damage};
-use super::verdict::is_unreadable;
+use super::verdict::{is_unreadable, with_second_try};
 
 /// Rows that are looked at together.
 const ROWS: u64 = 1024;
@@ -74,7 +74,7 @@ impl Rewrite {
                 return Ok(if cost_bytes == 0 { Progress::Done } else { Progress::Copied { cost_bytes } });
             };
             let open = shared.reader.open(FileId::Kept(source.name))?;
-            let mut rows = match source.rows(open.file.as_ref(), self.at.1, ROWS) {
+            let mut rows = match with_second_try(|| source.rows(open.file.as_ref(), self.at.1, ROWS)) {
                 Ok(rows) => rows,
                 Err(error) if is_unreadable(&error) || error.kind() == io::ErrorKind::InvalidData => {
                     let id = EntryId { term: 0, index: source.first_index };
@@ -122,9 +122,7 @@ impl Rewrite {
         let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(Ok(0)) };
         let bytes = last.offset_bytes + last.len_bytes - first.offset_bytes;
         let mut buf = vec![0; usize::try_from(bytes).map_err(io::Error::other)?];
-        let mut read = || from.read_exact_at(&mut buf, first.offset_bytes);
-        // A disk may need a second try; damage has consequences.
-        if let Err(error) = read().or_else(|_| read()) {
+        if let Err(error) = with_second_try(|| from.read_exact_at(&mut buf, first.offset_bytes)) {
             let id = EntryId { term: first.term.unwrap_or(0), index: first.index };
             let source = FileId::Kept(source.name);
             let error = shared.reader.read_error(source, first.offset_bytes, id, error);

@@ -33,6 +33,9 @@ struct State {
     syncs_to_fail: u32,
     /// What [`Disk::free_bytes`] says; writes do not change it.
     free_bytes: u64,
+    /// How much all files may take up, and how much of that is taken by others.
+    size_bytes: Option<u64>,
+    others_bytes: u64,
     /// What files may still grow by.
     space_bytes: Option<u64>,
     /// So many opens find no file descriptor.
@@ -80,6 +83,8 @@ impl SimDisk {
             fail_at: None,
             syncs_to_fail: 0,
             free_bytes: u64::MAX,
+            size_bytes: None,
+            others_bytes: 0,
             space_bytes: None,
             opens_to_refuse: 0,
             reads_to_fail: None,
@@ -119,6 +124,8 @@ impl SimDisk {
             fail_at: None,
             syncs_to_fail: 0,
             free_bytes: u64::MAX,
+            size_bytes: state.size_bytes,
+            others_bytes: state.others_bytes,
             space_bytes: None,
             opens_to_refuse: 0,
             reads_to_fail: None,
@@ -147,6 +154,27 @@ impl SimDisk {
     /// From now on files may grow by so many bytes altogether; nothing is given back. `None`: without end.
     pub fn set_space(&self, bytes: Option<u64>) {
         self.0.lock().space_bytes = bytes;
+    }
+
+    /// The disk has so many bytes from now on, and removed files give theirs back. A file takes up its length. `None`:
+    /// without end.
+    pub fn set_size(&self, bytes: Option<u64>) {
+        self.0.lock().size_bytes = bytes;
+    }
+
+    /// So many bytes of the disk are taken by others.
+    pub fn set_others(&self, bytes: u64) {
+        self.0.lock().others_bytes = bytes;
+    }
+
+    /// Others take what is left but so many bytes. A disk without a size only says so.
+    pub fn leave_free(&self, bytes: u64) {
+        let mut state = self.0.lock();
+        state.others_bytes = 0;
+        match state.size_bytes {
+            Some(_) => state.others_bytes = state.free().saturating_sub(bytes),
+            None => state.free_bytes = bytes,
+        }
     }
 
     /// The next `count` attempts to open or to make a file find no file descriptor.
@@ -222,6 +250,9 @@ impl State {
 
     /// An error if a file has no room to grow by so many bytes.
     fn grow(&mut self, bytes: u64) -> io::Result<()> {
+        if bytes > 0 && self.size_bytes.is_some() && self.free() < bytes {
+            return Err(rustix::io::Errno::NOSPC.into());
+        }
         match &mut self.space_bytes {
             Some(left) if *left < bytes => Err(rustix::io::Errno::NOSPC.into()),
             Some(left) => {
@@ -230,6 +261,14 @@ impl State {
             }
             None => Ok(()),
         }
+    }
+
+    /// What is left of a disk that has a size.
+    fn free(&self) -> u64 {
+        let Some(size_bytes) = self.size_bytes else { return self.free_bytes };
+        let files = self.dirs.values().flat_map(|dir| dir.files.values());
+        let lengths = files.filter_map(|file| self.contents.get(file)).map(SimContent::len_bytes);
+        size_bytes.saturating_sub(self.others_bytes).saturating_sub(lengths.sum())
     }
 
     fn begin_sync(&mut self) -> io::Result<bool> {
@@ -355,7 +394,7 @@ impl Disk for SimDisk {
     }
 
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
-        Ok(self.0.lock().free_bytes)
+        Ok(self.0.lock().free())
     }
 
     fn exists(&self, path: &Path) -> io::Result<bool> {

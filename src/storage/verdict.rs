@@ -17,6 +17,8 @@ use std::io;
 
 use rustix::io::Errno;
 
+use super::reader::is_damage;
+
 /// What an error says about stored data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -139,6 +141,14 @@ pub(super) fn is_unreadable(error: &io::Error) -> bool {
     const CODES: [Errno; 5] = [Errno::IO, Errno::REMOTEIO, Errno::BADMSG, Errno::UCLEAN, Errno::NODATA];
     let code = error.raw_os_error();
     CODES.iter().any(|error| code == Some(error.raw_os_error()))
+}
+
+/// Reads again what could not be read: a disk may need a second try, and damage has consequences.
+pub(super) fn with_second_try<T>(mut read: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    read().or_else(|error| match is_unreadable(&error) || is_damage(&error) {
+        true => read(),
+        false => Err(error),
+    })
 }
 
 #[cfg(test)]

@@ -214,6 +214,34 @@ async fn an_id_rewinds_a_session_and_never_advances_it() {
     }
 }
 
+/// C-WATCH-11, C-GAP-10
+#[tokio::test]
+async fn who_lost_the_frame_that_says_recreated_is_told_again() {
+    let api = api().await;
+    for (topic, priority) in [("watch-told", 1000), ("watch-untold", -1000)] {
+        api.put(&format!("/v0/topics/{topic}"), json!({ "priority": priority })).await.expect(201);
+        api.write(topic, 2).await.expect(200);
+    }
+    let topics = json!({ "watch-told": {}, "watch-untold": { "from_seq": 50 } });
+    let url = session(&api, json!({ "topics": topics })).await;
+    let mut stream = events(&api, &url, &[]).await;
+    let before = stream.expect("record").await;
+    assert_eq!(before.data["topic"], "watch-told");
+    let told = stream.expect_among("tombstone", "caught-up").await;
+    assert_eq!(told.data["reason"], "recreated");
+    drop(stream);
+    let mut stream = events(&api, &url, &[("last-event-id", &before.id)]).await;
+    assert_eq!(stream.expect_among("tombstone", "caught-up").await.data, told.data);
+    drop(stream);
+    let mut stream = events(&api, &url, &[("last-event-id", &told.id)]).await;
+    while let Some(event) = stream.event().await {
+        assert_ne!(event.name, "tombstone", "it was told");
+        if event.name == "caught-up" && event.data["topic"] == "watch-untold" {
+            break;
+        }
+    }
+}
+
 /// C-WATCH-06, C-AUTH-17
 #[tokio::test]
 async fn the_key_that_made_a_session_opens_it() {

@@ -8,7 +8,7 @@ use antiphon::raft::{
     Applied, ClusterTime, Identity, IdentityKeeper, Installer, Me, Member, Node, Parts, Peers, Proposal,
     TcpTransport, Timers, found_alone,
 };
-use antiphon::state::{Draft, Envelope, Outcome};
+use antiphon::state::{BlockBytes, Draft, Envelope, Outcome};
 use antiphon::storage::{Disk, Log, LogOptions, MemoryCheckpoints, Room, SimDisk, Stores};
 use bytes::{Bytes, BytesMut};
 
@@ -29,7 +29,7 @@ async fn leader() -> (Writer, Arc<Node>) {
     let thread = writer.run_on_thread().expect("a thread starts");
     let guard = Writer { log: log.clone(), thread: Some(thread) };
     let checkpoint = stores.open_checkpoint().expect("a new checkpoint opens");
-    let applied = Applied::load(log.clone(), checkpoint).expect("an empty checkpoint loads");
+    let applied = Applied::load(log.clone(), checkpoint, BlockBytes::default()).expect("an empty checkpoint loads");
     let member = Member { name: "m1".into(), ..Member::default() };
     let me = Me::new(&identity, member, Vec::new(), false);
     let keeper = IdentityKeeper::new(disk.clone(), dir.to_path_buf(), identity, me.clone());

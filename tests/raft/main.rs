@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use antiphon::raft::{Applied, ApplyObserver, LogStore, Machine, Types};
-use antiphon::state::SharedTopic;
+use antiphon::state::{BlockBytes, SharedTopic};
 use antiphon::storage::{EntryId, EntryKind, Log, LogEntry, LogOptions, MemoryCheckpoint, SimDisk};
 use futures_util::StreamExt;
 use openraft::StorageError;
@@ -42,7 +42,7 @@ impl StoreBuilder<Types, LogStore, Machine, Writer> for Builder {
         let options = LogOptions { segment_bytes: 64 << 10, ..LogOptions::default() };
         let (log, writer) = Log::open(disk, Path::new("/log"), options).expect("a new log opens");
         let thread = writer.run_on_thread().expect("a thread starts");
-        let applied = Applied::load(log.clone(), Arc::new(MemoryCheckpoint::default()));
+        let applied = Applied::load(log.clone(), Arc::new(MemoryCheckpoint::default()), BlockBytes::default());
         let machine = Machine::new(applied.expect("an empty checkpoint loads"), Arc::new(Nobody));
         let guard = Writer { log: log.clone(), thread: Some(thread) };
         Ok((guard, LogStore(log), machine))

@@ -3,26 +3,28 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use antiphon::engine::{Consistency, Engine, Page, PageQuery};
+use antiphon::engine::{Consistency, PageQuery};
 use antiphon::error::{Code, Error};
 use antiphon::filter::TagMatch;
 use antiphon::record::Record;
 use antiphon::state::{Append, AppendPart, Create, Draft, Outcome, Refusal, TopicConfig};
 use antiphon::storage::sim_disk::Dice;
 
+use crate::calls::{Told, at, is_excused, propose};
 use crate::member::engine_of;
-use crate::oracle::{Fate, Seen, data, tag};
+use crate::oracle::{Fate, data, tag};
+use crate::reads::{self, filter_of, read_page, walk_query};
 use crate::seeded::Throw;
 use crate::world::{MEMBERS, World};
 
 /// Topics that are never deleted.
 const STEADY: [&str; 3] = ["steady-0", "steady-1", "steady-2"];
 /// Topics that come and go.
-const FLEETING: [&str; 2] = ["fleeting-0", "fleeting-1"];
+pub const FLEETING: [&str; 2] = ["fleeting-0", "fleeting-1"];
 /// Topics that give up their oldest records, by number and by age.
-const LOSING: [&str; 2] = ["losing-by-cap", "losing-by-age"];
+pub const LOSING: [&str; 2] = ["losing-by-cap", "losing-by-age"];
 /// Topics of which records are deleted, by seq and by tag.
-const PRUNED: [&str; 2] = ["pruned-0", "pruned-1"];
+pub const PRUNED: [&str; 2] = ["pruned-0", "pruned-1"];
 /// Longer than clocks can jump.
 const KEY_WINDOW_MS: u64 = 90 * 24 * 3_600_000;
 /// Most tries of one append.
@@ -51,18 +53,6 @@ pub fn kind(topic: &str) -> Kind {
     }
 }
 
-/// What became of a command.
-#[derive(Debug)]
-pub enum Told {
-    Outcome(Outcome),
-    /// It had and will have no effect.
-    Refused(Error),
-    /// Nobody knows.
-    Unknown,
-    /// The member was not there to be asked.
-    Down,
-}
-
 /// Runs one client until the history is over.
 pub async fn run(world: Arc<World>, number: usize, mut dice: Dice) {
     let mut client = Client { world, number, cursors: BTreeMap::new() };
@@ -73,9 +63,10 @@ pub async fn run(world: Arc<World>, number: usize, mut dice: Dice) {
         match dice.below(100) {
             0..45 => client.append(member, &mut dice).await,
             45..50 => client.append_both(member, &mut dice).await,
-            50..85 => client.read(member, &mut dice).await,
-            85..92 => client.configure(member, &mut dice).await,
-            92..96 => client.prune(member, &mut dice).await,
+            50..80 => client.read(member, &mut dice).await,
+            80..83 => client.walk(member, &mut dice).await,
+            83..89 => client.configure(member, &mut dice).await,
+            89..96 => client.prune(member, &mut dice).await,
             _ => client.delete(member, &mut dice).await,
         }
     }
@@ -91,40 +82,6 @@ fn config(topic: &str, dice: &mut Dice) -> TopicConfig {
         max_deliveries: dice.below(5),
         priority: dice.chance(50).then_some(7),
         ..TopicConfig::default()
-    }
-}
-
-/// Runs `call` at a member; it ends with the member's process. `None` if that happens, or if it is down.
-pub async fn at<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
-    world: &World,
-    member: usize,
-    call: impl FnOnce(Engine) -> F,
-) -> Option<T> {
-    let (engine, _, scope) = engine_of(&world.machines[member])?;
-    // A call that panics is in the verdict with its own words.
-    scope.spawn(call(engine)).await.ok()
-}
-
-/// Has `draft` carried out by a member, if that is possible.
-pub async fn propose(world: &World, member: usize, draft: Draft) -> Told {
-    if engine_of(&world.machines[member]).is_none() {
-        return Told::Down;
-    }
-    let proposed = at(world, member, |engine| async move {
-        engine.admit()?;
-        engine.propose(draft).await
-    });
-    match proposed.await {
-        Some(Ok((outcome, _))) => Told::Outcome(outcome),
-        Some(Err(error)) => match error.code {
-            Code::NoLeader | Code::NotReady | Code::ShuttingDown => Told::Refused(error),
-            Code::CommitUnknown => Told::Unknown,
-            _ => {
-                world.trace.complain(format_args!("a command got {error}"));
-                Told::Unknown
-            }
-        },
-        None => Told::Unknown,
     }
 }
 
@@ -373,13 +330,9 @@ impl Client {
                 format!("{deleted:?}")
             }
             Some(Err(error)) => {
-                match error.code {
-                    Code::NoLeader
-                    | Code::NotReady
-                    | Code::ShuttingDown
-                    | Code::TopicNotFound
-                    | Code::CommitUnknown => {}
-                    _ => self.world.trace.complain(format_args!("a delete of records got {error}")),
+                let is_known = matches!(error.code, Code::TopicNotFound | Code::CommitUnknown);
+                if !is_known && !is_excused(&self.world, member, &error) {
+                    self.world.trace.complain(format_args!("a delete of records got {error}"));
                 }
                 error.code.name().to_owned()
             }
@@ -392,6 +345,27 @@ impl Client {
         ));
     }
 
+    /// Reads a topic from its beginning, or from some time on, to its end.
+    async fn walk(&mut self, member: usize, dice: &mut Dice) {
+        let topic = Self::topic(dice);
+        let mut query = walk_query(dice);
+        if query.filter.is_none() && !LOSING.contains(&topic) && dice.chance(30) {
+            let seen = self.world.oracle.some_time(topic, dice.roll());
+            query.from_ts_ms = seen.map(|ts_ms| ts_ms + dice.below(3) - 1);
+            let told = read_page(&self.world, member, topic, &query).await;
+            let is_told = matches!(told, Some(Ok(_)));
+            self.world.trace.note(format_args!(
+                "c{} m{} read of {topic} from {:?} ms: {is_told}",
+                self.number,
+                member + 1,
+                query.from_ts_ms
+            ));
+            return;
+        }
+        let told = reads::read_all(&self.world, member, topic, query).await;
+        self.world.trace.note(format_args!("c{} m{} all of {topic}: {told:?}", self.number, member + 1));
+    }
+
     async fn read(&mut self, member: usize, dice: &mut Dice) {
         let topic = Self::topic(dice);
         let (epoch, from_seq, _) = self.cursors.get(topic).copied().unwrap_or_default();
@@ -401,7 +375,7 @@ impl Client {
             limit: dice.between(1, 200) as usize,
             max_bytes: dice.between(1, 64 << 10) as usize,
             drop_nodes: Default::default(),
-            filter: None,
+            filter: dice.chance(20).then(|| filter_of(&tag((0, dice.below(4) as u32)))).flatten(),
             epoch: (epoch > 0).then_some(epoch),
             consistency: if dice.chance(60) { Consistency::Strong } else { Consistency::Eventual },
             wait_ms: if dice.chance(20) { dice.between(1, 2000) } else { 0 },
@@ -433,106 +407,6 @@ impl Client {
             None => "no answer",
         };
         self.world.trace.note(format_args!("c{} m{} read of {topic}: {told}", self.number, member + 1));
-    }
-}
-
-/// Reads one page and shows it to the oracle.
-async fn read_page(
-    world: &World,
-    member: usize,
-    topic: &'static str,
-    query: &PageQuery,
-) -> Option<Result<Page, Error>> {
-    let began = world.oracle.begin_read();
-    let asked = query.clone();
-    let read = at(world, member, move |engine| async move {
-        engine.admit()?;
-        engine.page(topic, asked).await
-    });
-    let result = read.await?;
-    let is_strong = query.consistency == Consistency::Strong;
-    match &result {
-        Ok(page) => {
-            show(world, member, topic, query, page);
-            if is_strong {
-                world.oracle.check_pruned(member, topic, began, page.records.iter().map(|record| record.seq));
-                world.oracle.strong_read(member, topic, began, Some((page.epoch, page.head_seq)));
-            }
-        }
-        Err(error) => match error.code {
-            Code::TopicNotFound if is_strong => world.oracle.strong_read(member, topic, began, None),
-            Code::TopicNotFound | Code::NoLeader | Code::NotReady | Code::ShuttingDown => {}
-            _ => world.trace.complain(format_args!("a read of {topic} at m{} got {error}", member + 1)),
-        },
-    }
-    Some(result)
-}
-
-fn show(world: &World, member: usize, topic: &str, query: &PageQuery, page: &Page) {
-    let mut records = Vec::with_capacity(page.records.len());
-    for record in &page.records {
-        let bytes = record.entry.record(record.position).unwrap_or_default();
-        match Record::decode(bytes) {
-            Ok(decoded) => records.push((record.seq, record.ts_ms, decoded.data.to_owned())),
-            Err(error) => world.trace.complain(format_args!("seq {} of {topic}: {error:?}", record.seq)),
-        }
-    }
-    let from_seq = match &page.tombstone {
-        None => query.from_seq,
-        Some(tombstone) => {
-            let range = (tombstone.gap_from, tombstone.gap_to);
-            let is_expected = match tombstone.reason {
-                "recreated" => FLEETING.contains(&topic),
-                reason => {
-                    let reasons = [(LOSING[0], "cap"), (LOSING[1], "ttl")];
-                    reasons.contains(&(topic, reason)) && range == (query.from_seq + 1, page.earliest_seq - 1)
-                }
-            };
-            if !is_expected {
-                world.trace.complain(format_args!("m{} {topic}: {tombstone:?}", member + 1));
-            }
-            tombstone.earliest_seq - 1
-        }
-    };
-    world.oracle.page(&Seen {
-        member,
-        topic,
-        epoch: page.epoch,
-        from_seq,
-        next_from_seq: page.next_from_seq,
-        head_seq: page.head_seq,
-        records,
-    });
-}
-
-/// Reads a whole topic with strong reads: its epoch and head, or `None` if there is none.
-pub async fn read_all(
-    world: &World,
-    member: usize,
-    topic: &'static str,
-) -> Result<Option<(u64, u64)>, String> {
-    let mut query = PageQuery {
-        from_seq: 0,
-        from_ts_ms: None,
-        limit: 1000,
-        max_bytes: 1 << 20,
-        drop_nodes: Default::default(),
-        filter: None,
-        epoch: None,
-        consistency: Consistency::Strong,
-        wait_ms: 0,
-    };
-    loop {
-        match read_page(world, member, topic, &query).await {
-            None => return Err("no answer".to_owned()),
-            Some(Err(error)) if error.code == Code::TopicNotFound => return Ok(None),
-            Some(Err(error)) => return Err(error.to_string()),
-            Some(Ok(page)) if page.caught_up => return Ok(Some((page.epoch, page.head_seq))),
-            Some(Ok(page)) if page.next_from_seq <= query.from_seq => {
-                return Err(format!("no progress at {}", query.from_seq));
-            }
-            Some(Ok(page)) => query.from_seq = page.next_from_seq,
-        }
     }
 }
 

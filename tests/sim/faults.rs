@@ -6,8 +6,10 @@ use std::time::Duration;
 use antiphon::storage::sim_disk::Dice;
 use tokio::time::Instant;
 
+use crate::disks;
 use crate::member;
 use crate::seeded::Throw;
+use crate::strangers;
 use crate::world::{MEMBERS, World};
 
 /// Wall clocks are at most this wrong; topics remember idempotency keys for longer.
@@ -19,6 +21,7 @@ const REPLACING: Duration = Duration::from_secs(18);
 /// Lets things go wrong for a while, or until a promise is broken.
 pub async fn rage(world: &Arc<World>, dice: &mut Dice, time: Duration) {
     let mut end = Instant::now() + time;
+    world.net.set_strangers(dice.chance(50));
     // Some histories have many faults, some few: rare ones need quiet around them.
     let pause_ms = dice.between(100, 1500);
     while Instant::now() < end && !world.trace.has_complaints() {
@@ -35,28 +38,36 @@ pub async fn rage(world: &Arc<World>, dice: &mut Dice, time: Duration) {
         match dice.below(100) {
             0..15 => kill(world, one),
             15..26 => lose_power(world, one),
-            26..42 => fail_midway(world, one, dice).await,
-            42..45 => black_out(world),
-            45..49 => {
+            26..36 => disks::fail_midway(world, one, dice).await,
+            36..42 => strangers::call(world, one, dice),
+            42..44 => black_out(world),
+            44..48 => {
                 // Faults go on while the lost member is being replaced, which takes a while to begin.
-                if lose_disk(world, one) {
+                if disks::lose_disk(world, one) {
                     end = end.max(Instant::now() + REPLACING);
                 }
             }
-            49..52 => fail_sync(world, one, dice).await,
-            52..58 => isolate(world, one),
-            58..64 if one != other => cut(world, one, other, dice),
-            64..72 if one != other => {
+            48..51 => disks::fail_sync(world, one, dice).await,
+            51..58 => {
+                let one = world.setup.fragile.filter(|_| dice.chance(50)).unwrap_or(one);
+                disks::harm(world, one, dice).await;
+            }
+            58..63 => isolate(world, one),
+            63..68 if one != other => cut(world, one, other, dice),
+            68..73 if one != other => {
                 world.trace.note(format_args!("fault: m{} x m{} reset", one + 1, other + 1));
                 world.net.reset(one, other);
             }
-            72..78 if one != other => slow_down(world, one, other, dice),
+            73..78 if one != other => slow_down(world, one, other, dice),
             78..84 => {
                 let offset_ms = dice.between(0, 2 * MAX_JUMP_MS as u64) as i64 - MAX_JUMP_MS;
                 world.trace.note(format_args!("fault: clock of m{} at {offset_ms} ms", one + 1));
                 world.machines[one].lock().clock.jump_to(offset_ms);
             }
-            _ => mend_network(world),
+            _ => {
+                mend_network(world);
+                disks::mend(world);
+            }
         }
     }
 }
@@ -64,7 +75,10 @@ pub async fn rage(world: &Arc<World>, dice: &mut Dice, time: Duration) {
 /// Mends everything and starts whoever is down.
 pub async fn heal(world: &Arc<World>) {
     world.trace.note("all is mended");
+    world.net.set_strangers(false);
     mend_network(world);
+    disks::mend(world);
+    disks::replace_rotten(world);
     for number in 0..MEMBERS {
         {
             let mut machine = world.machines[number].lock();
@@ -85,81 +99,15 @@ pub fn black_out(world: &Arc<World>) {
     (0..MEMBERS).for_each(|number| lose_power(world, number));
 }
 
-fn kill(world: &Arc<World>, number: usize) {
+pub fn kill(world: &Arc<World>, number: usize) {
     world.trace.note(format_args!("fault: m{} killed", number + 1));
     world.machines[number].lock().kill();
 }
 
-fn lose_power(world: &Arc<World>, number: usize) {
+pub fn lose_power(world: &Arc<World>, number: usize) {
     world.trace.note(format_args!("fault: m{} loses power", number + 1));
     world.net.darken(number);
     world.machines[number].lock().lose_power();
-}
-
-/// The disk is gone, and a blank one is in its place. Only in a cluster whose members all vote: a second loss
-/// before the first is made good would be more than three members can bear.
-fn lose_disk(world: &Arc<World>, number: usize) -> bool {
-    if !world.machines.iter().all(|machine| machine.lock().is_voter()) {
-        return false;
-    }
-    world.trace.note(format_args!("fault: m{} loses its disk", number + 1));
-    world.machines[number].lock().lose_disk();
-    true
-}
-
-/// The disk stops in the middle of an operation; a moment later so does the machine, or only the process.
-async fn fail_midway(world: &Arc<World>, number: usize, dice: &mut Dice) {
-    let count = dice.between(1, 12);
-    let is_process = dice.chance(30);
-    let disk = {
-        let mut machine = world.machines[number].lock();
-        machine.is_harmed = true;
-        machine.disk.fail_after(count);
-        machine.disk.clone()
-    };
-    world.trace.note(format_args!("fault: disk of m{} stops after {count} operations", number + 1));
-    let (target, patience) = (disk.operations() + count, Instant::now() + Duration::from_secs(1));
-    while disk.operations() < target && Instant::now() < patience {
-        tokio::time::sleep(Duration::from_micros(500)).await;
-    }
-    if is_process {
-        kill(world, number);
-        disk.revive();
-        world.machines[number].lock().is_harmed = false;
-    } else {
-        lose_power(world, number);
-    }
-}
-
-/// A sync reports an error: the member must end, unless that was of a state that it takes over, which is thrown away
-/// and fetched anew. It is started again with or without a loss of power.
-async fn fail_sync(world: &Arc<World>, number: usize, dice: &mut Dice) {
-    let (disk, life) = {
-        let mut machine = world.machines[number].lock();
-        machine.is_harmed = true;
-        machine.disk.fail_syncs(1);
-        (machine.disk.clone(), machine.life)
-    };
-    let before = disk.operations();
-    world.trace.note(format_args!("fault: a sync of m{} fails", number + 1));
-    let patience = Instant::now() + Duration::from_secs(5);
-    let goes_on = || {
-        let machine = world.machines[number].lock();
-        machine.running.is_some() && machine.life == life
-    };
-    while goes_on() && Instant::now() < patience {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    if goes_on() && disk.operations() > before + 40 {
-        world.trace.complain(format_args!("m{} goes on after a failed sync", number + 1));
-    }
-    if dice.chance(50) {
-        lose_power(world, number);
-    } else {
-        kill(world, number);
-        disk.fail_syncs(0);
-        world.machines[number].lock().is_harmed = false;
-    }
 }
 
 fn isolate(world: &Arc<World>, number: usize) {

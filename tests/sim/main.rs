@@ -15,16 +15,22 @@
 //! chose, on a disk that forgets nothing. Here a minute of a cluster's life takes a fraction of a second,
 //! and the disk loses whatever it may.
 
+mod calls;
 mod clients;
 mod copies;
+mod disks;
 mod faults;
+mod hostile;
 mod member;
+mod memory;
 mod mirrors;
 mod network;
 mod oracle;
+mod reads;
 mod rest;
 mod seeded;
 mod space;
+mod strangers;
 mod trace;
 mod watchers;
 mod wide;
@@ -91,7 +97,10 @@ fn run(seed: u64, args: &Args) -> Verdict {
         if is_traced {
             trace::tell_all();
         }
-        world::run(seed, is_traced, clusters)
+        let watched = memory::Watched::begin(seed);
+        let mut verdict = world::run(seed, is_traced, clusters);
+        verdict.peak_bytes = watched.peak_bytes();
+        verdict
     });
     match run.map(std::thread::JoinHandle::join) {
         Ok(Ok(verdict)) => verdict,
@@ -108,6 +117,7 @@ fn main() -> ExitCode {
         }
     };
     trace::collect_panics();
+    std::thread::spawn(memory::watch_time);
     let started = Instant::now();
     let threads = if args.is_traced { 1 } else { THREADS };
     let (next, end) = (AtomicU64::new(args.from), args.from + args.seeds);
@@ -144,7 +154,7 @@ fn report(args: &Args, verdicts: &[Verdict], took: Duration) -> ExitCode {
     let sum = |of: fn(&Verdict) -> u64| verdicts.iter().map(of).sum::<u64>();
     println!(
         "sim: seeds {} to {}: {failed} failed; {} acked, {} refused, {} unknown, {} reads, {} watched, {} mirrored, \
-         {} faults, {} digests agreed, {} s simulated in {:.1} s",
+         {} faults, {} digests agreed, at most {} MiB, {} s simulated in {:.1} s",
         args.from,
         (args.from + args.seeds).saturating_sub(1),
         sum(|verdict| verdict.tally.acked),
@@ -155,6 +165,7 @@ fn report(args: &Args, verdicts: &[Verdict], took: Duration) -> ExitCode {
         sum(|verdict| verdict.tally.mirrored),
         sum(|verdict| verdict.tally.faults),
         sum(|verdict| verdict.tally.digests),
+        verdicts.iter().map(|verdict| verdict.peak_bytes).max().unwrap_or_default() >> 20,
         sum(|verdict| verdict.simulated_ms) / 1000,
         took.as_secs_f64()
     );

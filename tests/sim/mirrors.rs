@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::clients::{self, Told};
+use crate::calls::{self, Told};
 use crate::copies::Book;
 use crate::oracle::{Fate, data, tag};
 use crate::rest::Rest;
@@ -64,7 +64,10 @@ pub struct Mirroring {
 /// Begins to mirror, to write, to read and to spoil it.
 pub fn begin(worlds: &[Arc<World>], trace: Trace, dice: &mut Dice) -> Mirroring {
     let trace = Arc::new(trace);
-    let (routers, is_ordered) = plan(worlds.len(), dice);
+    let (routers, is_ordered, is_strict) = plan(worlds.len(), dice);
+    if is_strict {
+        worlds[0].wide.be_strict();
+    }
     for router in &routers {
         trace.note(format_args!("c{} shall have {}: {:?}", router.cluster + 1, router.name, router.config));
     }
@@ -117,17 +120,20 @@ fn topology(count: usize, dice: &mut Dice) -> Vec<(usize, usize)> {
     }
 }
 
-/// The routers, and whether none of them leaves holes that another one fills later.
-fn plan(count: usize, dice: &mut Dice) -> (Vec<Planned>, bool) {
+/// The routers, whether none of them leaves holes that another one fills later, and whether remotes bring only what
+/// somebody has seen.
+fn plan(count: usize, dice: &mut Dice) -> (Vec<Planned>, bool, bool) {
     let mut routers = Vec::new();
     let mut is_ordered = true;
     let is_prefix = dice.chance(60);
+    // Each remote brings only what somebody has seen and put again.
+    let is_strict = dice.chance(25);
     let mirror = |(from, to): (usize, usize), source: &str, dest: &str, dice: &mut Dice| {
         let first = dice.below(MEMBERS as u64) as usize;
         let of =
             (0..dice.between(1, MEMBERS as u64) as usize).map(|more| url(from, (first + more) % MEMBERS));
         // Without a word somebody has to look, and put it again.
-        let relays = (!dice.chance(30)).then_some(Relays::All);
+        let relays = (!is_strict && !dice.chance(30)).then_some(Relays::All);
         let remote = Some(Remote { urls: of.collect(), token: None, relays });
         let name = format!("{source} of c{} to {dest}", from + 1).replace(' ', "-").replace('*', "any");
         let mut config = RouterConfig { start: Start::Earliest, remote, ..RouterConfig::local(source, dest) };
@@ -173,7 +179,7 @@ fn plan(count: usize, dice: &mut Dice) -> (Vec<Planned>, bool) {
             }
         }
     }
-    (routers, is_ordered)
+    (routers, is_ordered, is_strict)
 }
 
 /// Who runs the routers of a cluster.
@@ -205,14 +211,14 @@ async fn operate(operator: Operator, mut dice: Dice) {
             4..8 => ("resume", Draft::pause_router(name, false)),
             _ => continue,
         };
-        let told = clients::propose(&world, member, draft).await;
+        let told = calls::propose(&world, member, draft).await;
         world.trace.note(format_args!("{what} router {name}: {told:?}"));
     }
 }
 
 pub async fn put(world: &World, member: usize, router: &Planned) -> bool {
     let (name, config) = (router.name.clone(), router.config.clone());
-    let told = clients::at(world, member, |engine| async move {
+    let told = calls::at(world, member, |engine| async move {
         engine.admit()?;
         engine.put_router(&PutRouter { name: &name, config, is_start_given: true }).await
     });
@@ -234,8 +240,8 @@ async fn spoil(worlds: Vec<Arc<World>>, mut dice: Dice) {
         sleep(dice.time_ms(50, pause_ms)).await;
         let (one, other) =
             (dice.below(worlds.len() as u64) as usize, dice.below(worlds.len() as u64) as usize);
-        match dice.below(11) {
-            10 => wide.set_spoiled(dice.between(1, 30)),
+        match dice.below(13) {
+            10.. => wide.set_spoiled(dice.between(1, 50)),
             0..3 => wide.set_cut(one, other, true),
             3..5 => {
                 wide.set_cut(one, other, true);
@@ -284,7 +290,7 @@ impl User {
         let records =
             data.iter().zip(&tags).map(|(data, tag)| Record { data, tag: Some(tag), ..Record::default() });
         let draft = Draft::append(&append, records, pad_bytes * data.len());
-        let told = clients::propose(&self.world, member, draft).await;
+        let told = calls::propose(&self.world, member, draft).await;
         let fate = match &told {
             Told::Outcome(Outcome::Appended(appended)) => Fate::Acked { first_seq: appended.first_seq },
             Told::Outcome(other) => {
@@ -321,14 +327,14 @@ impl User {
     }
 
     async fn delete(&self, member: usize) {
-        let told = clients::propose(&self.world, member, Draft::delete_topic("far-fleeting", false)).await;
+        let told = calls::propose(&self.world, member, Draft::delete_topic("far-fleeting", false)).await;
         self.world.trace.note(format_args!("m{} delete far-fleeting: {told:?}", member + 1));
     }
 
     async fn prune(&self, member: usize, tag: String) {
         self.pruned.lock().insert(tag.clone());
         self.world.trace.note(format_args!("m{} delete {tag} of far-pruned", member + 1));
-        let _ = clients::at(&self.world, member, |engine| async move {
+        let _ = calls::at(&self.world, member, |engine| async move {
             engine.admit()?;
             engine.delete_records("far-pruned", None, Some(TagMatch::Eq(tag))).await
         })
@@ -343,7 +349,7 @@ impl User {
             1 => config.ttl_ms = dice.between(200, 5000),
             _ => {}
         }
-        let told = clients::propose(&self.world, member, Draft::put_topic("far-losing", &config)).await;
+        let told = calls::propose(&self.world, member, Draft::put_topic("far-losing", &config)).await;
         self.world.trace.note(format_args!("m{} put far-losing: {told:?}", member + 1));
     }
 }
@@ -369,7 +375,7 @@ pub async fn read_page(
     topic: &'static str,
     query: PageQuery,
 ) -> Result<antiphon::engine::Page, Option<Code>> {
-    let read = clients::at(world, member, move |engine| async move {
+    let read = calls::at(world, member, move |engine| async move {
         engine.admit()?;
         engine.page(topic, query).await
     });

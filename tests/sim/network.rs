@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 
 use crate::seeded::Throw;
+use crate::strangers;
 use crate::world::MEMBERS;
 
 /// How often a stalled connection looks whether its link is healed.
@@ -49,6 +50,7 @@ struct State {
     /// Where each machine listens: a port. It changes when the machine moves.
     ports: [u16; MEMBERS],
     pipes: Vec<Weak<Mutex<Pipe>>>,
+    has_strangers: bool,
 }
 
 /// One direction of a connection.
@@ -114,6 +116,7 @@ impl Net {
             is_dark: [false; MEMBERS],
             ports: [7000; MEMBERS],
             pipes: Vec::new(),
+            has_strangers: false,
         })))
     }
 
@@ -150,6 +153,33 @@ impl Net {
                 pipe.wake();
             }
         });
+    }
+
+    /// The end of a connection to a member, for whoever is none.
+    pub fn stranger(self: &Arc<Self>, number: usize) -> Option<impl PeerStream + use<>> {
+        let listener = self.0.lock().listeners.get(&number).cloned()?;
+        let (forth, back) = (self.pipe(number, number), self.pipe(number, number));
+        listener.try_send(SimStream::new(self, &forth, &back)).ok()?;
+        Some(SimStream::new(self, &back, &forth))
+    }
+
+    /// Whether strangers answer where members are down.
+    pub fn set_strangers(&self, are_there: bool) {
+        self.0.lock().has_strangers = are_there;
+    }
+
+    /// A stranger takes a connection, where there are any.
+    fn take_stranger(&self, stream: SimStream) -> bool {
+        let dice = {
+            let state = &mut *self.0.lock();
+            let answers = state.has_strangers && state.dice.chance(50);
+            answers.then(|| state.dice.fork())
+        };
+        let answers = dice.is_some();
+        if let Some(dice) = dice {
+            tokio::spawn(strangers::talk(Box::new(stream), dice));
+        }
+        answers
     }
 
     /// Where a member listens, if it runs.
@@ -323,9 +353,14 @@ impl PeerTransport for SimTransport {
             }
             let listener = net.0.lock().listeners.get(&there).cloned();
             let (forth, back) = (net.pipe(here, there), net.pipe(there, here));
-            let accepted = SimStream::new(net, &forth, &back);
+            let mut accepted = Some(SimStream::new(net, &forth, &back));
             let is_there = net.address(there) == address;
-            let is_taken = is_there && listener.is_some_and(|listener| listener.try_send(accepted).is_ok());
+            let mut is_taken = false;
+            if let Some(listener) = listener.filter(|listener| is_there && !listener.is_closed()) {
+                is_taken = accepted.take().is_some_and(|accepted| listener.try_send(accepted).is_ok());
+            } else if let Some(accepted) = accepted.take() {
+                is_taken = net.take_stranger(accepted);
+            }
             tokio::time::sleep(net.delay(there, here)).await;
             if !is_taken {
                 return Err(io::ErrorKind::ConnectionRefused.into());

@@ -5,7 +5,8 @@
 //! whoever reads reports what it saw, so that a record that is somewhere else at another member, or later,
 //! is found at once. What needs the whole story is checked at the end.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -53,6 +54,8 @@ struct StrongRead {
 pub type RecordId = (usize, u32);
 /// Epoch and seq.
 type Place = (u64, u64);
+/// Topic, epoch, and the tag that was asked for.
+type Asked = (String, u64, Option<String>);
 
 #[derive(Default)]
 struct Story {
@@ -62,8 +65,8 @@ struct Story {
     prunes: Vec<Prune>,
     seen: BTreeMap<(String, Place), (RecordId, u64)>,
     places: HashMap<RecordId, Place>,
-    /// What watchers were not shown: topic, epoch, and seqs with both ends.
-    passed: Vec<(String, u64, (u64, u64))>,
+    /// What was not shown to who asked for what is there, or for what of that has a tag: seqs.
+    passed: BTreeMap<Asked, BTreeSet<u64>>,
     strong_reads: BTreeMap<String, Vec<StrongRead>>,
     digests: BTreeMap<u64, (u64, usize)>,
     tally: Tally,
@@ -112,6 +115,8 @@ pub struct Seen<'a> {
     pub from_seq: u64,
     pub next_from_seq: u64,
     pub head_seq: u64,
+    /// Only records of this tag were asked for.
+    pub tag: Option<&'a str>,
     /// Seq, time and data of each record.
     pub records: Vec<(u64, u64, String)>,
 }
@@ -164,6 +169,11 @@ impl Story {
     fn tick(&mut self) -> u64 {
         self.now += 1;
         self.now
+    }
+
+    fn pass(&mut self, seen: &Seen<'_>, seqs: RangeInclusive<u64>) {
+        let key = (seen.topic.to_owned(), seen.epoch, seen.tag.map(str::to_owned));
+        self.passed.entry(key).or_default().extend(seqs);
     }
 
     /// Whether some delete may have removed what was appended by an attempt that began at `began`, before
@@ -297,11 +307,13 @@ impl Oracle {
         let mut story = self.story.lock();
         let mut complaints = Vec::new();
         let Seen { topic, epoch, .. } = *seen;
+        let has_holes = is_pruned(topic) || seen.tag.is_some();
         let mut expected = seen.from_seq;
         let mut last_ts_ms = 0;
         for (seq, ts_ms, data) in &seen.records {
             expected += 1;
-            if is_pruned(topic) && *seq > expected {
+            if has_holes && *seq > expected {
+                story.pass(seen, expected..=*seq - 1);
                 expected = *seq;
             }
             if *seq != expected {
@@ -316,6 +328,9 @@ impl Oracle {
                 complaints.push(format!("a record that nobody wrote: {data}"));
                 continue;
             };
+            if seen.tag.is_some_and(|asked| tag(id) != asked) {
+                complaints.push(format!("seq {seq} holds {id:?}, which has no tag {:?}", seen.tag));
+            }
             let place = (epoch, *seq);
             let known = *story.seen.entry((topic.to_owned(), place)).or_insert((id, *ts_ms));
             if known != (id, *ts_ms) {
@@ -336,7 +351,10 @@ impl Oracle {
                 Some(_) => {}
             }
         }
-        let is_passed = is_pruned(topic) && expected < seen.next_from_seq;
+        let is_passed = has_holes && expected < seen.next_from_seq;
+        if is_passed {
+            story.pass(seen, expected + 1..=seen.next_from_seq);
+        }
         if expected != seen.next_from_seq && !is_passed {
             complaints.push(format!("next_from_seq is {} after seq {expected}", seen.next_from_seq));
         }
@@ -349,16 +367,52 @@ impl Oracle {
         }
     }
 
-    /// A watcher went from `before` to `to_seq` and was shown `seqs` on the way, which go up.
-    pub fn watched(&self, topic: &str, epoch: u64, before: u64, to_seq: u64, seqs: &[u64]) {
-        let mut story = self.story.lock();
-        story.tally.watched += seqs.len() as u64;
-        let mut next = before + 1;
-        for seq in seqs.iter().copied().chain([to_seq + 1]) {
-            if seq > next {
-                story.passed.push((topic.to_owned(), epoch, (next, seq - 1)));
-            }
-            next = seq + 1;
+    /// A watcher was shown so many records.
+    pub fn watched(&self, count: usize) {
+        self.story.lock().tally.watched += count as u64;
+    }
+
+    /// A watcher, who asked for records of `tag` or for all, was shown nothing of `seqs`.
+    pub fn passed(&self, topic: &str, epoch: u64, tag: Option<&str>, seqs: RangeInclusive<u64>) {
+        let key = (topic.to_owned(), epoch, tag.map(str::to_owned));
+        self.story.lock().passed.entry(key).or_default().extend(seqs);
+    }
+
+    /// A time at which a record of the topic was written, if one was seen.
+    pub fn some_time(&self, topic: &str, roll: u64) -> Option<u64> {
+        let story = self.story.lock();
+        let all = || story.seen.range((topic.to_owned(), (0, 0))..).take_while(|((of, _), _)| of == topic);
+        let count = all().count() as u64;
+        if count == 0 { None } else { all().nth((roll % count) as usize).map(|(_, (_, ts_ms))| *ts_ms) }
+    }
+
+    /// A page from a time on, which begins behind `from_seq`: nothing that is younger lies before it.
+    pub fn page_of_time(
+        &self,
+        member: usize,
+        topic: &str,
+        epoch: u64,
+        from_ts_ms: u64,
+        from_seq: u64,
+        records: &[(u64, u64, String)],
+    ) {
+        let story = self.story.lock();
+        let place = |seq| (topic.to_owned(), (epoch, seq));
+        let may_be_gone = |id, seq| story.prunes.iter().any(|prune| prune.is_about(topic, id, seq));
+        let left_out = story
+            .seen
+            .range(place(0)..place(from_seq + 1))
+            .rev()
+            .take_while(|(_, (_, ts_ms))| *ts_ms >= from_ts_ms)
+            .find(|((_, (_, seq)), (id, _))| !may_be_gone(*id, *seq))
+            .map(|(place, _)| place.clone());
+        drop(story);
+        let early = records.iter().find(|(_, ts_ms, _)| *ts_ms < from_ts_ms);
+        if early.is_some() || left_out.is_some() {
+            self.trace.complain(format_args!(
+                "m{} {topic}: from {from_ts_ms} ms it shows {early:?}, and not {left_out:?}",
+                member + 1
+            ));
         }
     }
 
@@ -450,13 +504,14 @@ impl Oracle {
                 complaints.push(format!("append {number} {attempt:?} is found at {found:?}"));
             }
         }
-        // What anybody else saw there must have been deleted.
-        for (topic, epoch, (from, to)) in &story.passed {
-            for seq in *from..=*to {
-                let is_deleted = |id| story.prunes.iter().any(|prune| prune.is_about(topic, id, seq));
-                let seen = story.seen.get(&(topic.clone(), (*epoch, seq)));
-                if let Some((id, _)) = seen.filter(|(id, _)| !is_deleted(*id)) {
-                    complaints.push(format!("a watcher of {topic} was not shown {id:?} at seq {seq}"));
+        // What anybody else saw there must have been deleted, or have another tag.
+        for ((topic, epoch, asked), seqs) in &story.passed {
+            for seq in seqs {
+                let is_deleted = |id| story.prunes.iter().any(|prune| prune.is_about(topic, id, *seq));
+                let is_asked_for = |id| asked.as_ref().is_none_or(|asked| tag(id) == *asked);
+                let seen = story.seen.get(&(topic.clone(), (*epoch, *seq)));
+                if let Some((id, _)) = seen.filter(|(id, _)| is_asked_for(*id) && !is_deleted(*id)) {
+                    complaints.push(format!("who read {topic} was not shown {id:?} at seq {seq}"));
                 }
             }
         }

@@ -11,7 +11,7 @@ use antiphon::error::Code;
 use antiphon::state::{Draft, Outcome};
 use tokio::time::{Instant, sleep};
 
-use crate::clients::{self, Told};
+use crate::calls::{self, Told};
 use crate::copies::{Book, Kind, Place, kind};
 use crate::member::engine_of;
 use crate::mirrors::{LOOK_INTERVAL, PATIENCE, Planned, Spot, TOPICS, put, query, read_page};
@@ -67,7 +67,7 @@ impl Rest<'_> {
                 let resume = Draft::pause_router(&router.name, false);
                 if put(world, 0, router).await
                     && let Told::Outcome(Outcome::RouterPaused { .. }) =
-                        clients::propose(world, 0, resume).await
+                        calls::propose(world, 0, resume).await
                 {
                     break;
                 }
@@ -116,7 +116,7 @@ impl Rest<'_> {
     async fn tell_links(&self) {
         for router in self.routers {
             let name = router.name.clone();
-            let told = clients::at(&self.worlds[router.cluster], 0, |engine| async move {
+            let told = calls::at(&self.worlds[router.cluster], 0, |engine| async move {
                 let router = engine.routers().get(&name)?;
                 let view =
                     engine.show_routers(std::slice::from_ref(&router), Consistency::Strong).await.pop()?;
@@ -152,7 +152,7 @@ impl Rest<'_> {
         let mut holdings: BTreeMap<Spot, Holding> = BTreeMap::new();
         for (cluster, world) in self.worlds.iter().enumerate() {
             for topic in TOPICS {
-                let told = clients::at(world, 0, move |engine| async move {
+                let told = calls::at(world, 0, move |engine| async move {
                     let told = engine.origins(topic, Consistency::Strong).await;
                     told.map(|(epoch, views)| (epoch, views, engine))
                 });

@@ -4,6 +4,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use antiphon::raft::Applied;
@@ -12,9 +13,11 @@ use antiphon::state::{Append, Create, Draft, TopicConfig};
 use antiphon::storage::{Disk, LogEntry, OpenMode};
 use tokio::time::Instant;
 
-use crate::clients::{self, Told};
+use crate::calls::{self, Told};
+use crate::clients;
+use crate::disks;
 use crate::member::{self, DATA_DIR, engine_of};
-use crate::world::{MEMBERS, World};
+use crate::world::{MEMBERS, MIN_FREE_BYTES, World};
 
 /// Longer than the place of a member is kept that starts from a state.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -38,22 +41,35 @@ pub async fn check(world: &Arc<World>) {
     }
 }
 
-/// The same of the others while one is down for longer than they wait for it, in one of three histories. In the end
-/// it must come back.
+/// The same of the others while one is down, or takes nothing, for longer than they wait for it, in one of three
+/// histories. In the end it must come back.
 pub async fn check_without_one(world: &Arc<World>) {
     let Some((_, applied, _)) = engine_of(&world.machines[0]) else { return };
     let down = (applied.index() % (3 * MEMBERS as u64)) as usize;
     if down >= MEMBERS || world.trace.has_complaints() {
         return;
     }
-    world.trace.note(format_args!("m{} is down for long", down + 1));
-    world.machines[down].lock().kill();
+    let is_stuck = applied.index() / (3 * MEMBERS as u64) % 2 == 0;
+    if is_stuck {
+        // It answers as ever, and has no room for a record.
+        world.trace.note(format_args!("m{} has no room for long", down + 1));
+        let mut machine = world.machines[down].lock();
+        machine.is_full_up = true;
+        machine.disk.leave_free(MIN_FREE_BYTES / 8);
+        drop(machine);
+        world.has_filled.store(true, Ordering::Relaxed);
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    } else {
+        world.trace.note(format_args!("m{} is down for long", down + 1));
+        world.machines[down].lock().kill();
+    }
     let others = [(down + 1) % MEMBERS, (down + 2) % MEMBERS];
     overwrite(world, others[0]).await;
     for number in others {
         check_member(world, number).await;
     }
     let Some((_, applied, _)) = engine_of(&world.machines[others[0]]) else { return };
+    disks::mend(world);
     member::start(world, down);
     let deadline = Instant::now() + PATIENCE;
     let index_of_it = || engine_of(&world.machines[down]).map(|(_, applied, _)| applied.index());
@@ -85,7 +101,7 @@ async fn overwrite(world: &World, at: usize) {
     while written < WRITES || Instant::now() < until {
         let record = Record { data: &data, ..Record::default() };
         let draft = Draft::append(&append, std::iter::once(record), data.len());
-        match clients::propose(world, at, draft).await {
+        match calls::propose(world, at, draft).await {
             Told::Outcome(_) => written += 1,
             _ => tokio::time::sleep(LOOK_INTERVAL).await,
         }

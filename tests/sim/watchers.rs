@@ -20,8 +20,9 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, timeout_at};
 use tower::ServiceExt;
 
+use crate::calls::at_length;
 use crate::clients::{self, Kind};
-use crate::oracle::Seen;
+use crate::oracle::{Seen, tag};
 use crate::seeded::Throw;
 use crate::world::{MEMBERS, World};
 
@@ -36,6 +37,8 @@ pub struct Watcher {
     /// Where it is in what it follows, by topic.
     places: BTreeMap<&'static str, Place>,
     session: Option<Session>,
+    /// It asks for records of this tag only.
+    tag: Option<String>,
     /// Nothing that it follows was there when it was last looked up strongly.
     has_nothing: bool,
 }
@@ -62,8 +65,9 @@ pub async fn run(world: Arc<World>, number: usize, mut dice: Dice) -> Arc<Mutex<
     let count = dice.between(1, all.len() as u64) as usize;
     let first = dice.below(all.len() as u64) as usize;
     let places = all.iter().cycle().skip(first).take(count).map(|topic| (*topic, Place::default())).collect();
-    let watcher =
-        Arc::new(Mutex::new(Watcher { number, member: 0, places, session: None, has_nothing: false }));
+    let tag = dice.chance(30).then(|| tag((0, dice.below(4) as u32)));
+    let watcher = Watcher { number, member: 0, places, session: None, tag, has_nothing: false };
+    let watcher = Arc::new(Mutex::new(watcher));
     while !world.is_over() && !world.trace.has_complaints() {
         tokio::time::sleep(dice.time_ms(0, 1000)).await;
         let member = dice.below(MEMBERS as u64) as usize;
@@ -105,7 +109,7 @@ async fn connect(
 ) {
     watcher.lock().member = member;
     let (its_world, its_watcher) = (world.clone(), watcher.clone());
-    let following = clients::at(world, member, move |engine| async move {
+    let following = at_length(world, member, move |engine| async move {
         follow(&its_world, &its_watcher, engine, &mut dice, is_last).await
     });
     let told = match following.await {
@@ -189,7 +193,10 @@ async fn create(world: &World, watcher: &Mutex<Watcher>, app: &Router, dice: &mu
     // Few values, so that several watchers of a topic share what is written down for one.
     let limit = [1, 7, 256][dice.below(3) as usize];
     let consistency = if is_strong { "strong" } else { "eventual" };
-    let body = json!({ "topics": topics, "limit": limit, "heartbeat_ms": 1000, "consistency": consistency });
+    let mut body = json!({ "topics": topics, "limit": limit, "heartbeat_ms": 1000, "consistency": consistency });
+    if let Some(tag) = &watcher.lock().tag {
+        body["filter"] = json!(["tag", "Eq", tag]);
+    }
     let request = Request::post("/v0/watch?lenient=true").header("content-type", "application/json");
     let began = world.oracle.begin_read();
     let response = app.clone().oneshot(request.body(Body::from(body.to_string())).ok()?).await.ok()?;
@@ -248,7 +255,8 @@ impl Watcher {
         let (id, name) = (field("id: "), field("event: "));
         let Ok(data) = serde_json::from_str::<Value>(field("data: ")) else { return };
         if name == "error" {
-            if data["code"] != 503 {
+            let is_excused = data["code"] == 500 && world.machines[self.member].lock().may_fail_to_read();
+            if data["code"] != 503 && !is_excused {
                 world.trace.complain(format_args!("w{} was told {event}", self.number));
             }
             return;
@@ -288,6 +296,8 @@ impl Watcher {
             return if kind == Kind::Fleeting { Ok(()) } else { Err("nobody deletes it".to_owned()) };
         }
         let is_new_instance = epoch > place.epoch;
+        let has_holes = kind == Kind::Pruned || self.tag.is_some();
+        let pass = |seqs| world.oracle.passed(topic, epoch, self.tag.as_deref(), seqs);
         if epoch < place.epoch {
             return Err(format!("of epoch {epoch}, after {}", place.epoch));
         }
@@ -298,7 +308,12 @@ impl Watcher {
                 let is_right = match data["reason"].as_str() {
                     Some("recreated") => is_new_instance && gap_from == 1,
                     Some("cap" | "ttl" | "from_seq_too_old") => {
-                        let is_whole = gap_from == place.cursor + 1 && gap_to == earliest_seq - 1;
+                        let is_next = gap_from == place.cursor + 1
+                            || (self.tag.is_some() && gap_from > place.cursor);
+                        if is_next && gap_from > place.cursor + 1 {
+                            pass(place.cursor + 1..=gap_from - 1);
+                        }
+                        let is_whole = is_next && gap_to == earliest_seq - 1;
                         kind == Kind::Losing && !is_new_instance && is_whole
                     }
                     _ => false,
@@ -310,7 +325,7 @@ impl Watcher {
             "record" => {
                 let (from_seq, to_seq) = (number("from_seq")?, number("to_seq")?);
                 let before = place.cursor;
-                if from_seq < before || (from_seq > before && kind != Kind::Pruned) {
+                if from_seq < before || (from_seq > before && !has_holes) {
                     return Err(format!("after seq {before}"));
                 }
                 let rows = data["records"].as_array().ok_or("no records")?;
@@ -322,21 +337,35 @@ impl Watcher {
                     })
                     .collect();
                 let records = records.filter(|records| !records.is_empty()).ok_or("no whole records")?;
-                let seqs: Vec<u64> = records.iter().map(|record| record.0).collect();
                 place.cursor = to_seq;
-                world.oracle.watched(topic, epoch, before, to_seq, &seqs);
-                let (member, next_from_seq, head_seq) = (self.member, to_seq, number("head_seq")?);
-                world.oracle.page(&Seen { member, topic, epoch, from_seq, next_from_seq, head_seq, records });
+                world.oracle.watched(records.len());
+                if from_seq > before {
+                    pass(before + 1..=from_seq);
+                }
+                let (next_from_seq, head_seq) = (to_seq, number("head_seq")?);
+                let (member, tag) = (self.member, self.tag.as_deref());
+                world.oracle.page(&Seen {
+                    member,
+                    topic,
+                    epoch,
+                    from_seq,
+                    next_from_seq,
+                    head_seq,
+                    tag,
+                    records,
+                });
                 Ok(())
             }
             "caught-up" => {
                 let head_seq = number("head_seq")?;
                 let before = std::mem::replace(&mut place.cursor, head_seq);
                 place.has_caught_up = true;
-                if before > head_seq || (before < head_seq && kind != Kind::Pruned) {
+                if before > head_seq || (before < head_seq && !has_holes) {
                     return Err(format!("at seq {before}"));
                 }
-                world.oracle.watched(topic, epoch, before, head_seq, &[]);
+                if before < head_seq {
+                    pass(before + 1..=head_seq);
+                }
                 Ok(())
             }
             _ => Err("an unknown event".to_owned()),

@@ -8,10 +8,7 @@ use std::time::Duration;
 
 use antiphon::api::{Api, ApiLimits, router};
 use antiphon::limits::{MAX_PULL_ANSWER_BYTES, REMOTE_CONNECT_TIMEOUT, REMOTE_READ_TIMEOUT};
-use antiphon::router::{
-    AnswerRoom, Answered, Answering, PULL_CONTENT_TYPE, PULL_PATH, PullAnswer, Remote, RemoteError, Skips,
-    refused,
-};
+use antiphon::router::{AnswerRoom, Answering, PULL_CONTENT_TYPE, PULL_PATH, Remote, RemoteError, refused};
 use antiphon::storage::sim_disk::Dice;
 use axum::body::Body;
 use axum::http::Request;
@@ -20,7 +17,8 @@ use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 use tower::ServiceExt;
 
-use crate::clients;
+use crate::calls;
+use crate::hostile;
 use crate::member::engine_of;
 use crate::seeded::Throw;
 use crate::world::{MEMBERS, World};
@@ -41,14 +39,16 @@ struct Lines {
     delay_us: (u64, u64),
     /// Of a hundred requests, and of a hundred answers.
     lost: u64,
-    /// Of a hundred answers: those with a record that is none.
+    /// Of a hundred answers: those that are cut, damaged or forged.
     spoiled: u64,
+    /// No remote may bring records of clusters that nobody named.
+    is_strict: bool,
 }
 
 impl Wide {
     pub fn new(dice: Dice, count: usize) -> Arc<Self> {
         let is_cut = vec![vec![false; count]; count];
-        let lines = Mutex::new(Lines { dice, is_cut, delay_us: (500, 20_000), lost: 0, spoiled: 0 });
+        let lines = Mutex::new(Lines { dice, is_cut, delay_us: (500, 20_000), lost: 0, spoiled: 0, is_strict: false });
         Arc::new(Wide { lines, worlds: OnceLock::new() })
     }
 
@@ -67,9 +67,13 @@ impl Wide {
         (lines.delay_us, lines.lost) = ((high_us / 20, high_us), lost);
     }
 
-    /// Has so many of a hundred answers carry a record that is none.
+    /// Has remotes lie in so many of a hundred answers.
     pub fn set_spoiled(&self, spoiled: u64) {
         self.lines.lock().spoiled = spoiled;
+    }
+
+    pub fn be_strict(&self) {
+        self.lines.lock().is_strict = true;
     }
 
     pub fn mend(&self) {
@@ -93,29 +97,13 @@ impl Wide {
         }
     }
 
-    /// Breaks a record in an answer, now and then.
-    fn spoil(&self, body: Bytes) -> Bytes {
+    /// What arrives of an answer.
+    fn spoil(&self, request: &Bytes, answer: Bytes) -> Bytes {
         let lines = &mut *self.lines.lock();
         if !lines.dice.chance(lines.spoiled) {
-            return body;
+            return answer;
         }
-        let topics = PullAnswer::decode(&body, &Skips::new()).map_or(Vec::new(), |answer| answer.topics);
-        let records: Vec<Bytes> = topics
-            .into_iter()
-            .filter_map(|topic| match topic.answer {
-                Answered::Page(page) => Some(page.records),
-                _ => None,
-            })
-            .flatten()
-            .collect();
-        let Some(record) = records.get(lines.dice.below(records.len().max(1) as u64) as usize) else {
-            return body;
-        };
-        let at = record.as_ptr() as usize - body.as_ptr() as usize;
-        let mut spoiled = body.to_vec();
-        // Wherever data end, no text does with this. Elsewhere the record might become another one.
-        spoiled[at + record.len() - 1] = 0xff;
-        spoiled.into()
+        hostile::lie(request, &answer, lines.is_strict, &mut lines.dice)
     }
 
     fn loses(&self) -> bool {
@@ -164,7 +152,8 @@ impl SimRemote {
             if wide.loses() {
                 std::future::pending::<()>().await;
             }
-            let answered = clients::at(&world, member, move |engine| async move {
+            let asked = request.clone();
+            let answered = calls::at(&world, member, move |engine| async move {
                 let app = router(Api::new(engine, Arc::default(), ApiLimits::default()));
                 let post = Request::post(PULL_PATH).header("content-type", PULL_CONTENT_TYPE);
                 let response = app.oneshot(post.body(Body::from(request)).ok()?).await.ok()?;
@@ -176,7 +165,7 @@ impl SimRemote {
             wide.travel(there, here).await;
             match answered {
                 Some(_) if wide.loses() => Err(RemoteError::unreachable("the connection broke")),
-                Some((200, body)) => Ok(wide.spoil(body)),
+                Some((200, body)) => Ok(wide.spoil(&asked, body)),
                 Some((status, body)) => Err(refused(status, &body)),
                 None => Err(RemoteError::unreachable("the member is gone")),
             }

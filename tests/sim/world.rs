@@ -6,20 +6,28 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use antiphon::api::{Api, ApiLimits, router};
 use antiphon::engine::Consistency;
 use antiphon::raft::{Timers, seed_thread};
+use antiphon::state::BlockBytes;
 use antiphon::storage::LogOptions;
 use antiphon::storage::sim_disk::Dice;
+use axum::body::Body;
+use axum::http::Request;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::time::Instant;
+use tower::ServiceExt;
 
-use crate::clients::{self, Told};
+use crate::calls::{self, Told};
+use crate::clients;
 use crate::faults;
 use crate::member::{self, Machine, engine_of};
+use crate::memory;
 use crate::mirrors;
 use crate::network::Net;
 use crate::oracle::{Oracle, Tally};
+use crate::reads;
 use crate::seeded::Throw;
 use crate::space;
 use crate::trace::{self, Trace};
@@ -28,6 +36,9 @@ use crate::wide::Wide;
 
 /// Members of a simulated cluster.
 pub const MEMBERS: usize = 3;
+/// A disk that others can fill, and what a member keeps free of it. Much more than a history writes.
+const DISK_BYTES: u64 = 32 << 20;
+pub const MIN_FREE_BYTES: u64 = 8 << 20;
 /// Sets dice apart.
 const WIDE_SEED: u64 = 0x5157_4D1D_E5C0_77E5;
 /// A healed cluster must serve again within this time.
@@ -36,6 +47,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What the seed decides before anything runs.
 pub struct Setup {
     pub log_options: LogOptions,
+    /// How long the blocks of topics grow: in many histories so little that most of a topic is cold.
+    pub block_bytes: BlockBytes,
+    /// The size of all disks, if it is bounded.
+    pub disk_bytes: Option<u64>,
+    /// The one machine whose disk loses bits, and the only one then that may lose its disk: more is more than three
+    /// members can bear.
+    pub fragile: Option<usize>,
+    /// Of so many batches of entries that a member applies one is looked at.
+    pub check_every: u64,
     pub timers: Timers,
     pub request_timeout_ms: u64,
     /// Entries that the log keeps: few, so that members need the state of others.
@@ -54,7 +74,12 @@ pub struct Setup {
 impl Setup {
     fn new(dice: &mut Dice) -> Self {
         let election_timeout_min_ms = dice.between(200, 800);
+        let is_small = dice.chance(30);
         Setup {
+            block_bytes: BlockBytes::at_most([4096, 512, 128, 40][dice.below(4) as usize]),
+            disk_bytes: is_small.then_some(DISK_BYTES),
+            fragile: dice.chance(30).then(|| dice.below(MEMBERS as u64) as usize),
+            check_every: [1, 8, 32][dice.below(3) as usize],
             // Small enough that a history meets rotations, cold reads and full queues.
             log_options: LogOptions {
                 segment_bytes: 16 << (10 + dice.below(5)),
@@ -103,6 +128,8 @@ pub struct World {
     pub net: Arc<Net>,
     pub setup: Setup,
     pub machines: [Mutex<Machine>; MEMBERS],
+    /// Some disk was full at some time.
+    pub has_filled: AtomicBool,
     is_over: AtomicBool,
 }
 
@@ -122,12 +149,14 @@ pub struct Verdict {
     hash: u64,
     pub tally: Tally,
     pub simulated_ms: u64,
+    /// The most memory that it took at once.
+    pub peak_bytes: u64,
 }
 
 impl Verdict {
     pub fn broken(seed: u64, complaint: String) -> Self {
         let (complaints, lines) = (vec![complaint], Vec::new());
-        Verdict { seed, clusters: None, complaints, lines, hash: 0, tally: Tally::default(), simulated_ms: 0 }
+        Verdict { seed, clusters: None, complaints, lines, hash: 0, tally: Tally::default(), simulated_ms: 0, peak_bytes: 0 }
     }
 
     /// The same seed must give the same history.
@@ -166,7 +195,7 @@ pub fn run(seed: u64, is_traced: bool, clusters: Option<usize>) -> Verdict {
     drop(runtime);
     let (hash, mut complaints, lines) = trace.end();
     complaints.extend(trace::take_panics());
-    Verdict { seed, clusters, complaints, lines, hash, tally, simulated_ms }
+    Verdict { seed, clusters, complaints, lines, hash, tally, simulated_ms, peak_bytes: 0 }
 }
 
 /// Of how many clusters the history of a seed is: mostly one, as there is much to find in one.
@@ -199,7 +228,8 @@ async fn live(seed: u64, is_traced: bool, clusters: Option<usize>) -> (Trace, Ta
             wide: wide.clone(),
             oracle: Arc::new(Oracle::new(trace.clone())),
             net: Net::new(dice.fork(), (100, 2000)),
-            machines: std::array::from_fn(|_| Mutex::new(Machine::new(dice.fork()))),
+            machines: std::array::from_fn(|_| Mutex::new(Machine::new(dice.fork(), setup.disk_bytes))),
+            has_filled: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             setup,
             trace,
@@ -215,6 +245,9 @@ async fn live(seed: u64, is_traced: bool, clusters: Option<usize>) -> (Trace, Ta
         tally.mirrored = mirroring.finish().await;
     }
     for world in &worlds {
+        if !trace.has_complaints() {
+            ready_means_served(world).await;
+        }
         if !trace.has_complaints() {
             check_everything(world).await;
         }
@@ -304,9 +337,37 @@ async fn serve_again(world: &Arc<World>, when: &str) {
     world.trace.note(format_args!("all serve {when}"));
 }
 
+/// A member that says that it is ready carries out what it is asked for, when nothing goes wrong any more.
+async fn ready_means_served(world: &Arc<World>) {
+    for number in 0..MEMBERS {
+        let deadline = Instant::now() + PATIENCE;
+        let said = loop {
+            let said = calls::at(world, number, |engine| async move {
+                let app = router(Api::new(engine, Arc::default(), ApiLimits::default()));
+                let asked = Request::get("/v0/ready").body(Body::empty()).ok()?;
+                let answer = app.oneshot(asked).await.ok()?;
+                let status = answer.status().as_u16();
+                let body = axum::body::to_bytes(answer.into_body(), 1 << 16).await.ok()?;
+                Some((status, String::from_utf8_lossy(&body).into_owned()))
+            });
+            let said = said.await.flatten();
+            if matches!(said, Some((200, _))) || Instant::now() >= deadline || world.trace.has_complaints() {
+                break said;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        };
+        let told = clients::append_one(world, number, "steady-0").await;
+        if !matches!((&said, &told), (Some((200, _)), Told::Outcome(_))) {
+            world.trace.complain(format_args!("m{} says {said:?}, and a write got {told:?}", number + 1));
+            return;
+        }
+    }
+}
+
 /// Looks at the digests now and then, and whether all holds that must between two commands, also of members that apply nothing.
 async fn watch_digests(world: Arc<World>) {
     loop {
+        memory::beat();
         for number in 0..MEMBERS {
             if let Some((_, applied, _)) = engine_of(&world.machines[number]) {
                 let (index, digest) = applied.digest();
@@ -323,7 +384,8 @@ async fn check_everything(world: &Arc<World>) {
     let mut contents: [BTreeMap<String, (u64, u64)>; MEMBERS] = Default::default();
     for (number, contents) in contents.iter_mut().enumerate() {
         for topic in clients::topics() {
-            match clients::read_all(world, number, topic).await {
+            let query = reads::query(Consistency::Strong);
+            match reads::read_all(world, number, topic, query).await {
                 Ok(Some(content)) => {
                     contents.insert(topic.to_owned(), content);
                 }

@@ -122,6 +122,25 @@ fn a_sector_that_cannot_be_read_twice_is_damage_and_once_is_not() {
 }
 
 #[test]
+fn a_sector_that_a_chore_cannot_read_once_is_no_damage() {
+    let (disk, mut rig, first) = cold();
+    for index in [0, 5] {
+        rig.log.live().add(index, 1);
+    }
+    rig.purge(EntryId { term: 1, index: 6 }).expect("purge");
+    rig.run().expect("run");
+    let mut reclaimer = rig.log.reclaimer();
+    disk.fail_reads(&first, 1).expect("a file");
+    for turn in 0..200 {
+        reclaimer.step(7).expect("the second try reads it");
+        let files = disk.list(&dir()).expect("list");
+        disk.fail_reads(&dir().join(&files[turn % files.len()]), 1).expect("a file");
+    }
+    assert_eq!(*rig.log.watch_damage().borrow(), None);
+    assert!(disk.list(&dir()).expect("list").iter().any(|name| name.ends_with(".kept")));
+}
+
+#[test]
 fn a_kept_file_with_an_unreadable_sector_is_left_alone_and_freeing_goes_on() {
     let (disk, mut rig, _) = cold();
     for index in [0, 5] {

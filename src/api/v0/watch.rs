@@ -9,7 +9,7 @@ use axum::http::{HeaderMap, StatusCode};
 use super::watch_body::WatchRequest;
 use crate::api::Api;
 use crate::api::call::{Call, Read, StreamCall};
-use crate::api::event_id::EventIds;
+use crate::api::event_id::{CameWith, EventIds};
 use crate::api::json::JsonWriter;
 use crate::api::query::Query;
 use crate::api::reply::{Answer, Reply};
@@ -117,7 +117,7 @@ fn takes_events(headers: &HeaderMap) -> bool {
 
 /// Where the client says that it has got, per topic of its session; what is no id of ours says nothing
 /// (C-WATCH-09).
-fn rewind(headers: &HeaderMap, query: Query<'_>, session: &Session) -> Vec<Option<u64>> {
+fn rewind(headers: &HeaderMap, query: Query<'_>, session: &Session) -> Vec<CameWith> {
     let header = headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok());
     let cursor = query.text("cursor").ok().flatten();
     let id = header.or(cursor.as_deref()).unwrap_or_default();

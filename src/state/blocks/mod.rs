@@ -36,7 +36,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
-use super::run::{FrontCursor, OpenBlock, Run, SealedBlock, runs};
+use super::run::{BlockBytes, FrontCursor, OpenBlock, Run, SealedBlock, runs};
 use super::seq_set::SeqSet;
 use super::topic::TopicKey;
 use crate::codec::Malformed;
@@ -129,6 +129,7 @@ pub(super) struct Blocks {
     /// Oldest first.
     summaries: VecDeque<Summary>,
     open: OpenBlock,
+    block_bytes: BlockBytes,
     /// Sealed blocks that no checkpoint holds yet.
     unsaved: BTreeMap<u64, Bytes>,
     /// Sealed blocks that are in memory though a checkpoint holds them: what the command needs that is applied, and
@@ -142,10 +143,11 @@ pub(super) struct Blocks {
 
 impl Blocks {
     /// No blocks but an empty open one.
-    pub fn new(first_seq: u64) -> Self {
+    pub fn new(first_seq: u64, block_bytes: BlockBytes) -> Self {
         Blocks {
             summaries: VecDeque::from([Summary::empty(first_seq)]),
             open: OpenBlock::new(first_seq),
+            block_bytes,
             unsaved: BTreeMap::new(),
             fetched: BTreeMap::new(),
             front: None,
@@ -159,7 +161,7 @@ impl Blocks {
         let (mut done, mut run_count) = (0, 0);
         while done < sizes_bytes.len() {
             let rest = run.part(run.first_seq + done as u64, run.count - done as u64);
-            let taken = self.open.push(&rest, &sizes_bytes[done..]);
+            let taken = self.open.push(&rest, &sizes_bytes[done..], self.block_bytes);
             if taken == 0 {
                 self.seal(rest.first_seq, &mut emptied);
                 continue;
@@ -179,9 +181,9 @@ impl Blocks {
     pub fn push_nothing(&mut self, seq: u64, ts_ms: u64, entry: EntryId, mut emptied: impl FnMut(u64)) {
         self.removed.insert(seq..=seq);
         let run = Run::of_entry(entry, 0, seq, 1, ts_ms);
-        if self.open.push(&run, &[0]) == 0 {
+        if self.open.push(&run, &[0], self.block_bytes) == 0 {
             self.seal(seq, &mut emptied);
-            self.open.push(&run, &[0]);
+            self.open.push(&run, &[0], self.block_bytes);
         }
     }
 
