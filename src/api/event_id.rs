@@ -61,7 +61,8 @@ impl EventIds {
 
     /// The line of an event that has its id: the cursors of all topics as they are now.
     pub fn line(&self, topics: &[SessionTopic]) -> BytesMut {
-        let digits = |cursor: Option<u64>| cursor.map_or(4, |cursor| cursor.checked_ilog10().unwrap_or(0) + 1);
+        let digits =
+            |cursor: Option<u64>| cursor.map_or(4, |cursor| cursor.checked_ilog10().unwrap_or(0) + 1);
         let digits: usize = topics.iter().map(|topic| digits(told_cursor(topic)) as usize).sum();
         let id = if self.map_bytes + digits <= MAX_MAP_BYTES {
             let mut json = JsonWriter::with_capacity(self.map_bytes + digits);
@@ -113,7 +114,8 @@ impl EventIds {
         }
         let mut reader = Reader::new(cursors, "an id of an event");
         let mut found = vec![CameWith::Untold; self.by_name.len()];
-        let cursors: Vec<u64> = self.by_name.iter().map(|_| reader.varint()).collect::<Result<_, _>>().ok()?;
+        let cursors: Vec<u64> =
+            self.by_name.iter().map(|_| reader.varint()).collect::<Result<_, _>>().ok()?;
         let untold = reader.bytes(self.by_name.len().div_ceil(8)).ok()?;
         for ((place, ordinal), cursor) in self.by_name.iter().enumerate().zip(cursors) {
             if untold[place / 8] & (1 << (place % 8)) == 0 {

@@ -81,7 +81,12 @@ impl EventStream {
             _places: places,
         };
         for (ordinal, topic) in session.subscription.topics.iter().enumerate() {
-            this.follow(session, ordinal, topic, came_with.get(ordinal).copied().unwrap_or(CameWith::Nothing));
+            this.follow(
+                session,
+                ordinal,
+                topic,
+                came_with.get(ordinal).copied().unwrap_or(CameWith::Nothing),
+            );
         }
         Some(this)
     }

@@ -23,8 +23,8 @@ use tokio::sync::watch;
 
 use super::checkpoint_clock::CheckpointClock;
 use super::digest_marks::{DigestMark, DigestMarks};
-use super::state_image::{ImageBuilder, StateImage};
 use super::log::while_busy;
+use super::state_image::{ImageBuilder, StateImage};
 use super::types::{
     CommittedLeader, Member, RaftLogId, RaftMembership, RaftStoredMembership, Types, decode_membership,
     encode_membership, entry_id, raft_log_id,
@@ -108,11 +108,7 @@ impl SavedPoint {
 
 impl Applied {
     /// Loads the state from its checkpoint; its blocks grow up to `block_bytes`.
-    pub fn load(
-        log: Log,
-        checkpoint: Arc<dyn Checkpoint>,
-        block_bytes: BlockBytes,
-    ) -> io::Result<Arc<Self>> {
+    pub fn load(log: Log, checkpoint: Arc<dyn Checkpoint>, block_bytes: BlockBytes) -> io::Result<Arc<Self>> {
         let mut state = State::new(log.live().clone()).with_blocks(block_bytes);
         // An earlier attempt to load may have counted something.
         state.reset();

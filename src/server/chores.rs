@@ -67,8 +67,7 @@ impl Chores {
         add("checkpoint", Box::pin(saving));
         if let Some(tail) = tail {
             let export = Export::new(disk.clone(), data_dir.clone());
-            let exporting =
-                export_state(node.clone(), log.clone(), export.clone(), room.clone(), tail);
+            let exporting = export_state(node.clone(), log.clone(), export.clone(), room.clone(), tail);
             add("exporting the state", Box::pin(exporting));
             add("purging the log", Box::pin(purge_log(node.clone(), export, tail)));
         }

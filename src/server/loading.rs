@@ -94,7 +94,9 @@ fn load_from(
     log: &Log,
     open: impl FnOnce() -> io::Result<Arc<dyn Checkpoint>>,
 ) -> anyhow::Result<Arc<Applied>> {
-    let load = || -> anyhow::Result<Arc<Applied>> { Ok(Applied::load(log.clone(), open()?, BlockBytes::default())?) };
+    let load = || -> anyhow::Result<Arc<Applied>> {
+        Ok(Applied::load(log.clone(), open()?, BlockBytes::default())?)
+    };
     // sled takes some of what it reads for granted, and what is damaged may be anything: of 180 damaged databases
     // 143 failed to open or load, and 4 ended in a panic. That is one reason among others, and no noise. A panic of
     // our own is told from it inside.

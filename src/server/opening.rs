@@ -14,8 +14,8 @@ use crate::clock::{Random, SystemClock};
 use crate::config::Settings;
 use crate::raft::{Applied, Identity};
 use crate::storage::{
-    AtStart, Disk, Log, LogOptions, LogWriter, Mark, OpenError, Room, SledCheckpoints, Stores, Verdict, is_set_aside,
-    lay_rest_of_ballast, release_ballast_if_full,
+    AtStart, Disk, Log, LogOptions, LogWriter, Mark, OpenError, Room, SledCheckpoints, Stores, Verdict,
+    is_set_aside, lay_rest_of_ballast, release_ballast_if_full,
 };
 
 /// What lies in the data directory: the log and the state.

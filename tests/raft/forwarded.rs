@@ -29,7 +29,8 @@ async fn leader() -> (Writer, Arc<Node>) {
     let thread = writer.run_on_thread().expect("a thread starts");
     let guard = Writer { log: log.clone(), thread: Some(thread) };
     let checkpoint = stores.open_checkpoint().expect("a new checkpoint opens");
-    let applied = Applied::load(log.clone(), checkpoint, BlockBytes::default()).expect("an empty checkpoint loads");
+    let applied =
+        Applied::load(log.clone(), checkpoint, BlockBytes::default()).expect("an empty checkpoint loads");
     let member = Member { name: "m1".into(), ..Member::default() };
     let me = Me::new(&identity, member, Vec::new(), false);
     let keeper = IdentityKeeper::new(disk.clone(), dir.to_path_buf(), identity, me.clone());

@@ -42,7 +42,8 @@ impl StoreBuilder<Types, LogStore, Machine, Writer> for Builder {
         let options = LogOptions { segment_bytes: 64 << 10, ..LogOptions::default() };
         let (log, writer) = Log::open(disk, Path::new("/log"), options).expect("a new log opens");
         let thread = writer.run_on_thread().expect("a thread starts");
-        let applied = Applied::load(log.clone(), Arc::new(MemoryCheckpoint::default()), BlockBytes::default());
+        let applied =
+            Applied::load(log.clone(), Arc::new(MemoryCheckpoint::default()), BlockBytes::default());
         let machine = Machine::new(applied.expect("an empty checkpoint loads"), Arc::new(Nobody));
         let guard = Writer { log: log.clone(), thread: Some(thread) };
         Ok((guard, LogStore(log), machine))

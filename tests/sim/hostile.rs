@@ -10,7 +10,6 @@ use antiphon::state::{CopyItem, Instance, put_entry_id, put_items, put_ranges};
 use antiphon::storage::sim_disk::Dice;
 use bytes::{BufMut, Bytes, BytesMut};
 
-
 /// Numbers that no cluster gets to.
 const BEYOND: u64 = 1 << 61;
 /// As many gaps and names as fit into an answer; remembered, they would take all memory.

@@ -114,7 +114,8 @@ pub fn beat() {
 pub fn watch_time() {
     loop {
         std::thread::sleep(LOOK_INTERVAL);
-        let still = RUNNING.lock().iter().find(|(_, since)| since.elapsed() > MAX_STILL).map(|(seed, _)| *seed);
+        let still =
+            RUNNING.lock().iter().find(|(_, since)| since.elapsed() > MAX_STILL).map(|(seed, _)| *seed);
         if let Some(seed) = still {
             println!("seed {seed}: FAILED: something in it does not end, and takes no time");
             println!("replay: cargo sim --from {seed} --seeds 1 --trace");

@@ -193,7 +193,8 @@ async fn create(world: &World, watcher: &Mutex<Watcher>, app: &Router, dice: &mu
     // Few values, so that several watchers of a topic share what is written down for one.
     let limit = [1, 7, 256][dice.below(3) as usize];
     let consistency = if is_strong { "strong" } else { "eventual" };
-    let mut body = json!({ "topics": topics, "limit": limit, "heartbeat_ms": 1000, "consistency": consistency });
+    let mut body =
+        json!({ "topics": topics, "limit": limit, "heartbeat_ms": 1000, "consistency": consistency });
     if let Some(tag) = &watcher.lock().tag {
         body["filter"] = json!(["tag", "Eq", tag]);
     }
@@ -308,8 +309,8 @@ impl Watcher {
                 let is_right = match data["reason"].as_str() {
                     Some("recreated") => is_new_instance && gap_from == 1,
                     Some("cap" | "ttl" | "from_seq_too_old") => {
-                        let is_next = gap_from == place.cursor + 1
-                            || (self.tag.is_some() && gap_from > place.cursor);
+                        let is_next =
+                            gap_from == place.cursor + 1 || (self.tag.is_some() && gap_from > place.cursor);
                         if is_next && gap_from > place.cursor + 1 {
                             pass(place.cursor + 1..=gap_from - 1);
                         }

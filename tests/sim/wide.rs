@@ -48,7 +48,14 @@ struct Lines {
 impl Wide {
     pub fn new(dice: Dice, count: usize) -> Arc<Self> {
         let is_cut = vec![vec![false; count]; count];
-        let lines = Mutex::new(Lines { dice, is_cut, delay_us: (500, 20_000), lost: 0, spoiled: 0, is_strict: false });
+        let lines = Mutex::new(Lines {
+            dice,
+            is_cut,
+            delay_us: (500, 20_000),
+            lost: 0,
+            spoiled: 0,
+            is_strict: false,
+        });
         Arc::new(Wide { lines, worlds: OnceLock::new() })
     }
 

@@ -156,7 +156,16 @@ pub struct Verdict {
 impl Verdict {
     pub fn broken(seed: u64, complaint: String) -> Self {
         let (complaints, lines) = (vec![complaint], Vec::new());
-        Verdict { seed, clusters: None, complaints, lines, hash: 0, tally: Tally::default(), simulated_ms: 0, peak_bytes: 0 }
+        Verdict {
+            seed,
+            clusters: None,
+            complaints,
+            lines,
+            hash: 0,
+            tally: Tally::default(),
+            simulated_ms: 0,
+            peak_bytes: 0,
+        }
     }
 
     /// The same seed must give the same history.
