@@ -467,7 +467,7 @@ impl ApplyObserver for Witness {
     fn topics_changed(&self, topics: &[Arc<SharedTopic>]) {
         let (index, digest) = self.applied.digest();
         self.oracle.digest(self.number, index, digest);
-        if self.batches.fetch_add(1, Ordering::Relaxed) % self.check_every == 0 {
+        if self.batches.fetch_add(1, Ordering::Relaxed).is_multiple_of(self.check_every) {
             self.oracle.state(self.number, index, self.applied.check(false));
         }
         self.hub.topics_changed(topics);

@@ -49,14 +49,15 @@ pub async fn check_without_one(world: &Arc<World>) {
     if down >= MEMBERS || world.trace.has_complaints() {
         return;
     }
-    let is_stuck = applied.index() / (3 * MEMBERS as u64) % 2 == 0;
+    let is_stuck = (applied.index() / (3 * MEMBERS as u64)).is_multiple_of(2);
     if is_stuck {
         // It answers as ever, and has no room for a record.
         world.trace.note(format_args!("m{} has no room for long", down + 1));
-        let mut machine = world.machines[down].lock();
-        machine.is_full_up = true;
-        machine.disk.leave_free(MIN_FREE_BYTES / 8);
-        drop(machine);
+        {
+            let mut machine = world.machines[down].lock();
+            machine.is_full_up = true;
+            machine.disk.leave_free(MIN_FREE_BYTES / 8);
+        }
         world.has_filled.store(true, Ordering::Relaxed);
         tokio::time::sleep(LOOK_INTERVAL).await;
     } else {
