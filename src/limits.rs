@@ -325,11 +325,10 @@ pub const MAX_REPORTED_PER_TOPIC: usize = 1 << 17;
 pub const MAX_ORIGINS_PER_TOPIC: usize = 1 << 16;
 /// Topics that a mirror may not make of which it is noted where it begins.
 pub const MAX_BEGUN_PER_ROUTER: usize = 1 << 17;
-/// The same of the whole cluster: origins of all topics, and beginnings of all routers.
+/// Of all topics together.
 pub const MAX_ORIGINS: usize = 1 << 20;
-pub const MAX_BEGUN: usize = 1 << 20;
-/// Topics in which all routers have a position; beyond, mirrors take up no further ones.
-pub const MAX_POSITIONS: usize = 1 << 21;
+/// Topics in which all routers have a position, or it is noted where they begin; beyond, mirrors take up no further ones.
+pub const MAX_POSITIONS: usize = 1 << 20;
 /// Gaps, and stretches that are known to be lost, of all topics; beyond, each origin of a topic makes no second one.
 pub const MAX_GAPS: usize = 1 << 20;
 pub const MAX_REPORTED: usize = 1 << 20;
@@ -338,8 +337,8 @@ pub const MAX_TOLD_RANGES_IN_ALL: usize = 4096;
 /// Topics that one page of a list names.
 pub const MAX_LISTED_PER_PAGE: usize = 1 << 16;
 const _: () = assert!(MAX_LISTED_PER_PAGE >= MAX_TOLD_NAME_BYTES / 24 + 512);
-/// Bytes of what all mirrors of a member have in mind of topics that are due or are left alone, beyond what each may in
-/// any case.
+/// Bytes of what all mirrors of a member remember of topics that are due or are left alone, beyond what each may in any
+/// case.
 pub const MAX_TOPICS_BYTES: usize = 128 << 20;
 pub const MIN_TOPICS_BYTES: usize = 8 << 10;
 /// A page that brings nothing has come on if it covers so many seqs, or all that there are.

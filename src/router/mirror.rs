@@ -6,7 +6,7 @@
 //!
 //! A mirror of many topics lists them once, in pages, and is told from then on which of them change
 //! (`engine/pull_news.rs`): a pull names only those in which there is something new (`agenda.rs`), and while there
-//! are none, those that were active last. What is kept in mind of single topics is in `topics.rs`.
+//! are none, those that were active last. What is remembered of single topics is in `topics.rs`.
 
 mod asking;
 mod writing;
@@ -223,7 +223,7 @@ impl Mirror {
             config,
             own,
             next_url: 0,
-            topics: Topics::new(topics),
+            topics,
             ahead: BTreeMap::new(),
             was_retry: false,
             view: View::default(),

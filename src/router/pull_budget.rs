@@ -21,10 +21,11 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::remote::RemoteError;
+use super::topics::Topics;
 use crate::budget::{Budget, Charge};
 use crate::limits::{
     LARGE_ANSWER_BYTES, LARGE_PULL_PATIENCE, MAX_GROWN_ANSWER_BYTES, MAX_LARGE_BYTES, MAX_PULL_ANSWER_BYTES,
-    MAX_TOPICS_BYTES, MIN_SHARED_PULL_WAIT, SMALL_PULL_BYTES, TURN_PATIENCE,
+    MAX_TOPICS_BYTES, MIN_SHARED_PULL_WAIT, MIN_TOPICS_BYTES, SMALL_PULL_BYTES, TURN_PATIENCE,
 };
 
 /// Shared by all mirrors of a member.
@@ -39,8 +40,9 @@ pub struct PullBudget {
     /// In parts of [`SMALL_PULL_BYTES`].
     large: Arc<Semaphore>,
     grown: Arc<Budget>,
-    /// What mirrors have in mind of topics.
+    /// What mirrors remember of topics, beyond what each may in any case.
     topics: Arc<Budget>,
+    min_topics_bytes: usize,
 }
 
 /// One pull under way.
@@ -90,6 +92,11 @@ impl Drop for Waiting<'_> {
 impl PullBudget {
     /// For so many connections at once.
     pub fn new(max_turns: usize) -> Arc<Self> {
+        Self::with_topics_bytes(max_turns, (MAX_TOPICS_BYTES, MIN_TOPICS_BYTES))
+    }
+
+    /// With so many bytes for what all mirrors together, and each of them in any case, remember of topics.
+    pub fn with_topics_bytes(max_turns: usize, (in_all, each): (usize, usize)) -> Arc<Self> {
         Arc::new(PullBudget {
             turns: Arc::new(Semaphore::new(max_turns)),
             max_turns,
@@ -98,12 +105,14 @@ impl PullBudget {
             waiting_trials: AtomicUsize::new(0),
             large: Arc::new(Semaphore::new(MAX_LARGE_BYTES / SMALL_PULL_BYTES)),
             grown: Budget::new(MAX_GROWN_ANSWER_BYTES),
-            topics: Budget::new(MAX_TOPICS_BYTES),
+            topics: Budget::new(in_all),
+            min_topics_bytes: each,
         })
     }
 
-    pub(super) fn topics(&self) -> Arc<Budget> {
-        self.topics.clone()
+    /// For what one more mirror remembers of topics.
+    pub(super) fn topics(&self) -> Topics {
+        Topics::new(self.topics.clone(), self.min_topics_bytes)
     }
 
     pub(super) fn max_turns(&self) -> usize {

@@ -1,7 +1,7 @@
-//! What a mirror has in mind of single topics of its source: which are to be asked for, which are left alone for a
+//! What a mirror remembers of single topics of its source: which are to be asked for, which are left alone for a
 //! while, and what is left to examine of them. One of which there is nothing of that is not in here.
 //!
-//! Another cluster names them, and there may be many mirrors: what all of a member have in mind has a bound, of which
+//! Another cluster names them, and there may be many mirrors: what all of a member remember has a bound, of which
 //! one has at most as much as it leaves to others.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +16,7 @@ use super::why::Why;
 use crate::budget::{Budget, Charge};
 use crate::clock::Random;
 use crate::engine::LinkState;
-use crate::limits::{MAX_TOPIC_NAME_CHARS, MIN_TOPICS_BYTES, MIRROR_PAUSE_MS};
+use crate::limits::{MAX_TOPIC_NAME_CHARS, MIRROR_PAUSE_MS};
 
 /// What a topic takes in memory beside its name, about.
 const TOPIC_BYTES: usize = 352;
@@ -100,14 +100,16 @@ pub(super) struct Topics {
     /// What all of them count for, and those that are due.
     bytes: usize,
     due_bytes: usize,
-    /// For what is beyond [`MIN_TOPICS_BYTES`].
+    /// So many it may have in any case.
+    min_bytes: usize,
+    /// For what is beyond that.
     charge: Option<Charge>,
     budget: Arc<Budget>,
 }
 
 impl Topics {
-    /// With a part of `budget`.
-    pub fn new(budget: Arc<Budget>) -> Self {
+    /// With `min_bytes` and a part of `budget`.
+    pub fn new(budget: Arc<Budget>, min_bytes: usize) -> Self {
         Topics {
             by_name: BTreeMap::new(),
             due: Agenda::default(),
@@ -119,6 +121,7 @@ impl Topics {
             has_dropped: false,
             bytes: 0,
             due_bytes: 0,
+            min_bytes,
             charge: budget.charge(0),
             budget,
         }
@@ -166,7 +169,7 @@ impl Topics {
             self.by_name.insert(name, topic);
         }
         // What had to be noted counts later, if there is no room now.
-        let beyond_bytes = self.bytes.saturating_sub(MIN_TOPICS_BYTES);
+        let beyond_bytes = self.bytes.saturating_sub(self.min_bytes);
         let _ = self.charge.as_mut().is_some_and(|charge| charge.resize(beyond_bytes));
     }
 
@@ -180,9 +183,9 @@ impl Topics {
 
     /// Bytes that it may have, as much as it leaves to others.
     fn share_bytes(&self) -> usize {
-        let own = self.bytes.saturating_sub(MIN_TOPICS_BYTES);
+        let own = self.bytes.saturating_sub(self.min_bytes);
         let free = self.budget.max_bytes().saturating_sub(self.budget.held_bytes());
-        MIN_TOPICS_BYTES + (own + free) / 2
+        self.min_bytes + (own + free) / 2
     }
 
     /// Whether there is room for one more.
@@ -408,7 +411,7 @@ fn cost(name: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::MAX_TOPICS_BYTES;
+    use crate::limits::{MAX_TOPICS_BYTES, MIN_TOPICS_BYTES};
     use crate::router::answer::Damage;
     use crate::state::Refusal;
 
@@ -423,7 +426,7 @@ mod tests {
     const DAMAGED: Why = Why::Damaged(Damage { seq: Some(7), what: "no JSON" });
 
     fn topics() -> Topics {
-        Topics::new(Budget::new(MAX_TOPICS_BYTES))
+        Topics::new(Budget::new(MAX_TOPICS_BYTES), MIN_TOPICS_BYTES)
     }
 
     fn name(name: &str) -> Arc<str> {
@@ -501,10 +504,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_all_mirrors_have_in_mind_has_one_bound() {
+    async fn what_all_mirrors_remember_has_one_bound() {
         // C-MIRROR-18
         let budget = Budget::new(MAX_TOPICS_BYTES);
-        let mut mirrors: Vec<Topics> = (0..20).map(|_| Topics::new(budget.clone())).collect();
+        let mut mirrors: Vec<Topics> =
+            (0..20).map(|_| Topics::new(budget.clone(), MIN_TOPICS_BYTES)).collect();
         for topics in &mut mirrors {
             let names = (0..).map(long);
             // Another cluster names one after the other, and all of them have to be left alone.
@@ -522,7 +526,7 @@ mod tests {
         let bytes: usize = mirrors.iter().map(|topics| topics.bytes).sum();
         assert!(bytes <= MAX_TOPICS_BYTES + mirrors.len() * MIN_TOPICS_BYTES, "{bytes}");
         // Who comes late has less, and enough to get on.
-        let mut late = Topics::new(budget.clone());
+        let mut late = Topics::new(budget.clone(), MIN_TOPICS_BYTES);
         assert_eq!(late.take_up(&long(1), None, false), TakenUp::Yes);
         // One that is known takes the place of one that is left alone, and what is due is worked off before there are more.
         let (mut last, well) = (mirrors.pop().expect("one of twenty"), name("well"));

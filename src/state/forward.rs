@@ -385,7 +385,7 @@ impl State {
     /// Notes where a mirror begins in a topic, for whichever destination there will be.
     fn note_begun(&mut self, begun: Begun) {
         let Begun { router, source, source_epoch, seq } = begun;
-        if !router.read().may_note_begun(&source, self.routers.shared.known_positions()) {
+        if !router.read().may_note_begun(&source, self.routers.shared.position_count()) {
             return;
         }
         let reached = Reached { source_epoch, dest_epoch: 0, seq, entry: None };

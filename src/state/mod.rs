@@ -74,7 +74,7 @@ pub use reported::Reported;
 pub use retention::{Floors, Freed, Reason};
 pub use router::{Router, RouterKey};
 pub use router_config::{Guarantee, Relays, Remote, RouterConfig, Start};
-pub use routers::{PositionCounts, RouterQuery, Routers, SharedRouter};
+pub use routers::{RouterQuery, Routers, SharedRouter};
 pub use run::{BlockBytes, Overlay, Run, RunOrigin, SealedBlock};
 pub use seq_set::{SeqSet, put_ranges, read_ranges, read_ranges_up_to};
 pub use token::{TOKEN_PLACEHOLDER, Token};
@@ -442,13 +442,10 @@ impl State {
         if counted != foreign {
             return Err(format!("of others {foreign:?} are known, counted are {counted:?}"));
         }
-        let mut known = PositionCounts::default();
-        for router in self.routers.shared.all() {
-            known.add(PositionCounts::default(), router.read().position_counts());
-        }
-        let counted = self.routers.shared.known_positions();
+        let known: usize = self.routers.shared.all().iter().map(|router| router.read().positions.len()).sum();
+        let counted = self.routers.shared.position_count();
         if counted != known {
-            return Err(format!("routers have {known:?}, counted are {counted:?}"));
+            return Err(format!("routers have {known} positions, counted are {counted}"));
         }
         let totals = (self.catalog.totals().records(), self.catalog.totals().bytes());
         if totals == held {

@@ -45,7 +45,7 @@ impl ClusterRoom {
             bytes: left(limits.max_total_bytes, catalog.totals().bytes()),
             topics: left(limits.max_topics, catalog.len() as u64),
             origins: MAX_ORIGINS.saturating_sub(catalog.totals().foreign().origins()),
-            positions: MAX_POSITIONS.saturating_sub(routers.known_positions().all),
+            positions: MAX_POSITIONS.saturating_sub(routers.position_count()),
         }
     }
 

@@ -7,10 +7,9 @@ use bytes::{BufMut, BytesMut};
 
 use super::position::{Position, Reached};
 use super::router_config::{Relays, RouterConfig};
-use super::routers::PositionCounts;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
-use crate::limits::{MAX_BEGUN, MAX_BEGUN_PER_ROUTER, MAX_POSITIONS, MAX_RELAYS, MAX_SKIPS, RUN_BLOCK_BYTES};
+use crate::limits::{MAX_BEGUN_PER_ROUTER, MAX_POSITIONS, MAX_RELAYS, MAX_SKIPS, RUN_BLOCK_BYTES};
 
 /// One life of a router name.
 #[derive(Debug, Clone)]
@@ -122,15 +121,11 @@ impl Router {
         self.positions.insert(source, position);
     }
 
-    pub(super) fn position_counts(&self) -> PositionCounts {
-        PositionCounts { all: self.positions.len(), begun: self.begun_count }
-    }
-
     /// Whether it may be noted where it begins in `source`, for which there is no destination yet, when all routers
     /// have so many positions.
-    pub fn may_note_begun(&self, source: &str, in_all: PositionCounts) -> bool {
-        let has_room = in_all.begun < MAX_BEGUN && in_all.all < MAX_POSITIONS;
-        has_room && self.begun_count < MAX_BEGUN_PER_ROUTER || self.positions.contains_key(source)
+    pub fn may_note_begun(&self, source: &str, in_all: usize) -> bool {
+        in_all < MAX_POSITIONS && self.begun_count < MAX_BEGUN_PER_ROUTER
+            || self.positions.contains_key(source)
     }
 
     /// Forgets what is passed over of `source` where it will not be asked for again: up to its position, or to where

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -23,23 +23,7 @@ pub struct SharedRouter {
     /// What the router counts for in the digest of the whole state.
     summed_digest: AtomicU64,
     /// What it counts for among the positions of all routers.
-    summed_positions: Mutex<PositionCounts>,
-}
-
-/// How many positions there are.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct PositionCounts {
-    pub all: usize,
-    /// Those of which there is no destination: it is noted where a mirror begins.
-    pub begun: usize,
-}
-
-impl PositionCounts {
-    /// One router had `before` of them, and has `now`.
-    pub(super) fn add(&mut self, before: PositionCounts, now: PositionCounts) {
-        self.all = self.all + now.all - before.all;
-        self.begun = self.begun + now.begun - before.begun;
-    }
+    summed_positions: AtomicUsize,
 }
 
 impl SharedRouter {
@@ -53,7 +37,7 @@ impl SharedRouter {
             router: RwLock::new(router),
             is_deleted: AtomicBool::new(false),
             summed_digest: AtomicU64::new(0),
-            summed_positions: Mutex::default(),
+            summed_positions: AtomicUsize::new(0),
         }
     }
 
@@ -77,9 +61,9 @@ impl SharedRouter {
     }
 
     /// The same for the positions of all routers.
-    fn summed_positions(&self) -> (PositionCounts, PositionCounts) {
-        let now = if self.is_deleted() { PositionCounts::default() } else { self.read().position_counts() };
-        (std::mem::replace(&mut *self.summed_positions.lock(), now), now)
+    fn summed_positions(&self) -> (usize, usize) {
+        let now = if self.is_deleted() { 0 } else { self.read().positions.len() };
+        (self.summed_positions.swap(now, Ordering::Relaxed), now)
     }
 }
 
@@ -114,7 +98,7 @@ pub struct Routers {
     /// Which router each of the last versions is about, the last one at the end.
     changed: Mutex<VecDeque<u64>>,
     /// At most [`crate::limits::MAX_POSITIONS`] of mirrors, and one of each other.
-    positions: Mutex<PositionCounts>,
+    positions: AtomicUsize,
 }
 
 impl Routers {
@@ -134,22 +118,21 @@ impl Routers {
         self.len() == 0
     }
 
-    /// The positions of all routers.
-    pub fn known_positions(&self) -> PositionCounts {
-        *self.positions.lock()
+    /// How many positions all routers have.
+    pub fn position_count(&self) -> usize {
+        self.positions.load(Ordering::Relaxed)
     }
 
     /// Counts the positions of `router` anew.
     pub(super) fn recount(&self, router: &SharedRouter) {
         let (before, now) = router.summed_positions();
-        if before != now {
-            self.positions.lock().add(before, now);
-        }
+        // They wrap around together.
+        self.positions.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
     }
 
     #[cfg(test)]
-    pub(super) fn know_positions(&self, elsewhere: PositionCounts) {
-        self.positions.lock().add(PositionCounts::default(), elsewhere);
+    pub(super) fn know_positions(&self, elsewhere: usize) {
+        self.positions.fetch_add(elsewhere, Ordering::Relaxed);
     }
 
     /// All of them, in byte order of name.
@@ -280,7 +263,7 @@ impl Routers {
 
     pub(super) fn clear(&self) {
         *self.index.write() = Index::default();
-        *self.positions.lock() = PositionCounts::default();
+        self.positions.store(0, Ordering::Relaxed);
         self.all_changed();
     }
 }

@@ -413,7 +413,7 @@ async fn wire(world: &Arc<World>, number: usize, life: u32) -> Result<Wired, Uns
     let routing = router::Context {
         engine: engine.clone(),
         remote,
-        pulls: PullBudget::new(MIRROR_CONNECTIONS),
+        pulls: PullBudget::with_topics_bytes(MIRROR_CONNECTIONS, world.setup.topics_bytes()),
         random,
     };
     serve("routers", router::run_routers(routing), &failure);

@@ -86,7 +86,7 @@ impl Mirror {
 
     /// Whether it may be written down where the mirror begins in `topic`, if that is not yet.
     pub(super) fn may_note_begun(&self, topic: &str) -> bool {
-        let in_all = self.context.engine.routers().known_positions();
+        let in_all = self.context.engine.routers().position_count();
         self.router.read().may_note_begun(topic, in_all)
     }
 

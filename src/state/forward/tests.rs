@@ -1,9 +1,9 @@
 use super::*;
-use crate::limits::{MAX_BEGUN, MAX_GAPS, MAX_ORIGINS, MAX_POSITIONS, MAX_REPORTED};
+use crate::limits::{MAX_GAPS, MAX_ORIGINS, MAX_POSITIONS, MAX_REPORTED};
 use crate::record::HeaderEdit;
 use crate::state::quota::Foreign;
 use crate::state::quota::Limit;
-use crate::state::{Cluster, Draft, Envelope, PositionCounts, PutRouter, Remote, RouterConfig, Start};
+use crate::state::{Cluster, Draft, Envelope, PutRouter, Remote, RouterConfig, Start};
 
 /// A state with a mirror `m` of all topics of cluster 9, which makes none whose name begins with `x`.
 struct Mirrored {
@@ -101,23 +101,23 @@ fn origins_of_all_topics_have_a_bound() {
 #[test]
 fn beginnings_of_all_routers_have_a_bound() {
     let mut mirrored = Mirrored::new();
-    let elsewhere = PositionCounts { all: MAX_BEGUN, begun: MAX_BEGUN - 2 };
+    let elsewhere = MAX_POSITIONS - 2;
     mirrored.state.routers.shared.know_positions(elsewhere);
     for names in [["x1", "x2"], ["x2", "x3"]] {
         mirrored.copy("none", &names.map(|name| (name, <&[u32]>::default())), 0);
     }
     let router = mirrored.state.routers().get("none").expect("the router");
     assert_eq!(router.read().positions.keys().map(|name| &**name).collect::<Vec<_>>(), ["x1", "x2"]);
-    assert_eq!(mirrored.state.routers.shared.known_positions().begun, MAX_BEGUN);
+    assert_eq!(mirrored.state.routers.shared.position_count(), MAX_POSITIONS);
     mirrored.apply(Draft::delete_router("none"));
-    assert_eq!(mirrored.state.routers.shared.known_positions(), elsewhere);
+    assert_eq!(mirrored.state.routers.shared.position_count(), elsewhere);
 }
 
 /// However many destinations are made, deleted and left behind.
 #[test]
 fn positions_of_all_routers_have_a_bound() {
     let mut mirrored = Mirrored::new();
-    let elsewhere = PositionCounts { all: MAX_POSITIONS - 3, begun: 0 };
+    let elsewhere = MAX_POSITIONS - 3;
     mirrored.state.routers.shared.know_positions(elsewhere);
     let refusal = Refusal::OverLimit { limit: Limit::Positions, max: MAX_POSITIONS as u64 };
     let stopped = |became: Vec<Forwarded>| became.iter().map(|part| part.stopped).collect::<Vec<_>>();
@@ -130,9 +130,9 @@ fn positions_of_all_routers_have_a_bound() {
     );
     assert!(mirrored.state.catalog().get("d").is_none());
     assert_eq!(stopped(mirrored.copy("none", &[("x1", &[])], 10)), [Some(Refusal::TopicNotFound)]);
-    assert_eq!(mirrored.state.routers.shared.known_positions().all, MAX_POSITIONS);
+    assert_eq!(mirrored.state.routers.shared.position_count(), MAX_POSITIONS);
     mirrored.apply(Draft::delete_router("m"));
-    assert_eq!(mirrored.state.routers.shared.known_positions(), elsewhere);
+    assert_eq!(mirrored.state.routers.shared.position_count(), elsewhere);
 }
 
 /// Nobody is refused a gap: with too many of them all it is told with the one before.
