@@ -7,10 +7,10 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, mpsc};
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use crate::limits::MAX_CLIENT_READS;
@@ -102,9 +102,82 @@ pub async fn blocking_for_client<T: Send + 'static>(
     .await
 }
 
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A thread of its own for work that may wait for the disk, one piece after another. It is for work that takes much
+/// memory for a moment: an allocator keeps what each thread once had, and of the threads that [`blocking`] chooses from
+/// every one would come to have it.
+pub struct OwnThread {
+    name: &'static str,
+    works: Mutex<Option<mpsc::Sender<Work>>>,
+}
+
+impl OwnThread {
+    /// `name` is what the system shows; the thread starts with the first work.
+    pub const fn named(name: &'static str) -> Self {
+        OwnThread { name, works: Mutex::new(None) }
+    }
+
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        if SCOPE.try_with(|_| ()).is_ok() {
+            return work();
+        }
+        let (done, outcome) = oneshot::channel();
+        self.hand_over(Box::new(move || {
+            // Whoever asked may be gone.
+            let _ = done.send(work());
+        }))?;
+        outcome.await.map_err(io::Error::other)?
+    }
+
+    fn hand_over(&self, work: Work) -> io::Result<()> {
+        let mut works = self.works.lock();
+        let first = match works.as_ref() {
+            Some(sender) => match sender.send(work) {
+                Ok(()) => return Ok(()),
+                // A panic has ended the thread.
+                Err(mpsc::SendError(work)) => work,
+            },
+            None => work,
+        };
+        self.start(&mut works, first)
+    }
+
+    fn start(&self, works: &mut Option<mpsc::Sender<Work>>, first: Work) -> io::Result<()> {
+        let (sender, receiver) = mpsc::channel::<Work>();
+        std::thread::Builder::new().name(self.name.to_owned()).spawn(move || {
+            first();
+            while let Ok(work) = receiver.recv() {
+                work();
+            }
+        })?;
+        *works = Some(sender);
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_thread_of_its_own_does_all_works_in_order_and_outlives_a_panic() {
+        let thread = OwnThread::named("test");
+        let current = || Ok(std::thread::current().id());
+        let (first, second) = (thread.run(current).await.unwrap(), thread.run(current).await.unwrap());
+        assert_eq!(first, second);
+        assert_ne!(first, std::thread::current().id());
+        assert!(thread.run(|| -> io::Result<()> { panic!("as it was told to") }).await.is_err());
+        // The thread may be about to end: then its last work is lost, and said to be.
+        let mut tried = 0;
+        while thread.run(|| Ok(7)).await.ok() != Some(7) {
+            tried += 1;
+            assert!(tried < 10, "there is no thread again");
+        }
+    }
 
     #[tokio::test]
     async fn any_number_of_slow_reads_for_clients_leaves_threads_for_the_member() {

@@ -8,6 +8,10 @@
 //! A connection whose other end is gone without a word looks like one that has nothing to say. TCP notices
 //! in the end, which may take minutes. So a connection that was asked something and delivers nothing at all
 //! for a while is closed as soon as somebody gives up waiting, and the next one who needs it dials anew.
+//!
+//! A large frame may take long on a slow link, and that is no silence: whoever receives one says so from time to time.
+//! Large frames that nobody waits for any more before they are begun are not sent, so that what is sent again
+//! does not stand behind its own copies.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,15 +31,20 @@ use super::transport::PeerStream;
 use crate::limits::{MAX_PEER_FRAME_BYTES, PEER_QUEUE_FRAMES};
 use crate::task;
 
-/// A connection that was asked something and has delivered nothing since is taken for dead after this time,
-/// and the time that what was sent takes at [`SLOWEST_BYTES_PER_S`].
+/// A connection that was asked something and has delivered nothing since is taken for dead after this time.
 const SILENT_AFTER: Duration = Duration::from_secs(3);
-const SLOWEST_BYTES_PER_S: u64 = 1 << 20;
+/// How often the receiver of a large frame says that it gets on. Well below all times after which silence counts.
+const RECEIVING_INTERVAL: Duration = Duration::from_millis(200);
+/// Pieces that are larger are not copied into a buffer, and frames that are not sent if nobody waits for them.
+const LARGE_BYTES: usize = 256 << 10;
 
-/// What was sent since the last frame came in.
-struct Asked {
-    at: Instant,
-    bytes: u64,
+/// What is known of the other end.
+#[derive(Default)]
+struct Heard {
+    /// When it was first asked something since it was heard last.
+    asked_at: Option<Instant>,
+    /// When it last said that it is receiving something.
+    receiving_at: Option<Instant>,
 }
 
 /// A frame that came in.
@@ -90,7 +99,7 @@ pub struct Connection {
     /// `None` once the connection is gone. By id, so that the oldest learns of its end first: a hash map
     /// would wake them in an order that no seed decides.
     waiters: Mutex<Option<BTreeMap<u64, Waiter>>>,
-    asked: Mutex<Option<Asked>>,
+    heard: Mutex<Heard>,
     /// The one that reads and the one that writes.
     tasks: OnceLock<[AbortHandle; 2]>,
 }
@@ -104,14 +113,23 @@ impl Connection {
             sender,
             next_id: AtomicU64::new(1),
             waiters: Mutex::new(Some(BTreeMap::new())),
-            asked: Mutex::default(),
+            heard: Mutex::default(),
             tasks: OnceLock::new(),
         });
-        let writing = task::spawn(write_frames(write, frames)).abort_handle();
-        let writer = writing.clone();
         let weak = Arc::downgrade(&connection);
+        let is_wanted = {
+            let weak = weak.clone();
+            move |id| weak.upgrade().is_some_and(|connection| connection.is_waited_for(id))
+        };
+        let writing = task::spawn(write_frames(write, frames, is_wanted)).abort_handle();
+        let writer = writing.clone();
+        let hears = weak.clone();
         let reading = task::spawn(async move {
-            let mut reader = FrameReader::new(read);
+            let mut reader = FrameReader::new(read, move || {
+                if let Some(connection) = hears.upgrade() {
+                    connection.heard.lock().asked_at = None;
+                }
+            });
             while let Ok(frame) = reader.next().await {
                 match weak.upgrade() {
                     Some(connection) => connection.dispatch(frame).await,
@@ -132,15 +150,16 @@ impl Connection {
         *self.waiters.lock() = None;
     }
 
-    fn asks(&self, body: &Body) {
-        let mut asked = self.asked.lock();
-        asked.get_or_insert_with(|| Asked { at: Instant::now(), bytes: 0 }).bytes += body.len() as u64;
+    fn is_waited_for(&self, id: u64) -> bool {
+        self.waiters.lock().as_ref().is_some_and(|waiters| waiters.contains_key(&id))
+    }
+
+    fn asks(&self) {
+        self.heard.lock().asked_at.get_or_insert_with(Instant::now);
     }
 
     fn is_silent(&self) -> bool {
-        self.asked.lock().as_ref().is_some_and(|asked| {
-            asked.at.elapsed() >= SILENT_AFTER + Duration::from_secs(asked.bytes / SLOWEST_BYTES_PER_S)
-        })
+        self.heard.lock().asked_at.is_some_and(|at| at.elapsed() >= SILENT_AFTER)
     }
 
     /// Nobody waits for an answer to `id` any more. If none came, or for none at all, the connection may be dead.
@@ -149,9 +168,14 @@ impl Connection {
             waiters.remove(&id);
         }
         if self.is_silent() {
-            self.tasks.get().into_iter().flatten().for_each(AbortHandle::abort);
-            self.end_waiting();
+            self.end();
         }
+    }
+
+    /// Closes the connection; whoever waits for an answer learns that none will come.
+    pub fn end(&self) {
+        self.tasks.get().into_iter().flatten().for_each(AbortHandle::abort);
+        self.end_waiting();
     }
 
     pub fn is_open(&self) -> bool {
@@ -159,7 +183,14 @@ impl Connection {
     }
 
     async fn dispatch(&self, frame: Frame) {
-        *self.asked.lock() = None;
+        {
+            let mut heard = self.heard.lock();
+            heard.asked_at = None;
+            if frame.kind == Kind::Receiving {
+                heard.receiving_at = Some(Instant::now());
+                return;
+            }
+        }
         let stream = {
             let mut waiters = self.waiters.lock();
             let Some(waiters) = waiters.as_mut() else { return };
@@ -201,7 +232,7 @@ impl Connection {
         // Also if this call is itself given up.
         let _waiting = Waiting { connection: self, id };
         let exchange = async {
-            self.asks(&body);
+            self.asks();
             let frame = Outgoing { kind, id, body };
             if self.sender.send(frame).await.is_err() {
                 return Err(CallError::Unreachable("the connection is closed".into()));
@@ -247,11 +278,16 @@ pub struct CallStream {
 }
 
 impl CallStream {
+    /// When the other end last said that it is receiving something.
+    pub fn receiving_at(&self) -> Option<Instant> {
+        self.connection.heard.lock().receiving_at
+    }
+
     /// Sends the next request.
     pub fn send(&mut self, body: Body) -> Result<(), CallError> {
         let kind = if self.is_opened { Kind::StreamAppend } else { Kind::StreamOpen };
         self.is_opened = true;
-        self.connection.asks(&body);
+        self.connection.asks();
         let frame = Outgoing { kind, id: self.id, body };
         let sent = self.connection.sender.try_send(frame);
         sent.map_err(|_| CallError::Unreachable("the connection is closed or does not keep up".into()))
@@ -269,27 +305,29 @@ impl Drop for CallStream {
     }
 }
 
-/// Writes frames until the queue or the connection ends.
+/// Writes frames until the queue or the connection ends, but for large ones whose ids are not `wanted` any more.
 pub async fn write_frames(
     mut stream: WriteHalf<Box<dyn PeerStream>>,
     mut frames: mpsc::Receiver<Outgoing>,
+    is_wanted: impl Fn(u64) -> bool,
 ) -> io::Result<()> {
-    const BUFFER_BYTES: usize = 256 << 10;
     let mut buffer = BytesMut::with_capacity(16 << 10);
     while let Some(mut frame) = frames.recv().await {
         loop {
-            buffer.put_u32_le((frame.body.len() + FRAME_HEAD_BYTES - 4) as u32);
-            buffer.put_u8(frame.kind as u8);
-            buffer.put_u64_le(frame.id);
-            for piece in frame.body.pieces() {
-                if buffer.len() + piece.len() > BUFFER_BYTES && !buffer.is_empty() {
-                    stream.write_all(&buffer).await?;
-                    buffer.clear();
-                }
-                if piece.len() > BUFFER_BYTES {
-                    stream.write_all(piece).await?;
-                } else {
-                    buffer.put_slice(piece);
+            if frame.body.len() <= LARGE_BYTES || is_wanted(frame.id) {
+                buffer.put_u32_le((frame.body.len() + FRAME_HEAD_BYTES - 4) as u32);
+                buffer.put_u8(frame.kind as u8);
+                buffer.put_u64_le(frame.id);
+                for piece in frame.body.pieces() {
+                    if buffer.len() + piece.len() > LARGE_BYTES && !buffer.is_empty() {
+                        stream.write_all(&buffer).await?;
+                        buffer.clear();
+                    }
+                    if piece.len() > LARGE_BYTES {
+                        stream.write_all(piece).await?;
+                    } else {
+                        buffer.put_slice(piece);
+                    }
                 }
             }
             match frames.try_recv() {
@@ -304,14 +342,28 @@ pub async fn write_frames(
 }
 
 /// Cuts frames out of what a connection delivers.
-pub struct FrameReader {
+pub struct FrameReader<P> {
     stream: ReadHalf<Box<dyn PeerStream>>,
     buffer: BytesMut,
+    part_came: P,
 }
 
-impl FrameReader {
-    pub fn new(stream: ReadHalf<Box<dyn PeerStream>>) -> Self {
-        FrameReader { stream, buffer: BytesMut::new() }
+/// Tells the other end, which waits, that large frames of it are coming in.
+pub fn say_receiving(replies: FrameSender) -> impl FnMut() {
+    let mut said_at = Instant::now();
+    move || {
+        if said_at.elapsed() >= RECEIVING_INTERVAL {
+            said_at = Instant::now();
+            // Where it has no room something else is about to be said.
+            let _ = replies.try_send(Outgoing { kind: Kind::Receiving, id: 0, body: Body::default() });
+        }
+    }
+}
+
+impl<P: FnMut()> FrameReader<P> {
+    /// `part_came` is called when something came in that does not complete a frame.
+    pub fn new(stream: ReadHalf<Box<dyn PeerStream>>, part_came: P) -> Self {
+        FrameReader { stream, buffer: BytesMut::new(), part_came }
     }
 
     /// The next frame; an error when the connection ends or what comes is no frame.
@@ -320,16 +372,20 @@ impl FrameReader {
         // filled up by many reads before there is another one.
         const BLOCK_BYTES: usize = 256 << 10;
         const LEAST_READ_BYTES: usize = 32 << 10;
+        if let Some(frame) = self.cut()? {
+            return Ok(frame);
+        }
         loop {
-            if let Some(frame) = self.cut()? {
-                return Ok(frame);
-            }
             if self.buffer.capacity() - self.buffer.len() < LEAST_READ_BYTES {
                 self.buffer.reserve(BLOCK_BYTES);
             }
             if self.stream.read_buf(&mut self.buffer).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            if let Some(frame) = self.cut()? {
+                return Ok(frame);
+            }
+            (self.part_came)();
         }
     }
 
@@ -363,7 +419,7 @@ mod tests {
     async fn read_frames(bytes: &[u8], piece_bytes: usize) -> Vec<Frame> {
         let (near, mut far) = tokio::io::duplex(piece_bytes);
         let near: Box<dyn PeerStream> = Box::new(near);
-        let mut reader = FrameReader::new(tokio::io::split(near).0);
+        let mut reader = FrameReader::new(tokio::io::split(near).0, || {});
         let mut frames = Vec::new();
         let reading = async {
             while let Ok(frame) = reader.next().await {
@@ -443,7 +499,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_stays_that_was_idle_or_answers_anything_or_has_much_to_send() {
+    async fn a_connection_stays_that_was_idle_or_answers_anything() {
         let (idle, _far) = connect();
         tokio::time::sleep(SILENT_AFTER * 10).await;
         ask_in_vain(&idle).await;
@@ -461,14 +517,78 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         assert!(slow.is_open());
+    }
 
-        let (busy, _far) = connect();
-        let large = Body::of(|out| out.resize(10 << 20, 0));
-        let answer = busy.call(Kind::Forward, large, SILENT_AFTER * 2).await;
-        assert!(matches!(answer, Err(CallError::Lost(_))), "{answer:?}");
-        assert!(busy.is_open());
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        ask_in_vain(&busy).await;
-        assert!(!busy.is_open());
+    /// A connection over which `bytes_per_s` get to the other end, and that end: it answers what it gets, which `got` counts.
+    fn connect_slowly(bytes_per_s: usize) -> (Arc<Connection>, Arc<AtomicU64>) {
+        let (near, mut near_end) = tokio::io::duplex(64 << 10);
+        let (mut far_end, far) = tokio::io::duplex(64 << 10);
+        tokio::spawn(async move {
+            let mut piece = vec![0; 16 << 10];
+            let mut answers = vec![0; 16 << 10];
+            loop {
+                tokio::select! {
+                    biased;
+                    count = far_end.read(&mut answers) => {
+                        let Ok(count @ 1..) = count else { return };
+                        near_end.write_all(&answers[..count]).await.unwrap();
+                    }
+                    count = near_end.read(&mut piece) => {
+                        let Ok(count @ 1..) = count else { return };
+                        tokio::time::sleep(Duration::from_secs_f64(count as f64 / bytes_per_s as f64)).await;
+                        far_end.write_all(&piece[..count]).await.unwrap();
+                    }
+                }
+            }
+        });
+        let got = Arc::new(AtomicU64::new(0));
+        let counted = got.clone();
+        tokio::spawn(async move {
+            let far: Box<dyn PeerStream> = Box::new(far);
+            let (read, write) = tokio::io::split(far);
+            let (replies, frames) = mpsc::channel(8);
+            tokio::spawn(write_frames(write, frames, |_| true));
+            let mut reader = FrameReader::new(read, say_receiving(replies.clone()));
+            while let Ok(frame) = reader.next().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let reply = Outgoing { kind: Kind::Reply, id: frame.id, body: Body::default() };
+                replies.send(reply).await.unwrap();
+            }
+        });
+        (Connection::start(Box::new(near)), got)
+    }
+
+    fn large() -> Body {
+        Body::of(|out| out.resize(10 << 20, 0))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_stays_on_which_something_large_takes_long_to_arrive() {
+        let (connection, _) = connect_slowly(100 << 10);
+        let sending = {
+            let connection = connection.clone();
+            tokio::spawn(async move { connection.call(Kind::Forward, large(), PATIENCE * 1000).await })
+        };
+        tokio::task::yield_now().await;
+        let began = Instant::now();
+        while !sending.is_finished() {
+            // What stands behind it gives up, and takes nobody with it.
+            let _ = connection.call(Kind::Status, Body::default(), PATIENCE).await;
+        }
+        assert_eq!(sending.await.unwrap(), Ok(Bytes::new()));
+        assert!(began.elapsed() > Duration::from_secs(90), "{:?}", began.elapsed());
+        assert!(connection.is_open());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_any_more_is_not_sent_again_and_again() {
+        let (connection, got) = connect_slowly(1 << 20);
+        for _ in 0..20 {
+            let answer = connection.call(Kind::Forward, large(), PATIENCE).await;
+            assert!(matches!(answer, Err(CallError::Lost(_))), "{answer:?}");
+        }
+        let answer = connection.call(Kind::Forward, large(), PATIENCE * 100).await;
+        assert_eq!(answer, Ok(Bytes::new()));
+        assert_eq!(got.load(Ordering::Relaxed), 2, "the first, which was begun, and the last");
     }
 }

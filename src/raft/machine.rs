@@ -37,7 +37,7 @@ use crate::state::{
     Outcome, Routers, SealedBlock, SharedTopic, State, StoredMembership, TopicKey,
 };
 use crate::storage::{Checkpoint, Disk, EntryId, Freezer, Frozen, Log, Pin, Verdict, write_export};
-use crate::task;
+use crate::task::{self, OwnThread};
 
 mod saving;
 
@@ -72,6 +72,8 @@ pub struct Applied {
     checkpoint_clock: CheckpointClock,
     /// What the last checkpoint took to be cut and written, in microseconds.
     save_cost_us: AtomicU64,
+    /// Writes the checkpoint, which takes much memory for a moment.
+    writer: OwnThread,
     digest_marks: DigestMarks,
     /// What the checkpoint on disk has lost since garbage was last cleared.
     lost: Mutex<Lost>,
@@ -131,6 +133,7 @@ impl Applied {
             saving: tokio::sync::Mutex::default(),
             checkpoint_clock: CheckpointClock::default(),
             save_cost_us: AtomicU64::default(),
+            writer: OwnThread::named("checkpoint"),
             digest_marks: DigestMarks::default(),
             lost: Mutex::default(),
             garbage: Mutex::new(Garbage::of_orphans(orphans)),
@@ -264,6 +267,11 @@ impl Applied {
 
     pub fn log(&self) -> &Log {
         &self.log
+    }
+
+    /// The thread that changes the checkpoint.
+    pub fn writer(&self) -> &OwnThread {
+        &self.writer
     }
 
     /// Clears away some of what deleted topics and retention left in the checkpoint; `false` if nothing is

@@ -143,10 +143,13 @@ fn malformed(error: Malformed) -> Failure {
     RPCError::Network(NetworkError::new(&error))
 }
 
-/// How long a stream waits for its follower's sync before it takes the follower for dead. Heartbeats
-/// notice a dead one sooner; this only frees the stream.
+/// However often heartbeats are: a follower says a few times within it that it is receiving something.
+const MIN_STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a stream waits for its follower, which neither answers nor receives anything, before it takes it for dead.
+/// Heartbeats notice a dead one sooner; this only frees the stream.
 fn stream_idle_timeout(option: &RPCOption) -> Duration {
-    option.hard_ttl() * 10
+    (option.hard_ttl() * 10).max(MIN_STREAM_IDLE_TIMEOUT)
 }
 
 impl RaftNetworkV2<Types> for PeerClient {
@@ -187,6 +190,7 @@ impl RaftNetworkV2<Types> for PeerClient {
                 calls,
                 waiting: None,
                 under_way: VecDeque::with_capacity(APPEND_PIPELINE_DEPTH),
+                answered_at: None,
                 idle_timeout,
                 idle: Box::pin(tokio::time::sleep(idle_timeout)),
             });
@@ -244,6 +248,7 @@ struct AppendStream<'s, S> {
     waiting: Option<(AppendRequest, Turn)>,
     /// When each unanswered request was sent.
     under_way: VecDeque<Instant>,
+    answered_at: Option<Instant>,
     idle_timeout: Duration,
     idle: Pin<Box<Sleep>>,
 }
@@ -256,6 +261,7 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Stream for AppendStream<'_, S> {
         match this.calls.replies.poll_recv(cx) {
             Poll::Ready(Some(reply)) => {
                 this.under_way.pop_front();
+                this.answered_at = Some(Instant::now());
                 let result = rpc::decode_stream_result(&reply).map_err(malformed);
                 return Poll::Ready(Some(result.and_then(|result| {
                     let no_room = || CallError::Unreachable("it has no room for records".into());
@@ -299,9 +305,12 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Stream for AppendStream<'_, S> {
         let Some(sent_at) = this.under_way.front() else {
             return if this.input.is_none() { Poll::Ready(None) } else { Poll::Pending };
         };
-        // The timer is moved only when it fires: while replies flow it costs nothing.
-        let deadline = *sent_at + this.idle_timeout;
+        // The timer is moved only when it fires: while replies flow it costs nothing. A large entry takes its time on a
+        // slow link, and what was sent behind one takes that time too: the follower gets on for as long as it answers
+        // anything, or receives.
         while this.idle.as_mut().poll(cx).is_ready() {
+            let got_on_at = this.answered_at.max(this.calls.receiving_at()).max(Some(*sent_at));
+            let deadline = got_on_at.unwrap_or(*sent_at) + this.idle_timeout;
             if Instant::now() >= deadline {
                 return Poll::Ready(Some(Err(RPCError::Timeout(Timeout {
                     action: RPCTypes::AppendEntries,

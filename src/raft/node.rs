@@ -504,6 +504,22 @@ impl Node {
         self.raft.trigger().purge_log(index).await.map_err(|fatal| fatal.to_string())
     }
 
+    /// Ends the sending of entries to members that lack entries up to `index`, which is to be given up: openraft gives up
+    /// nothing of what a stream may still want, however slow its follower is. They are sent a state instead.
+    pub(super) fn end_streams_behind(&self, index: u64) {
+        let transfers = self.transfers.standing();
+        let lacking: Vec<NodeId> = self.metrics(|metrics| {
+            let matched = metrics.replication.iter().flatten();
+            let lacking = matched.filter(|(_, matched)| matched.is_none_or(|id| id.index() < index));
+            lacking.map(|(node_id, _)| *node_id).collect()
+        });
+        for node_id in lacking {
+            if !transfers.iter().any(|transfer| transfer.to == node_id) {
+                self.peers.end_connection(node_id, Lane::Bulk);
+            }
+        }
+    }
+
     /// What holds the log back since when, if anything does.
     pub fn held_back(&self) -> Option<HeldBack> {
         *self.held.lock()

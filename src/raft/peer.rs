@@ -95,6 +95,14 @@ impl Peer {
         }
     }
 
+    /// Ends the connection of a lane, if there is one.
+    pub(super) fn end_connection(&self, lane: Lane) {
+        let connection = self.lanes[lane as usize].0.lock().connection.take();
+        if let Some(connection) = connection {
+            connection.end();
+        }
+    }
+
     fn start_dialing(&self, lane: Lane) -> watch::Receiver<Dialed> {
         let (outcome, dialing) = watch::channel(None);
         // `None` only while this peer is being dropped: then the outcome ends without a word.
@@ -209,8 +217,8 @@ mod tests {
                     handshake::accept(&mut *far, SECRET, &hello, [3; 16], |_| Ok(())).await.unwrap();
                     let (read, write) = tokio::io::split(far);
                     let (replies, frames) = tokio::sync::mpsc::channel(8);
-                    tokio::spawn(write_frames(write, frames));
-                    let mut reader = FrameReader::new(read);
+                    tokio::spawn(write_frames(write, frames, |_| true));
+                    let mut reader = FrameReader::new(read, || {});
                     while let Ok(frame) = reader.next().await {
                         let reply = Outgoing { kind: Kind::Reply, id: frame.id, body: Body::default() };
                         replies.send(reply).await.unwrap();

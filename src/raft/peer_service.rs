@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::admission::Application;
-use super::connection::{Frame, FrameReader, FrameSender, Outgoing, write_frames};
+use super::connection::{Frame, FrameReader, FrameSender, Outgoing, say_receiving, write_frames};
 use super::handshake::Call;
 use super::membership::consider;
 use super::node::Node;
@@ -54,8 +54,8 @@ enum Incoming {
 pub(super) async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: Call) {
     let (read, write) = tokio::io::split(stream);
     let (replies, frames) = mpsc::channel(PEER_QUEUE_FRAMES);
-    let writing = task::spawn(write_frames(write, frames));
-    let mut reader = FrameReader::new(read);
+    let writing = task::spawn(write_frames(write, frames, |_| true));
+    let mut reader = FrameReader::new(read, say_receiving(replies.clone()));
     // By id: when the connection ends they end in the order in which they were opened, also in a simulation.
     let mut streams: BTreeMap<u64, mpsc::Sender<Incoming>> = BTreeMap::new();
     while let Ok(frame) = reader.next().await {
@@ -80,7 +80,7 @@ pub(super) async fn serve(stream: Box<dyn PeerStream>, node: Arc<Node>, caller: 
         }
     }
     tracing::debug!("the connection of {} ended", caller.hello.member.name);
-    drop(replies);
+    drop((reader, replies));
     writing.abort();
 }
 

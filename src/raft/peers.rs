@@ -164,6 +164,14 @@ impl Peers {
         peer.clone()
     }
 
+    /// Ends the connection of a lane, if there is one. Who needs one makes another.
+    pub(super) fn end_connection(&self, node_id: NodeId, lane: Lane) {
+        let peer = self.known.lock().get(&node_id).cloned();
+        if let Some(peer) = peer {
+            peer.end_connection(lane);
+        }
+    }
+
     /// Forgets the others.
     pub fn know_only(&self, is_known: impl Fn(NodeId) -> bool) {
         self.known.lock().retain(|node_id, _| is_known(*node_id));

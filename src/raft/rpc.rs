@@ -60,6 +60,8 @@ pub enum Kind {
     StreamReply = 129,
     /// The request with this id could not be served; the body says why, for people.
     Failure = 130,
+    /// Part of a large frame came in; the id says nothing. It is sent from time to time for as long as that lasts.
+    Receiving = 131,
 }
 
 impl Kind {
@@ -84,6 +86,7 @@ impl Kind {
             128 => Kind::Reply,
             129 => Kind::StreamReply,
             130 => Kind::Failure,
+            131 => Kind::Receiving,
             _ => return None,
         })
     }

@@ -32,15 +32,21 @@ const LONG_REST: Duration = Duration::from_secs(10);
 
 /// Purges the log behind the checkpoint as `retention` decides, as long as the member runs.
 pub async fn purge_log(node: Arc<Node>, export: Arc<Export>, tail: LogTail) -> io::Result<()> {
+    let mut asked_index = 0;
     loop {
         sleep(REST).await;
-        let decision = retention::decide(&node.standing(export.exported(), tail));
+        let standing = node.standing(export.exported(), tail);
+        if standing.purged_index < asked_index {
+            node.end_streams_behind(asked_index);
+        }
+        let decision = retention::decide(&standing);
         node.note_hold(decision.held);
         if decision.must_end_transfers {
             node.transfers().end_all();
         }
         if let Some(index) = decision.purge_upto {
             node.purge(index).await.map_err(io::Error::other)?;
+            asked_index = index;
         }
         if decision.may_name {
             node.name_snapshot().await.map_err(io::Error::other)?;
@@ -57,7 +63,7 @@ pub async fn clear_garbage(applied: Arc<Applied>, room: Arc<Room>) -> io::Result
             continue;
         }
         let this = applied.clone();
-        match task::blocking(move || this.clear_garbage()).await {
+        match applied.writer().run(move || this.clear_garbage()).await {
             // Also in between: the checkpoint has other things to write.
             Ok(did_something) => sleep(if did_something { REST / 20 } else { REST }).await,
             Err(error) => rest_or_end(error, "what was deleted cannot be cleared away").await?,

@@ -127,8 +127,8 @@ pub(super) async fn check_restored(log: Log, applied: Arc<Applied>, last_index: 
         sleep(LOOK_INTERVAL / 10).await;
     }
     loop {
-        let applied = applied.clone();
-        if !task::blocking(move || applied.clear_garbage()).await? {
+        let this = applied.clone();
+        if !applied.writer().run(move || this.clear_garbage()).await? {
             break;
         }
     }

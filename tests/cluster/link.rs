@@ -1,7 +1,8 @@
-//! A way to a port that can be cut, made too narrow for large packets, and healed.
+//! A way to a port that can be cut, made too narrow for large packets or slow, and healed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
@@ -15,6 +16,8 @@ const NARROW_BYTES: usize = 1000;
 enum Way {
     Open,
     Narrow,
+    /// So many bytes per second on each connection.
+    Slow(u32),
     Cut,
 }
 
@@ -54,6 +57,11 @@ impl Link {
     /// a router on the way swallowed them. It does not end, and carries answers.
     pub fn narrow(&self) {
         self.way.send_replace(Way::Narrow);
+    }
+
+    /// From now on each connection carries so much to the target.
+    pub fn slow(&self, bytes_per_s: u32) {
+        self.way.send_replace(Way::Slow(bytes_per_s));
     }
 
     pub fn heal(&self) {
@@ -110,10 +118,18 @@ async fn forward(
         && count > 0
     {
         sent_bytes.fetch_add(count as u64, Ordering::Relaxed);
-        if *way.borrow() == Way::Narrow && count > NARROW_BYTES {
-            // Until the other end gives up.
-            while from.read(&mut buf).await.is_ok_and(|count| count > 0) {}
-            break;
+        let now = *way.borrow();
+        match now {
+            Way::Narrow if count > NARROW_BYTES => {
+                // Until the other end gives up.
+                while from.read(&mut buf).await.is_ok_and(|count| count > 0) {}
+                break;
+            }
+            Way::Slow(bytes_per_s) => {
+                let took = Duration::from_secs_f64(count as f64 / f64::from(bytes_per_s));
+                tokio::time::sleep(took).await;
+            }
+            _ => {}
         }
         if to.write_all(&buf[..count]).await.is_err() {
             break;

@@ -31,6 +31,7 @@ mod recipes;
 mod restart;
 mod retention;
 mod settings;
+mod slow_link;
 mod snapshot;
 mod start;
 mod stop;

@@ -216,3 +216,21 @@ async fn a_state_that_does_not_fit_is_refused_before_it_is_fetched() {
     cluster.wait_all_ready().await;
     all_agree(&cluster).await;
 }
+
+/// It gets on, but so slowly that the log is kept for it no longer: it is not sent entries for ever, which nobody could
+/// give up meanwhile, but a state.
+#[tokio::test]
+async fn a_member_that_is_too_slow_to_be_waited_for_holds_nothing_back() {
+    let mut cluster = Cluster::start_linked(3, &arguments("500")).await;
+    let leader = cluster.leader().await;
+    let slow = (leader + 2) % 3;
+    make_capped(&cluster, leader).await;
+    overwrite(&cluster, leader, 1 << 20).await;
+    // A message of entries takes it much longer than the patience.
+    cluster.links[slow].slow(50_000);
+    overwrite(&cluster, leader, 8 << 20).await;
+    log_is_small(&cluster, leader).await;
+    cluster.links[slow].heal();
+    cluster.wait_all_ready().await;
+    all_agree(&cluster).await;
+}

@@ -10,7 +10,6 @@ use super::{Applied, SavedPoint};
 use crate::limits::{LAST_SAVE_TIMEOUT, MAX_CHECKPOINT_PAUSE};
 use crate::state::{Changes, Freed};
 use crate::storage::{Checkpoint, Room};
-use crate::task;
 
 /// Topics whose blocks leave memory under one hold of the state.
 const SAVED_SLICE: usize = 256;
@@ -65,7 +64,7 @@ impl Applied {
         self.checkpoint_clock.writing();
         let (this, began) = (self.clone(), Instant::now());
         let Freed { entries, unread, .. } = freed;
-        let writing = task::blocking(move || {
+        let writing = self.writer.run(move || {
             this.checkpoint.write(values)?;
             // Not earlier: what the checkpoint before this one names must be there after a kill.
             this.log.live().release_all(&entries);
