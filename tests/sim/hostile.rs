@@ -170,6 +170,6 @@ fn add_evil(page: &mut Page, instance: Instance) {
         source_seq: page.to_seq,
         count: 1,
     });
-    // No headers.
-    page.records.push([&[0][..], EVIL].concat().into());
+    // Neither headers nor `meta`.
+    page.records.push([&[0, 0][..], EVIL].concat().into());
 }

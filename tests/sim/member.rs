@@ -102,7 +102,8 @@ impl Machine {
     /// Whether the member may end for this reason.
     fn may_end(&self, reason: &str) -> bool {
         let may_fail_to_start = self.lacks_files() || self.was_before.is_some();
-        let is_unstarted = reason.starts_with(UNSTARTED);
+        // What it does once in its life, at its first start, waits for no descriptor.
+        let is_unstarted = reason.starts_with(UNSTARTED) || reason.starts_with(UNWRITTEN);
         self.is_harmed || self.is_rotten || self.is_full_up || (may_fail_to_start && is_unstarted)
     }
 
@@ -208,8 +209,9 @@ pub fn start(world: &Arc<World>, number: usize) {
     });
 }
 
-/// Before the line of a member that could not start.
+/// Before the line of a member that could not start, and of one that could not note which cluster it is part of.
 const UNSTARTED: &str = "cannot start: ";
+const UNWRITTEN: &str = "cannot write the identity file";
 
 /// Why a member does not go on.
 enum Ending {

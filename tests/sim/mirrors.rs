@@ -179,7 +179,8 @@ fn plan(count: usize, dice: &mut Dice) -> (Vec<Planned>, bool, bool) {
             }
         }
     }
-    (routers, is_ordered, is_strict)
+    // What was left out comes when somebody has seen it, and later than what is behind it.
+    (routers, is_ordered && !is_strict, is_strict)
 }
 
 /// Who runs the routers of a cluster.
