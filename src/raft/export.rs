@@ -18,7 +18,7 @@ use super::node::Node;
 use super::retention::{Exported, LogTail};
 use super::upkeep::rest_or_end;
 use crate::limits::{EXPORT_ENTRIES, EXPORT_INTERVAL};
-use crate::storage::{Disk, Log, Room, read_export, remove_export};
+use crate::storage::{Disk, Log, Room, Verdict, read_export, remove_export};
 use crate::task;
 
 /// Between two looks.
@@ -84,9 +84,9 @@ impl Export {
         let read = task::blocking(move || read_export(&*this.disk, &this.dir, &mut |_, _| Ok(()))).await;
         match read {
             Ok(last) => self.index.store(last.map_or(0, |last| last.index), Ordering::Release),
-            // The next one takes its place.
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => tracing::warn!("{error}"),
-            Err(error) => return Err(error),
+            Err(error) if Verdict::of(&error) == Verdict::Busy => return Err(error),
+            // Whatever is wrong with it, it is a second copy, and the next one takes its place.
+            Err(error) => tracing::warn!("the state that was exported is of no use: {error}"),
         }
         Ok(())
     }
@@ -182,7 +182,24 @@ pub async fn export_state(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::SimDisk;
+    use crate::storage::{EntryId, SimDisk, create_dir_durably, write_export};
+
+    #[tokio::test]
+    async fn one_that_cannot_be_read_is_none_and_ends_no_member() {
+        let (disk, dir) = (SimDisk::new(1), PathBuf::from("/data"));
+        create_dir_durably(&disk, &dir).expect("a directory");
+        let last = EntryId { term: 1, index: 7 };
+        write_export(&disk, &dir, last, u64::MAX, |each| each(b"key", b"value")).expect("it is written");
+        let export = Export::new(Arc::new(disk.clone()), dir.clone());
+        export.check().await.expect("it is well");
+        assert_eq!(export.index(), 7);
+        let export = Export::new(Arc::new(disk.clone()), dir.clone());
+        disk.refuse_opens(1);
+        export.check().await.expect_err("there may be a descriptor later");
+        disk.fail_reads(&dir.join("export"), u32::MAX).expect("a file");
+        export.check().await.expect("another one takes its place");
+        assert_eq!(export.index(), 0);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_settled_was_applied_a_while_before_the_export() {

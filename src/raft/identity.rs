@@ -61,6 +61,8 @@ impl Identity {
         let names = disk.list(dir).map_err(said)?;
         // A crash before the very first identity was written leaves no more than these.
         let is_left_over = |name: &str| name == "lock" || name.starts_with(FILE);
+        // A directory that is the root of a file system of its own holds what that has put there.
+        let is_left_over = |name: &str| is_left_over(name) || name == "lost+found" || name.starts_with('.');
         if let Some(found) = names.iter().find(|name| !is_left_over(name)) {
             return Err(format!(
                 "the data directory {} holds {found:?} but no identity file: if it is a member's, restore \
@@ -163,4 +165,25 @@ fn checked_part(text: &str) -> &str {
 fn read_text(disk: &dyn Disk, path: &Path) -> io::Result<String> {
     let bytes = read_small_file(disk, path, FILE_BYTES_MAX)?;
     String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not text"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemRandom;
+    use crate::storage::RealDisk;
+
+    #[test]
+    fn a_file_system_s_own_directories_are_no_data() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let open = || Identity::open(&RealDisk, dir.path(), "c", "m", &SystemRandom);
+        for own in ["lost+found", ".snapshot"] {
+            std::fs::create_dir(dir.path().join(own)).expect("create");
+        }
+        std::fs::create_dir(dir.path().join("log")).expect("create");
+        assert!(open().expect_err("whose log is it?").contains("\"log\""));
+        std::fs::remove_dir(dir.path().join("log")).expect("remove");
+        let minted = open().expect("it is as good as empty");
+        assert_eq!(open(), Ok(minted));
+    }
 }

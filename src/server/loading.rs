@@ -48,21 +48,23 @@ pub(super) fn load(
         // A checkpoint is written when the log is synced that far, so it is the log that lost something.
         Err(error) if error.is::<LogTooShort>() => {
             let line = anyhow!("the log beside the checkpoint in {} {error}", dir.display());
-            return Err(Unopened { verdict: Verdict::Damage, line });
+            return Err(Unopened::new(Verdict::Damage, line));
         }
         Err(error) => error,
     };
     let verdict = verdict_of(&error);
     if verdict != Verdict::Damage {
         let said = format!("the checkpoint in {} cannot be read", dir.display());
-        return Err(Unopened { verdict, line: error.context(said) });
+        return Err(Unopened::new(verdict, error.context(said)));
     }
     let why = format!("the checkpoint in {} cannot be used ({error:#})", dir.display());
     if log.purged().is_none() {
         // The whole log is still there, so the state can be made again by applying all of it.
         tracing::warn!("{why}: rebuilding it from the log");
         move_aside(dir)?;
-        let applied = load_from(log, || stores.open_checkpoint())?;
+        let loaded = load_from(log, || stores.open_checkpoint());
+        let applied =
+            loaded.map_err(|line| Unopened { is_changed: true, ..Unopened::new(Verdict::Refused, line) })?;
         return Ok(Loaded { applied, is_restored: false });
     }
     match restore_export(settings, disk, stores, log) {
@@ -73,13 +75,14 @@ pub(super) fn load(
             );
             Ok(Loaded { applied, is_restored: true })
         }
-        Ok(None) => Err(Unopened {
-            verdict: Verdict::Damage,
-            line: anyhow!("{why} and the log alone is not enough to rebuild it"),
-        }),
+        Ok(None) => Err(Unopened::new(
+            Verdict::Damage,
+            anyhow!("{why} and the log alone is not enough to rebuild it"),
+        )),
         Err(error) => {
-            let verdict = verdict_of(&error);
-            Err(Unopened { verdict, line: anyhow!("{why}, nor can the exported state ({error:#})") })
+            let (verdict, is_changed) = (verdict_of(&error), error.is::<Replaced>());
+            let line = anyhow!("{why}, nor can the exported state ({error:#})");
+            Err(Unopened { is_changed, ..Unopened::new(verdict, line) })
         }
     }
 }
@@ -159,9 +162,22 @@ fn restore_export(
     write_file_atomically(disk, &settings.data_dir, RESTORED, b"").context("cannot note the restore")?;
     // A kill between the two leaves no checkpoint, and the same again.
     move_aside(dir)?;
-    std::fs::rename(&fresh, dir).with_context(|| format!("cannot rename {}", fresh.display()))?;
-    disk.sync_dir(&settings.data_dir)?;
-    load_from(log, || stores.open_checkpoint()).map(Some)
+    let replace = || {
+        std::fs::rename(&fresh, dir).with_context(|| format!("cannot rename {}", fresh.display()))?;
+        disk.sync_dir(&settings.data_dir)?;
+        load_from(log, || stores.open_checkpoint()).map(Some)
+    };
+    replace().context(Replaced)
+}
+
+/// Of an error behind the point at which the damaged checkpoint was moved aside.
+#[derive(Debug)]
+struct Replaced;
+
+impl std::fmt::Display for Replaced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("it was whole, and put in the place of the checkpoint")
+    }
 }
 
 /// Makes a checkpoint of the export in `fresh`; `false` if there is no export.

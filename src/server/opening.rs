@@ -33,6 +33,14 @@ pub(super) struct Storage {
 pub struct Unopened {
     pub verdict: Verdict,
     pub line: anyhow::Error,
+    /// The checkpoint that could not be used is not in its place any more.
+    pub is_changed: bool,
+}
+
+impl Unopened {
+    pub(super) fn new(verdict: Verdict, line: anyhow::Error) -> Self {
+        Unopened { verdict, line, is_changed: false }
+    }
 }
 
 /// Whether the other members are enough to fill this one again when it is blank: they must be a majority.
@@ -55,9 +63,11 @@ pub(super) fn open(
         Some(mark) => mark,
         None => match Storage::open(settings, disk, &identity) {
             Ok(storage) => return Ok((identity, storage)),
-            Err(Unopened { verdict, line }) => {
+            Err(Unopened { verdict, line, is_changed }) => {
                 match verdict.at_start(can_be_filled_again(settings)) {
-                    AtStart::End if verdict != Verdict::Damage => return Err(line.context(said_of(verdict))),
+                    AtStart::End if verdict != Verdict::Damage => {
+                        return Err(line.context(said_of(verdict, is_changed)));
+                    }
                     AtStart::End | AtStart::SetAside => {}
                 }
                 Mark { unix_ms: SystemClock::shared().wall_ms(), why: format!("{line:#}") }
@@ -78,16 +88,19 @@ pub(super) fn open(
 }
 
 /// What the operator is to make of it, before the line that says what it is.
-fn said_of(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Damage => "data are damaged",
-        Verdict::Newer => {
-            "data of another version, and nothing was changed: start the version that wrote them"
-        }
-        Verdict::Refused => "data cannot be reached, and nothing was changed",
-        Verdict::Busy => "data cannot be opened for the moment, and nothing was changed",
-        Verdict::Bug => "data are whole, but this version has a fault in loading them; nothing was changed",
-    }
+fn said_of(verdict: Verdict, is_changed: bool) -> String {
+    let (what, advice) = match verdict {
+        Verdict::Damage => ("data are damaged", ""),
+        Verdict::Newer => ("data of another version", ": start the version that wrote them"),
+        Verdict::Refused => ("data cannot be reached", ""),
+        Verdict::Busy => ("data cannot be opened for the moment", ""),
+        Verdict::Bug => ("data are whole, but this version has a fault in loading them", ""),
+    };
+    let changed = match is_changed {
+        true => "the damaged checkpoint was moved aside before that",
+        false => "nothing was changed",
+    };
+    format!("{what}, and {changed}{advice}")
 }
 
 /// Opens the log of the member that `identity` says this is.
@@ -103,7 +116,7 @@ pub fn open_log(
     let had_log = identity.cluster_id.is_some();
     if had_log && !stores.has_log().with_context(|| format!("cannot use {}", dir.display()))? {
         let line = anyhow!("the log in {} is missing", dir.display());
-        return Err(Unopened { verdict: Verdict::Damage, line });
+        return Err(Unopened::new(Verdict::Damage, line));
     }
     Ok(Log::open(disk.clone(), &dir, options)?)
 }
@@ -145,7 +158,7 @@ impl Storage {
         let stores = Arc::new(stores.map_err(|error| match Verdict::of(&error) {
             // Without a word of the system's: it is about what was read.
             verdict @ (Verdict::Damage | Verdict::Newer) if error.raw_os_error().is_none() => {
-                Unopened { verdict, line: anyhow!("{error}") }
+                Unopened::new(verdict, anyhow!("{error}"))
             }
             _ => anyhow!(error).context(format!("cannot use {}", dir.display())).into(),
         })?);
@@ -183,13 +196,27 @@ impl Storage {
 
 impl From<OpenError> for Unopened {
     fn from(error: OpenError) -> Self {
-        Unopened { verdict: error.verdict(), line: error.into() }
+        Unopened::new(error.verdict(), error.into())
     }
 }
 
 /// What is not known to be about the data is not.
 impl From<anyhow::Error> for Unopened {
     fn from(line: anyhow::Error) -> Self {
-        Unopened { verdict: Verdict::Refused, line }
+        Unopened::new(Verdict::Refused, line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_that_nothing_was_changed_only_if_that_is_so() {
+        for verdict in [Verdict::Newer, Verdict::Refused, Verdict::Busy, Verdict::Bug] {
+            assert!(said_of(verdict, false).contains("nothing was changed"), "{verdict:?}");
+            let changed = said_of(verdict, true);
+            assert!(changed.contains("moved aside") && !changed.contains("nothing"), "{changed}");
+        }
     }
 }

@@ -11,6 +11,9 @@
 //! removes the mark last. The mark is also what a running member leaves when a read finds damage that the next
 //! start would not look for.
 //!
+//! What moves is what a member makes, by name. Whatever else lies there, the `lost+found` of a file system or a copy
+//! that somebody put beside the data, stays: it may not even be the member's to move.
+//!
 //! Such a directory goes when the member is a voter again; until then it may be the last copy of something, should
 //! too many others be lost as well. Data that is damaged while one is there is hardly ever a voter's; but between the
 //! vote and the removal there is a moment, so it is set aside too. There are at most two: the first, which certainly
@@ -19,15 +22,28 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::ballast;
 use super::disk::{Disk, read_small_file, write_file_atomically};
+use super::verdict::is_unreadable;
 
 const MARK: &str = "damaged";
 const PREFIX: &str = "damaged-";
 const MARK_BYTES_MAX: u64 = 64 << 10;
-/// What is not moved: the identity is copied, and replaced in one step.
+/// Is copied, and replaced in one step.
 const IDENTITY: &str = "identity";
-const LOCK: &str = "lock";
+
+/// Whether a name in a data directory is that of a part of a member's data: `log`, `log-1`, `checkpoint-1.damaged`,
+/// `export.tmp`, and so on.
+fn is_data(name: &str) -> bool {
+    let is_of = |kind: &str, ends: &[&str]| {
+        let Some(rest) = name.strip_prefix(kind) else { return false };
+        // The number of a store.
+        let behind = rest.strip_prefix('-').map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()));
+        ends.contains(&behind.filter(|behind| behind.len() + 1 < rest.len()).unwrap_or(rest))
+    };
+    is_of("log", &[""])
+        || is_of("checkpoint", &["", ".damaged", ".restored"])
+        || ["store", "export", "restored"].into_iter().any(|file| is_of(file, &["", ".tmp"]))
+}
 
 /// A decision to set data aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +61,10 @@ impl Mark {
         if !disk.exists(&path)? {
             return Ok(None);
         }
-        let bytes = read_small_file(disk, &path, MARK_BYTES_MAX)?;
+        let bytes = match read_small_file(disk, &path, MARK_BYTES_MAX) {
+            Err(error) if is_unreadable(&error) => Vec::new(),
+            read => read?,
+        };
         let text = String::from_utf8_lossy(&bytes);
         let (unix_ms, why) = text.split_once('\n').unwrap_or(("", ""));
         let why = why.lines().next().unwrap_or("damage was found earlier").to_owned();
@@ -101,16 +120,13 @@ impl Mark {
         for item in fs::read_dir(data_dir)? {
             let item = item?;
             let name = item.file_name();
-            let stays = name.to_str().is_some_and(|name| {
-                [LOCK, MARK, ballast::FILE].contains(&name)
-                    || name.starts_with(IDENTITY)
-                    || name.starts_with(PREFIX)
-            });
-            if stays {
+            if !name.to_str().is_some_and(is_data) {
                 continue;
             }
             step()?;
-            fs::rename(item.path(), aside.join(&name))?;
+            fs::rename(item.path(), aside.join(&name)).map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot move {}: {error}", item.path().display()))
+            })?;
         }
         disk.sync_dir(data_dir)?;
         disk.sync_dir(&aside)?;
@@ -129,8 +145,10 @@ fn find(data_dir: &Path) -> io::Result<Vec<PathBuf>> {
         let item = item?;
         let name = item.file_name();
         let Some(time) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+        // Whatever else has such a name is a stranger's.
+        let Ok(time) = time.parse::<u64>() else { continue };
         if item.file_type()?.is_dir() {
-            found.push((time.parse().unwrap_or(0u64), item.path()));
+            found.push((time, item.path()));
         }
     }
     found.sort();
@@ -150,7 +168,7 @@ pub fn remove_set_aside(data_dir: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::RealDisk;
+    use crate::storage::{RealDisk, SimDisk};
 
     fn names(dir: &Path) -> Vec<String> {
         let mut names: Vec<String> =
@@ -214,6 +232,56 @@ mod tests {
             expect_blank(dir, &["damaged-5"], &["old"]);
         }
         assert!(kills >= 6, "{kills}");
+    }
+
+    #[test]
+    fn what_is_not_the_member_s_stays_where_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        fill(dir, "old");
+        let others = ["lost+found", ".snapshot", "backup", "log-old", "logs", "damaged-by-me", "checkpoint.copy"];
+        for other in others {
+            fs::create_dir(dir.join(other)).unwrap();
+        }
+        fs::write(dir.join("ballast"), "").unwrap();
+        for file in ["store", "store.tmp", "restored", "export.tmp"] {
+            fs::write(dir.join(file), "old").unwrap();
+        }
+        for ours in ["log-3", "checkpoint-3", "checkpoint-3.damaged", "checkpoint.restored"] {
+            fs::create_dir(dir.join(ours)).unwrap();
+        }
+        assert!(!set_aside(dir, 5, 0));
+        let mut left = [&others[..], &["ballast", "damaged-5", "identity", "lock"]].concat();
+        left.sort_unstable();
+        assert_eq!(names(dir), left);
+        assert_eq!(names(&dir.join("damaged-5")).len(), 5 + 4 + 3);
+        remove_set_aside(dir).unwrap();
+        left.retain(|name| *name != "damaged-5");
+        assert_eq!(names(dir), left);
+        assert!(!is_set_aside(dir).unwrap(), "a stranger's directory is no data that were set aside");
+    }
+
+    #[test]
+    fn what_cannot_be_moved_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        fill(dir, "old");
+        // A directory that is not empty is in the way.
+        fs::create_dir_all(dir.join("damaged-5/log/file")).unwrap();
+        mark(5).write(&RealDisk, dir).unwrap();
+        let error = mark(5).carry_out(&RealDisk, dir, || Ok(())).unwrap_err();
+        assert!(error.to_string().contains(&format!("cannot move {}", dir.join("log").display())), "{error}");
+    }
+
+    #[test]
+    fn a_mark_that_cannot_be_read_is_a_mark() {
+        let (disk, dir) = (SimDisk::new(1), Path::new("/data"));
+        disk.create_dir_all(dir).unwrap();
+        mark(5).write(&disk, dir).unwrap();
+        disk.fail_reads(&dir.join(MARK), 1).unwrap();
+        assert_eq!(Mark::read(&disk, dir).unwrap(), Some(mark(5)));
+        disk.fail_reads(&dir.join(MARK), u32::MAX).unwrap();
+        assert!(Mark::read(&disk, dir).unwrap().is_some());
     }
 
     #[test]

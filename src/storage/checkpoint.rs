@@ -23,7 +23,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::frozen::Page;
-use super::verdict::Verdict;
+use super::read_through::find_unreadable;
+use super::verdict::{Verdict, is_unreadable};
 use crate::digest::Digest;
 
 /// One change of the checkpoint: `None` deletes the key.
@@ -44,7 +45,8 @@ pub trait Checkpoint: Send + Sync + 'static {
     fn page(&self, after: Option<&[u8]>, max_bytes: usize) -> io::Result<Page>;
     /// Sum of the digests of all keys and values: what tells it from another one.
     fn sum(&self) -> u64;
-    /// Moves the checkpoint forward: all changes or none, on disk when this returns.
+    /// Moves the checkpoint forward: all changes or none, on disk when this returns. After an error it may be either,
+    /// and nothing can be written any more until it is opened again.
     fn write(&self, changes: Vec<Change>) -> io::Result<()>;
 }
 
@@ -88,10 +90,28 @@ impl Checkpoints for MemoryCheckpoints {
 pub struct SledCheckpoint {
     tree: sled::Tree,
     db: sled::Db,
+    dir: PathBuf,
     /// The file that sled keeps everything in.
     file: File,
-    /// Sum of the digests of all keys and values. Held while a batch is written.
-    sum: Mutex<u64>,
+    /// Held while a batch is written.
+    sum: Mutex<Sum>,
+}
+
+struct Sum {
+    /// Of the digests of all keys and values.
+    value: u64,
+    /// A batch failed: it may be in the tree, and on the disk or not, and only the next start finds out.
+    is_outdated: bool,
+}
+
+impl Sum {
+    /// An error if nobody knows what the sum is of. It says nothing of what is on the disk.
+    fn known(&self) -> io::Result<u64> {
+        match self.is_outdated {
+            true => Err(Verdict::Refused.error("an earlier batch of the checkpoint could not be written")),
+            false => Ok(self.value),
+        }
+    }
 }
 
 /// Memory that sled may use to cache pages.
@@ -114,16 +134,25 @@ fn item_digest(key: &[u8], value: &[u8]) -> u64 {
 impl SledCheckpoint {
     /// Opens or creates the checkpoint in `dir`.
     pub fn open(dir: &Path) -> io::Result<Self> {
-        let db = open_database(dir).map_err(into_io)?;
-        let tree = db.open_tree(TREE).map_err(into_io)?;
+        let unread = |error| read_error(dir, error);
+        let db = open_database(dir).map_err(unread)?;
+        let tree = db.open_tree(TREE).map_err(unread)?;
         let file = File::open(dir.join("db"))?;
         file.sync_all()?;
         File::open(dir)?.sync_all()?;
-        let sum = match tree.get(SUM_KEY).map_err(into_io)? {
+        let value = match tree.get(SUM_KEY).map_err(unread)? {
             Some(bytes) => u64::from_le_bytes(bytes[..].try_into().map_err(|_| damaged())?),
             None => 0,
         };
-        Ok(SledCheckpoint { tree, db, file, sum: Mutex::new(sum) })
+        Ok(SledCheckpoint { tree, db, dir: dir.to_path_buf(), file, sum: Mutex::new(Sum { value, is_outdated: false }) })
+    }
+
+    /// Makes a batch and its sum durable.
+    fn apply(&self, batch: sled::Batch) -> io::Result<()> {
+        self.tree.apply_batch(batch).map_err(into_io)?;
+        self.db.flush().map_err(into_io)?;
+        // sled's flush starts the writing of pages and does not wait for the device.
+        self.file.sync_all()
     }
 }
 
@@ -158,13 +187,13 @@ impl Checkpoint for SledCheckpoint {
     fn load(&self, each: Visit<'_>) -> io::Result<()> {
         let (mut sum, mut failed) = (0u64, None);
         for item in self.tree.range::<&[u8], _>(above(Some(SUM_KEY))) {
-            let (key, value) = item.map_err(into_io)?;
+            let (key, value) = item.map_err(|error| read_error(&self.dir, error))?;
             sum = sum.wrapping_add(item_digest(&key, &value));
             if failed.is_none() {
                 failed = each(&key, &value).err();
             }
         }
-        if sum != *self.sum.lock() {
+        if sum != self.sum.lock().known()? {
             return Err(damaged());
         }
         failed.map_or(Ok(()), Err)
@@ -179,11 +208,11 @@ impl Checkpoint for SledCheckpoint {
     }
 
     fn sum(&self) -> u64 {
-        *self.sum.lock()
+        self.sum.lock().value
     }
 
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        Ok(self.tree.get(key).map_err(into_io)?.map(|value| value.to_vec()))
+        Ok(self.tree.get(key).map_err(|error| read_error(&self.dir, error))?.map(|value| value.to_vec()))
     }
 
     fn write(&self, changes: Vec<Change>) -> io::Result<()> {
@@ -191,7 +220,7 @@ impl Checkpoint for SledCheckpoint {
         let changes: BTreeMap<Vec<u8>, Option<Vec<u8>>> = changes.into_iter().collect();
         let mut batch = sled::Batch::default();
         let mut sum = self.sum.lock();
-        let mut new_sum = *sum;
+        let mut new_sum = sum.known()?;
         for (key, value) in changes {
             if let Some(old) = self.tree.get(&key).map_err(into_io)? {
                 new_sum = new_sum.wrapping_sub(item_digest(&key, &old));
@@ -205,11 +234,12 @@ impl Checkpoint for SledCheckpoint {
             }
         }
         batch.insert(SUM_KEY, &new_sum.to_le_bytes());
-        self.tree.apply_batch(batch).map_err(into_io)?;
-        self.db.flush().map_err(into_io)?;
-        // sled's flush starts the writing of pages and does not wait for the device.
-        self.file.sync_all()?;
-        *sum = new_sum;
+        sum.is_outdated = true;
+        self.apply(batch).map_err(|error| {
+            let what = format!("the checkpoint in {} cannot be moved forward: {error}", self.dir.display());
+            Verdict::Refused.error(what)
+        })?;
+        *sum = Sum { value: new_sum, is_outdated: false };
         Ok(())
     }
 }
@@ -234,6 +264,19 @@ pub(super) fn page_of(
         }
     }
     Ok(page)
+}
+
+/// What an error of reading the checkpoint in `dir` means. That a file of it cannot be read is as good as damage of
+/// that file; but what sled does when it is asked to read may also fail because of something that it writes.
+fn read_error(dir: &Path, error: sled::Error) -> io::Error {
+    let error = into_io(error);
+    match is_unreadable(&error).then(|| find_unreadable(dir)).flatten() {
+        Some(file) => {
+            let what = format!("the disk cannot read {}: {error}", file.display());
+            io::Error::new(io::ErrorKind::InvalidData, what)
+        }
+        None => error,
+    }
 }
 
 fn into_io(error: sled::Error) -> io::Error {
@@ -320,6 +363,36 @@ mod tests {
         assert_eq!(keys(&checkpoint).unwrap_err().kind(), io::ErrorKind::InvalidData);
         checkpoint.tree.insert([2], vec![9]).unwrap();
         assert_eq!(keys(&checkpoint).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn a_batch_that_failed_ends_the_writing_and_damages_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut checkpoint = SledCheckpoint::open(dir.path()).unwrap();
+        checkpoint.write(vec![change(1, Some(1)), change(2, Some(2))]).unwrap();
+        // A device that cannot be synced.
+        let file = std::mem::replace(&mut checkpoint.file, File::open("/dev/null").unwrap());
+        let error = checkpoint.write(vec![change(2, None), change(3, Some(3))]).unwrap_err();
+        assert_eq!(Verdict::of(&error), Verdict::Refused, "a chore does not go on after it: {error}");
+        checkpoint.file = file;
+        let error = checkpoint.write(vec![change(4, Some(4))]).unwrap_err();
+        assert_eq!(Verdict::of(&error), Verdict::Refused, "{error}");
+        assert_eq!(Verdict::of(&keys(&checkpoint).unwrap_err()), Verdict::Refused, "it is not called damaged");
+        drop(checkpoint);
+        let checkpoint = SledCheckpoint::open(dir.path()).unwrap();
+        let keys = keys(&checkpoint).expect("it adds up");
+        assert!(keys == [1, 2] || keys == [1, 3], "one batch or the other: {keys:?}");
+    }
+
+    #[test]
+    fn an_error_of_the_disk_is_damage_if_a_file_cannot_be_read() {
+        let dir = tempfile::tempdir().unwrap();
+        // Reading the memory of this process from address 0 is an error of I/O.
+        std::os::unix::fs::symlink("/proc/self/mem", dir.path().join("conf")).unwrap();
+        let error = || sled::Error::Io(rustix::io::Errno::IO.into());
+        assert_eq!(Verdict::of(&read_error(dir.path(), error())), Verdict::Damage);
+        std::fs::remove_file(dir.path().join("conf")).unwrap();
+        assert_eq!(Verdict::of(&read_error(dir.path(), error())), Verdict::Refused);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::io;
 use std::path::Path;
 
 use super::disk::{Disk, read_small_file, write_file_atomically};
+use super::verdict::is_unreadable;
 
 const FILE: &str = "closed";
 const FILE_BYTES_MAX: u64 = 64;
@@ -28,7 +29,11 @@ pub(super) fn read_note(disk: &dyn Disk, dir: &Path) -> io::Result<u64> {
     if !disk.exists(&path)? {
         return Ok(0);
     }
-    let bytes = read_small_file(disk, &path, FILE_BYTES_MAX)?;
+    let bytes = match read_small_file(disk, &path, FILE_BYTES_MAX) {
+        // As good as damaged.
+        Err(error) if is_unreadable(&error) => Vec::new(),
+        read => read?,
+    };
     let parse = || {
         let (lsn, crc) = std::str::from_utf8(&bytes).ok()?.trim_end().split_once(' ')?;
         let is_right = u32::from_str_radix(crc, 16).ok()? == crc32c::crc32c(lsn.as_bytes());

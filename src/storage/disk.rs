@@ -17,6 +17,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::verdict::with_second_try;
+
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenMode {
@@ -204,12 +206,14 @@ pub fn create_dir_durably(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     }
 }
 
-/// What a small file holds, at most its first `max_bytes`.
+/// What a small file holds, at most its first `max_bytes`. A disk that cannot read it is asked a second time.
 pub fn read_small_file(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
-    let file = disk.open(path, OpenMode::Read)?;
-    let mut bytes = vec![0; file.len_bytes()?.min(max_bytes) as usize];
-    file.read_exact_at(&mut bytes, 0)?;
-    Ok(bytes)
+    with_second_try(|| {
+        let file = disk.open(path, OpenMode::Read)?;
+        let mut bytes = vec![0; file.len_bytes()?.min(max_bytes) as usize];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    })
 }
 
 /// Replaces the file `name` in `dir` so that after a crash it holds either all of the old bytes or all of

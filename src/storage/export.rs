@@ -17,7 +17,7 @@ use bytes::BufMut;
 use super::checkpoint::Visit;
 use super::disk::{Disk, DiskFile, OpenMode};
 use super::entry::EntryId;
-use super::verdict::Verdict;
+use super::verdict::{Verdict, is_unreadable, with_second_try};
 use crate::codec::{Reader, put_blob};
 
 const FILE: &str = "export";
@@ -128,7 +128,8 @@ fn chunk_checksum(before: u32, chunk: &[u8]) -> u32 {
 }
 
 /// Hands everything in the export in `dir` to `each`, in order, and gives the last entry that it covers;
-/// `None` if there is no export. `InvalidData` if it is damaged: what was handed out is worth nothing then.
+/// `None` if there is no export. `InvalidData` if it is damaged, or cannot be read by the disk: what was handed out is
+/// worth nothing then.
 pub fn read_export(disk: &dyn Disk, dir: &Path, each: Visit<'_>) -> io::Result<Option<EntryId>> {
     let path = dir.join(FILE);
     if !disk.exists(&path)? {
@@ -138,7 +139,15 @@ pub fn read_export(disk: &dyn Disk, dir: &Path, each: Visit<'_>) -> io::Result<O
         let what = format!("the exported state {} is damaged at byte {at_bytes}", path.display());
         io::Error::new(io::ErrorKind::InvalidData, what)
     };
-    let file = disk.open(&path, OpenMode::Read)?;
+    // As good as damaged.
+    let unread = |error: io::Error| match is_unreadable(&error) {
+        true => {
+            let what = format!("the disk cannot read the exported state {}: {error}", path.display());
+            io::Error::new(io::ErrorKind::InvalidData, what)
+        }
+        false => error,
+    };
+    let file = with_second_try(|| disk.open(&path, OpenMode::Read)).map_err(unread)?;
     let len_bytes = file.len_bytes()?;
     let mut at_bytes = 0;
     let mut take = |count: usize| -> io::Result<(u64, Vec<u8>)> {
@@ -146,7 +155,7 @@ pub fn read_export(disk: &dyn Disk, dir: &Path, each: Visit<'_>) -> io::Result<O
             return Err(damaged(len_bytes));
         }
         let mut bytes = vec![0; count];
-        file.read_exact_at(&mut bytes, at_bytes)?;
+        with_second_try(|| file.read_exact_at(&mut bytes, at_bytes)).map_err(unread)?;
         let from = at_bytes;
         at_bytes += count as u64;
         Ok((from, bytes))
@@ -283,6 +292,21 @@ mod tests {
         for len in (0..len_bytes).rev().step_by(7919) {
             disk.truncate(&path, len).unwrap();
             assert_eq!(read(&disk).unwrap_err().kind(), io::ErrorKind::InvalidData, "cut to {len}");
+        }
+    }
+
+    #[test]
+    fn one_that_the_disk_cannot_read_is_damaged_and_named_if_it_cannot_twice() {
+        let disk = SimDisk::new(1);
+        write(&disk, 9, &items(300, 7)).unwrap();
+        let path = dir().join(FILE);
+        for after in 0..8 {
+            disk.fail_reads_after(&path, after, 1).unwrap();
+            assert!(read(&disk).expect("the second try reads it").is_some());
+            disk.fail_reads_after(&path, after, u32::MAX).unwrap();
+            let error = read(&disk).expect_err("it cannot be read");
+            assert_eq!(Verdict::of(&error), Verdict::Damage, "{error}");
+            assert!(error.to_string().contains("/data/export"), "{error}");
         }
     }
 

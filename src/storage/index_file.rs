@@ -13,8 +13,8 @@
 //! footer: root offset u64 | root len u32 (0: no rows) | levels u32 | live entries u64 | magic | crc u32
 //! ```
 //!
-//! The name says the range, and a generation: like a kept file, one of a higher generation supersedes those
-//! whose range it spans. Nothing in it is the only copy of anything: a file that is missing or damaged is made
+//! The name says the range, and a generation: like a kept file, it supersedes those whose range it spans (see
+//! `supersede`). Nothing in it is the only copy of anything: a file that is missing or damaged is made
 //! again from the log.
 use std::io;
 use std::ops::RangeInclusive;

@@ -40,11 +40,13 @@ pub struct Indexer {
     log: Log,
     index: Arc<Index>,
     merge: Option<Merge>,
+    /// Files that were taken out of the index and may still be on the disk.
+    doomed: Vec<IndexName>,
 }
 
 impl Indexer {
     pub(super) fn new(log: Log, index: Arc<Index>) -> Self {
-        Self { log, index, merge: None }
+        Self { log, index, merge: None, doomed: Vec::new() }
     }
 
     /// Does one thing, if there is one to do. `applied_index`: the last entry whose effects all show in the live
@@ -55,6 +57,11 @@ impl Indexer {
     }
 
     fn work(&mut self, applied_index: u64) -> io::Result<u64> {
+        if !self.doomed.is_empty() {
+            // Before anything else gets one of their names.
+            self.remove_doomed()?;
+            return Ok(FILE_BYTES);
+        }
         let damaged: Vec<IndexName> = std::mem::take(&mut *self.index.damaged.lock()).into_iter().collect();
         if !damaged.is_empty() {
             self.give_up_merge()?;
@@ -264,16 +271,24 @@ impl Indexer {
     }
 
     /// Puts `new`, which is durable, in the place of `gone`.
-    fn replace(&self, gone: &[IndexName], new: Option<IndexFile>) -> io::Result<()> {
+    fn replace(&mut self, gone: &[IndexName], new: Option<IndexFile>) -> io::Result<()> {
         self.index.parts.write().swap(gone, new);
+        self.doomed.extend_from_slice(gone);
+        self.remove_doomed()
+    }
+
+    /// Removes what is doomed; after an error the next step begins anew.
+    fn remove_doomed(&mut self) -> io::Result<()> {
         let (disk, dir) = (&self.index.disk, &self.index.dir);
-        for name in gone {
+        for name in &self.doomed {
             let path = dir.join(name.file_name());
             if disk.exists(&path)? {
                 disk.remove(&path)?;
             }
         }
-        disk.sync_dir(dir)
+        disk.sync_dir(dir)?;
+        self.doomed.clear();
+        Ok(())
     }
 }
 

@@ -10,8 +10,8 @@
 //!
 //! The name says which segments' entries a file holds, and its generation:
 //! `<first segment>-<last segment>-<generation>.kept`. Generation 0 is a segment as it was, renamed. A file
-//! of a higher generation that spans the segments of another supersedes it: that one was to be removed when
-//! the process died. That is all that recovery has to know about a rewrite.
+//! that spans the segments of another, and more, or the same ones in a higher generation, supersedes it: that one
+//! was to be removed when the process died. That is all that recovery has to know about a rewrite.
 use std::io;
 use std::ops::RangeInclusive;
 
@@ -79,6 +79,11 @@ impl KeptName {
 pub(super) enum NotKept {
     Damaged(&'static str),
     Newer { version: u32, known: u32 },
+}
+
+/// The name of a file while it is written.
+pub(super) fn unborn_name(name: KeptName) -> String {
+    format!("{}.new", name.file_name())
 }
 
 /// Whether a name is that of a file that was not finished.

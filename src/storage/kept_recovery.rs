@@ -1,7 +1,7 @@
 //! Opening the files that left the chain.
 //!
 //! They are not read through: header and table are checked now, every frame when it is read. What a kill in
-//! the middle of a rewrite leaves is plain from the names alone (see `kept`): a file that another one
+//! the middle of a rewrite leaves is plain from the names alone (see `supersede`): a file that another one
 //! supersedes is removed, an unfinished one too. Whether a file is missing cannot be said here, because only
 //! the state knows which entries are live; see [`super::Log::check_live`].
 use std::path::Path;
@@ -14,6 +14,7 @@ use super::runs::Runs;
 use super::segment;
 use super::supersede::superseded;
 use super::table::{OffsetTable, TableIndex};
+use super::verdict::with_second_try;
 
 /// The kept files of a directory, by name.
 pub(super) struct KeptFiles<'a> {
@@ -67,9 +68,9 @@ impl<'a> KeptFiles<'a> {
             let file = if name.generation == 0 {
                 self.open_former_segment(*name, &path, end_index)?
             } else {
-                let at_file = |source| OpenError::Io { file: path.to_path_buf(), source };
-                let file = self.disk.open(&path, OpenMode::Read).map_err(at_file)?;
-                let packed = KeptFile::open_packed(*name, file.as_ref()).map_err(at_file)?;
+                let unread = |error| OpenError::of_read(&path, 0, error);
+                let file = with_second_try(|| self.disk.open(&path, OpenMode::Read)).map_err(unread)?;
+                let packed = with_second_try(|| KeptFile::open_packed(*name, file.as_ref())).map_err(unread)?;
                 Some(packed.map_err(|why| match why {
                     NotKept::Damaged(what) => corrupt(&path, 0, what),
                     NotKept::Newer { version, known } => {
@@ -96,18 +97,18 @@ impl<'a> KeptFiles<'a> {
         path: &Path,
         end_index: u64,
     ) -> Result<Option<KeptFile>, OpenError> {
-        let at_file = |source| OpenError::Io { file: path.to_path_buf(), source };
         let segment = open_segment_at(self.disk, path.to_path_buf(), name.first_segment)?;
         let file = segment.file.as_ref();
-        let sealed = OffsetTable::load_sealed(file).map_err(at_file)?;
-        let table = TableIndex::locate(file).map_err(at_file)?;
+        let len_bytes = file.len_bytes().map_err(|source| OpenError::Io { file: path.to_path_buf(), source })?;
+        let unread = |error| OpenError::of_read(path, len_bytes, error);
+        let sealed = with_second_try(|| OffsetTable::load_sealed(file)).map_err(unread)?;
+        let table = with_second_try(|| TableIndex::locate(file)).map_err(unread)?;
         let (Some(sealed), Some(table)) = (sealed, table) else {
             return Err(corrupt(path, 0, "no good offset table"));
         };
         let mut runs = Runs::default();
         runs.push_spans(name.first_segment, sealed.table.spans());
         runs.truncate_from(end_index);
-        let len_bytes = file.len_bytes().map_err(at_file)?;
         Ok(KeptFile::of_segment(name.first_segment, runs.into_vec(), table, len_bytes))
     }
 }

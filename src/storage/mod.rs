@@ -37,6 +37,7 @@
 //! | `export` | The same a second time, in a file of its own, for a cluster of one. |
 //! | `aside` | What is done with data that is damaged. |
 //! | `room`, `ballast` | Whether the disk has room for more; what is kept for a start without any. |
+//! | `read_through` | Finding the file that a disk cannot read. |
 //! | `verdict` | What an error says about stored data, and what follows. |
 //! | `open_error`, `stats` | Reasons not to open; figures. |
 mod aside;
@@ -66,6 +67,7 @@ mod pin;
 mod plan;
 mod postings;
 mod queue;
+mod read_through;
 mod reader;
 mod reclaim;
 mod recovery;

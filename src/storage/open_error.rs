@@ -4,9 +4,9 @@
 //! one line that names the file: it may be the only line that is left in a terminal. What is to be done about
 //! damage depends on whether there are other members, and is added by who knows that.
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::verdict::Verdict;
+use super::verdict::{Verdict, is_unreadable};
 
 #[derive(Debug)]
 pub enum OpenError {
@@ -27,6 +27,16 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// What an error of reading `file` from `offset_bytes` on means, a second try included: a place that the disk
+    /// cannot read is as good as damage of that file, as for whoever reads later.
+    pub(super) fn of_read(file: &Path, offset_bytes: u64, error: io::Error) -> Self {
+        let file = file.to_path_buf();
+        match is_unreadable(&error) {
+            true => Self::Corrupt { file, offset_bytes, what: format!("the disk cannot read it: {error}") },
+            false => Self::Io { file, source: error },
+        }
+    }
+
     pub fn verdict(&self) -> Verdict {
         match self {
             // The directory is a member's own, so what has a segment's name was a segment.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::disk::{Disk, DiskFile, OpenMode};
 use super::frame::{self, FrameHead, FrameKind};
-use super::kept::{KEPT_HEADER_BYTES, KeptFile, KeptName};
+use super::kept::{self, KEPT_HEADER_BYTES, KeptFile, KeptName};
 use super::packed::PackedTable;
 use super::verdict::{Verdict, with_second_try};
 
@@ -27,7 +27,7 @@ pub(super) struct PackedFile {
 
 impl PackedFile {
     pub(super) fn begin(disk: &dyn Disk, dir: &Path, name: KeptName) -> io::Result<Self> {
-        let unborn = dir.join(format!("{}.new", name.file_name()));
+        let unborn = dir.join(kept::unborn_name(name));
         if disk.exists(&unborn)? {
             // Left by an attempt that failed.
             disk.remove(&unborn)?;
@@ -86,7 +86,7 @@ impl PackedFile {
     }
 
     /// Removes what was written.
-    pub(super) fn give_up(self, disk: &dyn Disk) -> io::Result<()> {
+    fn give_up(self, disk: &dyn Disk) -> io::Result<()> {
         disk.remove(&self.unborn)
     }
 }

@@ -21,7 +21,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::entry::EntryId;
-use super::kept::{KeptFile, KeptName};
+use super::kept::{self, KeptFile, KeptName};
 use super::log::Shared;
 use super::reader::FileId;
 use super::rewrite::{Progress, Rewrite};
@@ -55,8 +55,8 @@ pub struct Reclaimer {
     shared: Arc<Shared>,
     /// A segment that has left the chain in memory and not yet on disk.
     leaving: Option<Leaving>,
-    /// A rewritten file that may have got its name, but was not taken in.
-    unwanted: Option<KeptName>,
+    /// Files that nothing refers to any more and that may still be on the disk.
+    doomed: Vec<Doomed>,
     /// What is live in a kept file, as it was counted last.
     assessed: HashMap<KeptName, Assessed>,
     rewrite: Option<Rewrite>,
@@ -72,6 +72,14 @@ struct Leaving {
     kept: Option<KeptName>,
     /// That is done; what is left is to make it durable.
     is_moved: bool,
+}
+
+struct Doomed {
+    file_name: String,
+    /// Of a kept file that was taken out of the view: what its removal frees.
+    kept: Option<(KeptName, u64)>,
+    /// That is done; what is left is to make it durable.
+    is_removed: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -102,7 +110,7 @@ fn is_mostly_dead(live_bytes: u64, frames_bytes: u64) -> bool {
 
 impl Reclaimer {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, leaving: None, unwanted: None, assessed: HashMap::new(), rewrite: None, next: 0 }
+        Self { shared, leaving: None, doomed: Vec::new(), assessed: HashMap::new(), rewrite: None, next: 0 }
     }
 
     /// Does one thing, if there is one to do. `checkpointed_index`: the last entry that the checkpoint on disk
@@ -115,9 +123,10 @@ impl Reclaimer {
             self.leave_on_disk(leaving)?;
             return Ok(Reclaimed { cost_bytes: STEP_BYTES });
         }
-        if let Some(name) = self.unwanted {
-            // What it should have replaced goes its own ways from here on, into files that overlap with it.
-            self.remove_unwanted(name)?;
+        if !self.doomed.is_empty() {
+            // The segments that they are named after go their own ways from here on, into files that overlap with
+            // them.
+            self.remove_doomed()?;
             return Ok(Reclaimed { cost_bytes: STEP_BYTES });
         }
         if let Some(rewrite) = self.rewrite.take() {
@@ -331,7 +340,7 @@ impl Reclaimer {
 
     fn go_on(&mut self, mut rewrite: Rewrite, pinned_upto: Option<u64>) -> io::Result<Reclaimed> {
         if pinned_upto.is_some_and(|upto| rewrite.first_segment() <= upto) {
-            rewrite.give_up(&self.shared)?;
+            self.give_up(rewrite.name())?;
             return Ok(Reclaimed { cost_bytes: STEP_BYTES });
         }
         match rewrite.step(&self.shared) {
@@ -341,13 +350,13 @@ impl Reclaimer {
             }
             Ok(Progress::Damaged { name, error }) => {
                 self.leave_alone(name, error);
-                rewrite.give_up(&self.shared)?;
+                self.give_up(rewrite.name())?;
                 Ok(Reclaimed { cost_bytes: STEP_BYTES })
             }
             Ok(Progress::Done) => {
                 let name = rewrite.name();
-                let finished = rewrite.finish(&self.shared).inspect_err(|_| self.unwanted = Some(name));
-                let (sources, new) = finished?;
+                let finished = rewrite.finish(&self.shared);
+                let (sources, new) = finished.inspect_err(|_| self.doom(name))?;
                 if let Some(new) = &new {
                     // What it holds was live a moment ago; a first count is not needed to know that. How long its
                     // frames are nobody knows.
@@ -358,32 +367,60 @@ impl Reclaimer {
                 }
                 let has_name = new.is_some();
                 if !self.replace(&sources, new)? && has_name {
-                    self.unwanted = Some(name);
+                    self.doom(name);
                 }
                 Ok(Reclaimed { cost_bytes: STEP_BYTES })
             }
             Err(error) => {
-                // Nothing of it has a name yet that recovery would believe.
-                let _ = rewrite.give_up(&self.shared);
+                self.doom(rewrite.name());
                 Err(error)
             }
         }
     }
 
-    fn remove_unwanted(&mut self, name: KeptName) -> io::Result<()> {
-        let (disk, dir) = (&self.shared.reader.disk, &self.shared.reader.dir);
-        let path = dir.join(name.file_name());
+    /// Notes that a rewritten file is not wanted, whether it has its name already or not.
+    fn doom(&mut self, name: KeptName) {
+        for file_name in [name.file_name(), kept::unborn_name(name)] {
+            self.doomed.push(Doomed { file_name, kept: None, is_removed: false });
+        }
+    }
+
+    fn give_up(&mut self, name: KeptName) -> io::Result<()> {
+        self.doom(name);
+        self.remove_doomed()
+    }
+
+    /// Removes what is doomed, durably. After an error the rest stays so, and the next step goes on.
+    fn remove_doomed(&mut self) -> io::Result<()> {
+        let mut doomed = std::mem::take(&mut self.doomed);
+        let removed = doomed.iter_mut().try_for_each(|doomed| self.remove(doomed));
+        let outcome = removed.and_then(|()| self.shared.reader.disk.sync_dir(&self.shared.reader.dir));
+        if outcome.is_err() {
+            self.doomed = doomed;
+        }
+        outcome
+    }
+
+    fn remove(&self, doomed: &mut Doomed) -> io::Result<()> {
+        if doomed.is_removed {
+            return Ok(());
+        }
+        let disk = &self.shared.reader.disk;
+        let path = self.shared.reader.dir.join(&doomed.file_name);
         if disk.exists(&path)? {
             disk.remove(&path)?;
         }
-        disk.sync_dir(dir)?;
-        self.unwanted = None;
+        doomed.is_removed = true;
+        if let Some((name, len_bytes)) = doomed.kept {
+            self.shared.reader.forget(FileId::Kept(name));
+            self.freed(1, len_bytes);
+        }
         Ok(())
     }
 
     /// Puts `new`, which is durable, in the place of `gone`, which may go; `false` if a pin came in between, and
     /// nothing was done.
-    fn replace(&self, gone: &[Arc<KeptFile>], new: Option<KeptFile>) -> io::Result<bool> {
+    fn replace(&mut self, gone: &[Arc<KeptFile>], new: Option<KeptFile>) -> io::Result<bool> {
         let names: Vec<KeptName> = gone.iter().map(|file| file.name).collect();
         {
             let mut view = self.shared.view.write();
@@ -392,13 +429,12 @@ impl Reclaimer {
             }
             view.kept_mut().swap(&names, new);
         }
-        let (disk, dir) = (&self.shared.reader.disk, &self.shared.reader.dir);
-        for file in gone {
-            disk.remove(&dir.join(file.name.file_name()))?;
-            self.shared.reader.forget(FileId::Kept(file.name));
-            self.freed(1, file.len_bytes);
-        }
-        disk.sync_dir(dir)?;
+        self.doomed.extend(gone.iter().map(|file| Doomed {
+            file_name: file.name.file_name(),
+            kept: Some((file.name, file.len_bytes)),
+            is_removed: false,
+        }));
+        self.remove_doomed()?;
         Ok(true)
     }
 

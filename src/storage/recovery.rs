@@ -39,6 +39,7 @@ use super::open_error::OpenError;
 use super::runs::Runs;
 use super::segment::{self, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::table::OffsetTable;
+use super::verdict::with_second_try;
 use super::view::Sealed;
 
 pub(super) struct Recovered {
@@ -57,6 +58,9 @@ pub(super) struct Found {
     pub file: Arc<dyn DiskFile>,
     pub header: SegmentHeader,
 }
+
+/// A segment is read through in pieces of this size, so that a place that cannot be read has an address.
+const READ_BYTES: usize = 256 << 10;
 
 const DOES_NOT_CONTINUE: &str = "the next segment does not continue it";
 
@@ -114,9 +118,9 @@ pub(super) fn open_segment(disk: &dyn Disk, dir: &Path, id: u64) -> Result<Found
 
 /// Opens the segment `id` under whatever name it has.
 pub(super) fn open_segment_at(disk: &dyn Disk, path: PathBuf, id: u64) -> Result<Found, OpenError> {
-    let at_file = |source| OpenError::Io { file: path.clone(), source };
-    let file = disk.open(&path, OpenMode::Write).map_err(at_file)?;
-    match SegmentHeader::read(file.as_ref()).map_err(at_file)? {
+    let unread = |error| OpenError::of_read(&path, 0, error);
+    let file = with_second_try(|| disk.open(&path, OpenMode::Write)).map_err(unread)?;
+    match with_second_try(|| SegmentHeader::read(file.as_ref())).map_err(unread)? {
         Ok(header) if header.segment_id == id => Ok(Found { path, file, header }),
         Ok(header) => {
             let what = format!("the header is that of segment {:x}", header.segment_id);
@@ -236,10 +240,11 @@ impl<'a> Recovery<'a> {
 
     /// Takes a sealed segment by its table.
     fn read_sealed(&mut self, segment: &Found, next: &SegmentHeader) -> Result<(), OpenError> {
-        let loaded = OffsetTable::load_sealed(segment.file.as_ref());
-        let Some(sealed) = loaded.map_err(|source| io_error(segment, source))? else {
+        let len_bytes = segment_len(segment)?;
+        let loaded = with_second_try(|| OffsetTable::load_sealed(segment.file.as_ref()));
+        let Some(sealed) = loaded.map_err(|error| OpenError::of_read(&segment.path, len_bytes, error))? else {
             let what = "no good offset table, and there are frames behind it";
-            return Err(corrupt(&segment.path, segment_len(segment)?, what));
+            return Err(corrupt(&segment.path, len_bytes, what));
         };
         if next.chain != sealed.crc || next.first_lsn != sealed.lsn + 1 {
             return Err(corrupt(&segment.path, sealed.frame_offset_bytes, DOES_NOT_CONTINUE));
@@ -462,10 +467,11 @@ fn read_body(segment: &Found) -> Result<Vec<u8>, OpenError> {
     let body_bytes = segment_len(segment)?.saturating_sub(SEGMENT_HEADER_BYTES);
     let too_large = || io_error(segment, io::Error::from(io::ErrorKind::FileTooLarge));
     let mut body = vec![0; usize::try_from(body_bytes).map_err(|_| too_large())?];
-    segment
-        .file
-        .read_exact_at(&mut body, SEGMENT_HEADER_BYTES)
-        .map_err(|source| io_error(segment, source))?;
+    for (number, part) in body.chunks_mut(READ_BYTES).enumerate() {
+        let at_bytes = SEGMENT_HEADER_BYTES + (number * READ_BYTES) as u64;
+        with_second_try(|| segment.file.read_exact_at(part, at_bytes))
+            .map_err(|error| OpenError::of_read(&segment.path, at_bytes, error))?;
+    }
     Ok(body)
 }
 

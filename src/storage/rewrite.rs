@@ -159,11 +159,6 @@ impl Rewrite {
         let sources = std::mem::take(&mut self.sources);
         Ok((sources, self.packed.finish(disk, dir)?))
     }
-
-    /// Removes what was written.
-    pub(super) fn give_up(self, shared: &Shared) -> io::Result<()> {
-        self.packed.give_up(shared.reader.disk.as_ref())
-    }
 }
 
 /// How many of the first rows lie behind each other and are read together; at least one.

@@ -40,8 +40,9 @@ struct State {
     space_bytes: Option<u64>,
     /// So many opens find no file descriptor.
     opens_to_refuse: u32,
-    /// So many reads of this file find a sector that cannot be read.
-    reads_to_fail: Option<(u64, u32)>,
+    /// Behind so many reads of this file, so many find a sector that cannot be read.
+    reads_to_fail: Option<(u64, u32, u32)>,
+    removals_to_fail: u32,
     dice: Dice,
 }
 
@@ -88,6 +89,7 @@ impl SimDisk {
             space_bytes: None,
             opens_to_refuse: 0,
             reads_to_fail: None,
+            removals_to_fail: 0,
             dice: Dice::new(seed),
         })))
     }
@@ -129,6 +131,7 @@ impl SimDisk {
             space_bytes: None,
             opens_to_refuse: 0,
             reads_to_fail: None,
+            removals_to_fail: 0,
             dice,
         })))
     }
@@ -184,9 +187,19 @@ impl SimDisk {
 
     /// The next `count` reads of a file fail as on a bad sector.
     pub fn fail_reads(&self, path: &Path, count: u32) -> io::Result<()> {
+        self.fail_reads_after(path, 0, count)
+    }
+
+    /// The same for those behind the next `after` reads.
+    pub fn fail_reads_after(&self, path: &Path, after: u32, count: u32) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.reads_to_fail = Some((state.find(path)?, count));
+        state.reads_to_fail = Some((state.find(path)?, after, count));
         Ok(())
+    }
+
+    /// The next `count` removals of a file find that the disk is full, as some file systems need room for that.
+    pub fn fail_removals(&self, count: u32) {
+        self.0.lock().removals_to_fail = count;
     }
 
     /// What the file system says it has left.
@@ -379,6 +392,10 @@ impl Disk for SimDisk {
         let (dir, name) = split(path)?;
         let mut state = self.0.lock();
         state.begin()?;
+        if state.removals_to_fail > 0 {
+            state.removals_to_fail -= 1;
+            return Err(rustix::io::Errno::NOSPC.into());
+        }
         let dir = state.dirs.get_mut(dir).ok_or_else(not_found)?;
         dir.files.remove(&name).ok_or_else(not_found)?;
         dir.unsynced.push(NameChange::Remove(name));
@@ -436,12 +453,13 @@ impl SimFile {
 impl DiskFile for SimFile {
     fn read_exact_at(&self, buf: &mut [u8], offset_bytes: u64) -> io::Result<()> {
         let mut state = self.disk.0.lock();
-        if let Some((file, count)) = &mut state.reads_to_fail
-            && *file == self.file
-            && *count > 0
-        {
-            *count -= 1;
-            return Err(rustix::io::Errno::IO.into());
+        match &mut state.reads_to_fail {
+            Some((file, after, _)) if *file == self.file && *after > 0 => *after -= 1,
+            Some((file, _, count)) if *file == self.file && *count > 0 => {
+                *count -= 1;
+                return Err(rustix::io::Errno::IO.into());
+            }
+            _ => {}
         }
         state.contents.get(&self.file).ok_or_else(not_found)?.read(buf, offset_bytes)
     }

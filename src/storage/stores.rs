@@ -16,7 +16,7 @@ use super::disk::{Disk, read_small_file, write_file_atomically};
 use super::entry::{EntryId, Vote};
 use super::incoming::IncomingLog;
 use super::segment;
-use super::verdict::Verdict;
+use super::verdict::{Verdict, is_unreadable};
 
 /// Names the store that counts.
 const POINTER: &str = "store";
@@ -124,10 +124,18 @@ fn read_pointer(disk: &dyn Disk, data_dir: &Path) -> io::Result<u64> {
         // Whoever lost the file must not start blank beside the data.
         let first = data_dir.join("log");
         let names = if disk.exists(data_dir)? { disk.list_dirs(data_dir)? } else { Vec::new() };
-        let has_later = names.iter().any(|name| name.starts_with("log-"));
+        let is_later = |name: &String| {
+            name.strip_prefix("log-").is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        let has_later = names.iter().any(is_later);
         return if has_later && !disk.exists(&first)? { Err(lost(&path)) } else { Ok(0) };
     }
-    let bytes = read_small_file(disk, &path, POINTER_BYTES_MAX)?;
+    let bytes = match read_small_file(disk, &path, POINTER_BYTES_MAX) {
+        Err(error) if is_unreadable(&error) => {
+            return Err(invalid(format!("{} is damaged: the disk cannot read it ({error})", path.display())));
+        }
+        read => read?,
+    };
     let parse = || {
         let (number, crc) = std::str::from_utf8(&bytes).ok()?.trim_end().split_once(' ')?;
         let is_right = u32::from_str_radix(crc, 16).ok()? == crc32c::crc32c(number.as_bytes());

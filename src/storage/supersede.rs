@@ -1,9 +1,9 @@
 //! Which files another one has taken the place of.
 //!
 //! A file that is written anew from others says by its name which span it covers, and carries a generation above
-//! theirs. Until they are removed, both are there, and a start has to tell from the names alone which count.
-use std::collections::BTreeMap;
-
+//! theirs. Until they are removed, both are there, and a start has to tell from the names alone which count: the
+//! wider one, and of two with one span that of the higher generation. Files that count do not overlap, so whoever
+//! made the wider one did not count the other any more, whatever its generation.
 /// What the name of a file says of its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Span {
@@ -15,35 +15,28 @@ pub(super) struct Span {
 #[cfg(test)]
 impl Span {
     fn supersedes(self, other: Self) -> bool {
-        self.generation > other.generation && self.first <= other.first && other.last <= self.last
+        let (this, that) = ((self.first, self.last), (other.first, other.last));
+        let covers = self.first <= other.first && other.last <= self.last;
+        covers && (this != that || self.generation > other.generation)
     }
 }
 
-/// For each span, whether another one of a higher generation covers all of it. In `n log n`.
+/// For each span, whether another one takes its place. In `n log n`.
 pub(super) fn superseded(spans: &[Span]) -> Vec<bool> {
     let mut order: Vec<usize> = (0..spans.len()).collect();
-    // Whatever covers a span begins no later, so it is looked at before.
+    // Whatever takes the place of a span is looked at before it: it begins earlier, or ends later, or is newer.
     order.sort_unstable_by_key(|at| {
         let Span { first, last, generation } = spans[*at];
         (first, std::cmp::Reverse(last), std::cmp::Reverse(generation))
     });
-    // The generations of those seen so far by their ends: the farther the end, the lower the generation. What ends
-    // earlier at a lower generation can cover nothing that a later one does not.
-    let mut front: BTreeMap<u64, u32> = BTreeMap::new();
+    let mut farthest: Option<Span> = None;
     let mut is_superseded = vec![false; spans.len()];
     for at in order {
-        let Span { last, generation, .. } = spans[at];
-        let highest = front.range(last..).next().map(|(_, highest)| *highest);
-        is_superseded[at] = highest.is_some_and(|highest| highest > generation);
-        if highest.is_some_and(|highest| highest >= generation) {
-            continue;
+        let span = spans[at];
+        match farthest {
+            Some(before) if span.last <= before.last => is_superseded[at] = span != before,
+            _ => farthest = Some(span),
         }
-        while let Some((end, lower)) = front.range(..=last).next_back().map(|(end, lower)| (*end, *lower))
-            && lower <= generation
-        {
-            front.remove(&end);
-        }
-        front.insert(last, generation);
     }
     is_superseded
 }
@@ -59,6 +52,14 @@ mod tests {
         let span = |first, last, generation| Span { first, last, generation };
         let spans = [span(3, 3, 0), span(4, 31, 1), span(3, 31, 2), span(2, 4, 0)];
         assert_eq!(superseded(&spans), [true, true, false, false]);
+        assert_eq!(superseded(&[span(3, 3, 0), span(3, 3, 1)]), [true, false]);
+    }
+
+    #[test]
+    fn a_wider_span_supersedes_also_what_has_its_generation_or_a_higher_one() {
+        let span = |first, last, generation| Span { first, last, generation };
+        assert_eq!(superseded(&[span(2, 6, 1), span(3, 5, 1), span(4, 4, 7)]), [false, true, true]);
+        assert_eq!(superseded(&[span(2, 6, 1), span(6, 7, 1)]), [false, false], "neither holds all of the other");
     }
 
     proptest! {

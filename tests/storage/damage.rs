@@ -229,3 +229,47 @@ fn a_newer_format_and_a_foreign_file_are_refused_by_name() {
     foreign.open(&last, OpenMode::Write).expect("open").write_all_at(b"SQLite format 3\0", 0).expect("write");
     assert!(matches!(past.open(&foreign), Err(OpenError::Foreign { file }) if file == last));
 }
+
+#[test]
+fn a_file_of_the_log_that_the_disk_cannot_read_is_damaged_at_the_start_too() {
+    let disk = SimDisk::new(3);
+    let mut rig = Rig::new(&disk, &small_options()).expect("open");
+    for size in [900, 1500, 300, 1100, 2500, 640, 1700, 800, 1000, 1200, 500, 1900] {
+        rig.append(&[size, 20]).expect("append");
+        rig.run().expect("run");
+    }
+    (0..16).for_each(|index| rig.log.live().add(index, 1));
+    rig.purge(EntryId { term: 1, index: 16 }).expect("purge");
+    rig.run().expect("run");
+    let mut reclaimer = rig.log.reclaimer();
+    while !reclaimer.step(20).expect("free").is_idle() {}
+    // Some as they were, and some that were rewritten.
+    (0..7).filter(|index| index % 4 != 0).for_each(|index| rig.log.live().release(index));
+    while !reclaimer.step(20).expect("free").is_idle() {}
+    let files = segments(&disk);
+    let count = |end: &str| files.iter().filter(|path| path.to_string_lossy().ends_with(end)).count();
+    let as_they_were = count("-00000000.kept");
+    assert!(as_they_were > 0 && count(".kept") > as_they_were && count(".seg") > 1, "{files:?}");
+    let past = rig.past();
+    let mut unreadable = 0;
+    for path in &files {
+        for after in 0.. {
+            let left = disk.crash(1);
+            left.fail_reads_after(path, after, 1).expect("a file");
+            past.open(&left).unwrap_or_else(|error| panic!("the second try reads {}: {error}", path.display()));
+            let left = disk.crash(1);
+            left.fail_reads_after(path, after, u32::MAX).expect("a file");
+            match Log::open(std::sync::Arc::new(left.clone()), &dir(), small_options()) {
+                Ok(_) => break,
+                Err(error @ OpenError::Corrupt { .. }) => {
+                    assert_eq!(error.verdict(), Verdict::Damage);
+                    let line = error.to_string();
+                    assert!(line.contains(&path.display().to_string()), "{line}");
+                    unreadable += 1;
+                }
+                Err(error) => panic!("{} after {after} reads: {error}", path.display()),
+            }
+        }
+    }
+    assert!(unreadable > 2 * files.len(), "header and table of each: {unreadable}");
+}

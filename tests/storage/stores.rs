@@ -141,3 +141,20 @@ fn a_pointer_that_is_damaged_or_lost_is_no_blank_store() {
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
     }
 }
+
+#[test]
+fn a_pointer_that_the_disk_cannot_read_is_damaged_and_a_stranger_s_directory_is_no_store() {
+    let checkpoints = Arc::<MemoryCheckpoints>::default();
+    let disk = first_store(&checkpoints);
+    take_over(&disk, &checkpoints).expect("taken over");
+    let pointer = Path::new(DATA_DIR).join("store");
+    disk.fail_reads(&pointer, 1).expect("a file");
+    open(&disk, &checkpoints).expect("the second try reads it");
+    disk.fail_reads(&pointer, u32::MAX).expect("a file");
+    let error = open(&disk, &checkpoints).err().expect("it cannot be read");
+    assert_eq!(Verdict::of(&error), Verdict::Damage, "{error}");
+
+    let blank = SimDisk::new(1);
+    blank.create_dir_all(&Path::new(DATA_DIR).join("log-archive")).expect("create");
+    open(&blank, &checkpoints).expect("a blank one, beside what somebody put there");
+}
