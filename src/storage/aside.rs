@@ -239,7 +239,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         fill(dir, "old");
-        let others = ["lost+found", ".snapshot", "backup", "log-old", "logs", "damaged-by-me", "checkpoint.copy"];
+        let others =
+            ["lost+found", ".snapshot", "backup", "log-old", "logs", "damaged-by-me", "checkpoint.copy"];
         for other in others {
             fs::create_dir(dir.join(other)).unwrap();
         }

@@ -144,7 +144,13 @@ impl SledCheckpoint {
             Some(bytes) => u64::from_le_bytes(bytes[..].try_into().map_err(|_| damaged())?),
             None => 0,
         };
-        Ok(SledCheckpoint { tree, db, dir: dir.to_path_buf(), file, sum: Mutex::new(Sum { value, is_outdated: false }) })
+        Ok(SledCheckpoint {
+            tree,
+            db,
+            dir: dir.to_path_buf(),
+            file,
+            sum: Mutex::new(Sum { value, is_outdated: false }),
+        })
     }
 
     /// Makes a batch and its sum durable.
@@ -377,7 +383,11 @@ mod tests {
         checkpoint.file = file;
         let error = checkpoint.write(vec![change(4, Some(4))]).unwrap_err();
         assert_eq!(Verdict::of(&error), Verdict::Refused, "{error}");
-        assert_eq!(Verdict::of(&keys(&checkpoint).unwrap_err()), Verdict::Refused, "it is not called damaged");
+        assert_eq!(
+            Verdict::of(&keys(&checkpoint).unwrap_err()),
+            Verdict::Refused,
+            "it is not called damaged"
+        );
         drop(checkpoint);
         let checkpoint = SledCheckpoint::open(dir.path()).unwrap();
         let keys = keys(&checkpoint).expect("it adds up");

@@ -70,7 +70,8 @@ impl<'a> KeptFiles<'a> {
             } else {
                 let unread = |error| OpenError::of_read(&path, 0, error);
                 let file = with_second_try(|| self.disk.open(&path, OpenMode::Read)).map_err(unread)?;
-                let packed = with_second_try(|| KeptFile::open_packed(*name, file.as_ref())).map_err(unread)?;
+                let packed =
+                    with_second_try(|| KeptFile::open_packed(*name, file.as_ref())).map_err(unread)?;
                 Some(packed.map_err(|why| match why {
                     NotKept::Damaged(what) => corrupt(&path, 0, what),
                     NotKept::Newer { version, known } => {
@@ -99,7 +100,8 @@ impl<'a> KeptFiles<'a> {
     ) -> Result<Option<KeptFile>, OpenError> {
         let segment = open_segment_at(self.disk, path.to_path_buf(), name.first_segment)?;
         let file = segment.file.as_ref();
-        let len_bytes = file.len_bytes().map_err(|source| OpenError::Io { file: path.to_path_buf(), source })?;
+        let len_bytes =
+            file.len_bytes().map_err(|source| OpenError::Io { file: path.to_path_buf(), source })?;
         let unread = |error| OpenError::of_read(path, len_bytes, error);
         let sealed = with_second_try(|| OffsetTable::load_sealed(file)).map_err(unread)?;
         let table = with_second_try(|| TableIndex::locate(file)).map_err(unread)?;

@@ -242,7 +242,8 @@ impl<'a> Recovery<'a> {
     fn read_sealed(&mut self, segment: &Found, next: &SegmentHeader) -> Result<(), OpenError> {
         let len_bytes = segment_len(segment)?;
         let loaded = with_second_try(|| OffsetTable::load_sealed(segment.file.as_ref()));
-        let Some(sealed) = loaded.map_err(|error| OpenError::of_read(&segment.path, len_bytes, error))? else {
+        let Some(sealed) = loaded.map_err(|error| OpenError::of_read(&segment.path, len_bytes, error))?
+        else {
             let what = "no good offset table, and there are frames behind it";
             return Err(corrupt(&segment.path, len_bytes, what));
         };

@@ -59,7 +59,11 @@ mod tests {
     fn a_wider_span_supersedes_also_what_has_its_generation_or_a_higher_one() {
         let span = |first, last, generation| Span { first, last, generation };
         assert_eq!(superseded(&[span(2, 6, 1), span(3, 5, 1), span(4, 4, 7)]), [false, true, true]);
-        assert_eq!(superseded(&[span(2, 6, 1), span(6, 7, 1)]), [false, false], "neither holds all of the other");
+        assert_eq!(
+            superseded(&[span(2, 6, 1), span(6, 7, 1)]),
+            [false, false],
+            "neither holds all of the other"
+        );
     }
 
     proptest! {

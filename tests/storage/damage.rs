@@ -256,7 +256,8 @@ fn a_file_of_the_log_that_the_disk_cannot_read_is_damaged_at_the_start_too() {
         for after in 0.. {
             let left = disk.crash(1);
             left.fail_reads_after(path, after, 1).expect("a file");
-            past.open(&left).unwrap_or_else(|error| panic!("the second try reads {}: {error}", path.display()));
+            past.open(&left)
+                .unwrap_or_else(|error| panic!("the second try reads {}: {error}", path.display()));
             let left = disk.crash(1);
             left.fail_reads_after(path, after, u32::MAX).expect("a file");
             match Log::open(std::sync::Arc::new(left.clone()), &dir(), small_options()) {

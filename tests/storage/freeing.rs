@@ -647,9 +647,8 @@ fn a_rewrite_that_was_given_up_leaves_nothing_once_the_disk_works_again() {
     let (disk, rig, mut reclaimer, _) = dead_between_others();
     free_all(&mut reclaimer).expect("free");
     let_neighbours_die(&rig);
-    let unborn = || {
-        disk.list(&dir()).expect("list").into_iter().filter(|name| name.ends_with(".kept.new")).count()
-    };
+    let unborn =
+        || disk.list(&dir()).expect("list").into_iter().filter(|name| name.ends_with(".kept.new")).count();
     while unborn() == 0 {
         assert!(!reclaimer.step(44).expect("a step").is_idle(), "two of them are to be rewritten");
     }
