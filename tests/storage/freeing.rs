@@ -602,7 +602,8 @@ fn let_neighbours_die(rig: &Rig) {
 #[test]
 fn a_dead_file_that_could_not_be_removed_goes_before_others_take_its_place() {
     // Also if the disk fails more than once, or only at making it durable.
-    let fails: [(u32, fn(&SimDisk)); 3] = [
+    type Fail = fn(&SimDisk);
+    let fails: [(u32, Fail); 3] = [
         (1, |disk| disk.fail_removals(1)),
         (5, |disk| disk.fail_removals(5)),
         (1, |disk| disk.fail_syncs(1)),
