@@ -15,9 +15,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sha2::{Digest, Sha256};
 use subtle::{ConditionallySelectable, ConstantTimeEq};
+use tokio::sync::Semaphore;
 
 use crate::error::{Code, Error};
-use crate::limits::MAX_PULLS_PER_KEY;
+use crate::limits::{MAX_CHANGES_UNDER_WAY_PER_KEY, MAX_PULLS_PER_KEY, MAX_TAG_DELETES_UNDER_WAY_PER_KEY};
 use refusals::FromAddress;
 pub use refusals::Refusals;
 
@@ -122,6 +123,9 @@ struct Key {
     /// Watch sessions, and the memory of those and of WebSockets.
     watch_sessions: AtomicUsize,
     watch_bytes: AtomicUsize,
+    /// Turns of its changes, and of its deletes by tag.
+    changes: Arc<Semaphore>,
+    tag_deletes: Arc<Semaphore>,
 }
 
 /// Why the setting `api_keys` cannot be used. Names the entry by its ordinal only: its text is secret.
@@ -185,6 +189,8 @@ impl Keys {
                     held_bytes: AtomicUsize::new(0),
                     watch_sessions: AtomicUsize::new(0),
                     watch_bytes: AtomicUsize::new(0),
+                    changes: Arc::new(Semaphore::new(MAX_CHANGES_UNDER_WAY_PER_KEY)),
+                    tag_deletes: Arc::new(Semaphore::new(MAX_TAG_DELETES_UNDER_WAY_PER_KEY)),
                 }),
             }
         }
@@ -313,6 +319,16 @@ impl Caller {
     /// Takes `bytes` of the at most `max` that the watch sessions and sockets of the key may hold.
     pub fn hold_watch_bytes(&self, bytes: usize, max: usize) -> Result<Place, Error> {
         self.count(|key| &key.watch_bytes, bytes, max, "watch_memory_bytes_per_key")
+    }
+
+    /// The turns of the changes of the caller's key; `None` without keys.
+    pub fn changes(&self) -> Option<Arc<Semaphore>> {
+        self.key.as_ref().map(|key| key.changes.clone())
+    }
+
+    /// The same of its deletes by tag.
+    pub fn tag_deletes(&self) -> Option<Arc<Semaphore>> {
+        self.key.as_ref().map(|key| key.tag_deletes.clone())
     }
 
     fn count(&self, counter: Counter, amount: usize, max: usize, limit: &str) -> Result<Place, Error> {

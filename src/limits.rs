@@ -46,8 +46,13 @@ pub const MAX_PAGE_EXAMINED_BYTES: usize = 64 << 20;
 /// Threads that reads and scans for clients may keep waiting for the disk at once. The others of the runtime are
 /// for what the cluster needs: applying, replication, checkpoints.
 pub const MAX_CLIENT_READS: usize = 64;
-/// Changes of topics and routers that are carried out at once; they go on when their clients are gone.
+/// Changes of topics and routers that are carried out at once, and those of one key; they go on when their clients are
+/// gone.
 pub const MAX_CHANGES_UNDER_WAY: usize = 256;
+pub const MAX_CHANGES_UNDER_WAY_PER_KEY: usize = MAX_CHANGES_UNDER_WAY / 4;
+/// The same of deletes by tag, which may have to read a whole topic: half of those that may wait for the disk.
+pub const MAX_TAG_DELETES_UNDER_WAY: usize = MAX_CLIENT_READS / 2;
+pub const MAX_TAG_DELETES_UNDER_WAY_PER_KEY: usize = MAX_TAG_DELETES_UNDER_WAY / 4;
 /// Bytes of entries from the disk that all reads hold together; a larger one is read when no other is held.
 pub const MAX_COLD_ENTRY_BYTES: u64 = 128 << 20;
 /// How long a pull, which may hold entries of several topics, waits for more.

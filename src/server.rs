@@ -57,6 +57,8 @@ pub enum Next {
 
 /// Runs one member until it is told to stop (SIGTERM, Ctrl-C), has to start again, or cannot go on.
 pub async fn run(settings: Settings) -> anyhow::Result<Next> {
+    // First: process 1 of a container is reached only by signals that it waits for.
+    let mut stop_signals = StopSignals::new()?;
     let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let random = SystemRandom::shared();
     let files = FileShares::raise().map_err(|line| anyhow!(line))?;
@@ -75,8 +77,19 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
     let transport = TcpTransport::shared();
     let peer_listener = listen_for_peers(&settings, &*transport).await?;
 
-    let _lock = lock_directory(&settings.data_dir)?;
-    let (identity, storage) = opening::open(&settings, &disk, &*random)?;
+    let lock = lock_directory(&settings.data_dir)?;
+    let opening = {
+        let (settings, disk, random) = (settings.clone(), disk.clone(), random.clone());
+        // With the lock, as it may go on for a moment when nobody waits for it any more.
+        tokio::task::spawn_blocking(move || (opening::open(&settings, &disk, &*random), lock))
+    };
+    // It may take long. Who is told to stop meanwhile ends as if it were killed.
+    let (opened, _lock) = tokio::select! {
+        biased;
+        signal = stop_signals.recv() => return stopped_early(signal),
+        opened = opening => opened.context("opening the data")?,
+    };
+    let (identity, storage) = opened?;
     let had_data = opening::had_data(&settings)?;
     let can_be_filled_again = opening::can_be_filled_again(&settings);
     tracing::info!(
@@ -116,7 +129,14 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         installer: installer.clone(),
         random: random.clone(),
     };
-    let node = Node::start(peers, parts, timers(&settings)).await;
+    let node = tokio::select! {
+        biased;
+        signal = stop_signals.recv() => {
+            storage.close();
+            return stopped_early(signal);
+        }
+        node = Node::start(peers, parts, timers(&settings)) => node,
+    };
     if node.is_err() && can_be_filled_again {
         damage::leave_mark_at_start(&storage.log, &*disk, &settings.data_dir)?;
     }
@@ -232,7 +252,6 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         settings.advertise_url
     );
 
-    let mut stop_signals = StopSignals::new()?;
     let mut outcome = tokio::select! {
         biased;
         signal = stop_signals.recv() => {
@@ -297,6 +316,12 @@ pub async fn run(settings: Settings) -> anyhow::Result<Next> {
         installer.adopt().context("the state that was taken over cannot be started from")?;
     }
     outcome
+}
+
+/// The end of a member that was told to stop before it served anybody.
+fn stopped_early(signal: &str) -> anyhow::Result<Next> {
+    tracing::info!("{signal} during the start: stopped");
+    Ok(Next::Stop)
 }
 
 /// Has the log say what was held back because it came often, also if nothing follows.
@@ -432,6 +457,29 @@ impl StopSignals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::SETTINGS;
+    use crate::limits::LAST_SAVE_TIMEOUT;
+
+    /// The seconds that stand behind `name` in `text`.
+    fn seconds(text: &str, name: &str) -> Duration {
+        let (_, rest) = text.split_once(name).unwrap_or_else(|| panic!("no {name}"));
+        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+        Duration::from_secs(digits.parse().expect("a number"))
+    }
+
+    #[test]
+    fn what_runs_a_member_waits_for_its_end_and_never_gives_it_up() {
+        let drain = SETTINGS.iter().find(|setting| setting.name == "drain_ms").expect("a setting");
+        let drain = Duration::from_millis(drain.default.expect("a default").parse().expect("a number"));
+        let end = 2 * HAND_OVER_TIMEOUT + drain + CLOSE_TIMEOUT + LAST_SAVE_TIMEOUT;
+        let unit = include_str!("../deploy/antiphon.service");
+        assert!(seconds(unit, "TimeoutStopSec=") >= end + end / 2, "{end:?}");
+        assert!(seconds(include_str!("../docker-compose.yml"), "stop_grace_period: ") >= end + end / 2);
+        // What ends a start may pass, and a start ends soon.
+        let (head, service) = unit.split_once("[Service]").expect("a section");
+        assert_eq!(seconds(head, "StartLimitIntervalSec="), Duration::ZERO);
+        assert!(seconds(service, "RestartSec=") >= Duration::from_secs(1));
+    }
 
     /// What follows the leader and the other members is one of them: without it a member would learn nothing more.
     #[tokio::test]

@@ -13,7 +13,7 @@ use reqwest::{Response, Url};
 
 use super::client::key_argument;
 use super::fail;
-use crate::config::{Given, Secret, Source, client_key, client_url, variable};
+use crate::config::{Given, Secret, Source, client_key, client_url, hide, variable};
 
 /// Longest part of an answer that is looked at: what answers at the port may not be a member at all.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
@@ -114,7 +114,11 @@ async fn ask(member: &str, path: &str, key: Option<Secret>, timeout: Duration) -
         .with_context(|| format!("{member} does not answer"))?;
     match status {
         200 => Ok(()),
-        _ => bail!("{member}{path} answers {status}{}", explanation(&answer)),
+        _ => {
+            let why = explanation(&answer);
+            let why = key.map_or(why.clone(), |key| hide(&why, key.expose()));
+            bail!("{member}{path} answers {status}{why}")
+        }
     }
 }
 

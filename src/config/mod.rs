@@ -16,7 +16,7 @@ mod tests;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-pub use secret::Secret;
+pub use secret::{Secret, hide};
 pub use setting::{
     BadSetting, Given, Kind, SETTINGS, Setting, Source, flag, settings_in_sections, unknown_variables,
     variable,

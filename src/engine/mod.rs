@@ -107,10 +107,12 @@ pub struct EngineOptions {
     pub token_keys: Arc<TokenKeys>,
 }
 
-/// The verbs of one member. Clones are cheap and share everything.
+/// The verbs of one member. Clones are cheap and share everything but their deadline.
 #[derive(Clone)]
 pub struct Engine {
     inner: Arc<Inner>,
+    /// When the time of what is asked for is over, where that was known before.
+    until: Option<Instant>,
 }
 
 struct Inner {
@@ -169,7 +171,7 @@ impl Engine {
             random,
             options,
         });
-        let engine = Engine { inner };
+        let engine = Engine { inner, until: None };
         task::spawn(engine.clone().follow_readiness());
         engine.start_keeping_limits();
         task::spawn(engine.clone().tell_cluster());
@@ -222,8 +224,23 @@ impl Engine {
         self.inner.leaving.load(Ordering::Acquire) >= Leaving::Closing as u8
     }
 
-    fn deadline(&self) -> Instant {
-        Instant::now() + self.inner.options.request_timeout
+    /// The same verbs for a request whose time is over at `deadline`, however many of them it needs.
+    pub fn until(&self, deadline: Instant) -> Engine {
+        Engine { inner: self.inner.clone(), until: Some(deadline) }
+    }
+
+    /// When the time of a request that comes now is over.
+    pub fn deadline(&self) -> Instant {
+        self.until.unwrap_or_else(|| Instant::now() + self.inner.options.request_timeout)
+    }
+
+    /// Why a request is refused whose turn did not come in time: 429 `throttled`, or `no_leader` if those before it
+    /// wait for one.
+    pub fn out_of_turn(&self, limit: &str, max: usize) -> Error {
+        match self.live_leader_name() {
+            Some(_) => Error::over_limit(limit, max as u64),
+            None => self.no_leader(),
+        }
     }
 
     /// 503 with what `no_leader`, `storage_full` and `commit_unknown` tell beside it.

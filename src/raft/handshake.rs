@@ -31,7 +31,7 @@ use super::types::Member;
 use crate::codec::{Malformed, Reader, put_blob};
 
 /// Version of the protocol between members.
-pub const PROTOCOL: u16 = 5;
+pub const PROTOCOL: u16 = 6;
 const MAGIC: &[u8; 4] = b"anti";
 const MAX_WORDS_BYTES: usize = 4096;
 /// Longest text of another process that is repeated in a log line.

@@ -17,6 +17,7 @@ use super::names::{Names, Unknown};
 use super::pull_budget::AnswerRoom;
 use super::remote::{Answering, Remote, RemoteError};
 use super::targets::Targets;
+use crate::config::hide;
 use crate::limits::{
     MIN_ANSWER_BYTES_PER_S, REMOTE_CONNECT_TIMEOUT, REMOTE_IDLE_AFTER, REMOTE_READ_TIMEOUT,
     WHOLE_ANSWER_TIME, WHOLE_SHARED_ANSWER_TIME,
@@ -197,8 +198,16 @@ impl Remote for HttpRemote {
         timeout: Duration,
         room: &'a mut AnswerRoom,
     ) -> Answering<'a> {
-        Box::pin(self.ask(url, token, request, timeout, room))
+        Box::pin(async move {
+            let answer = self.ask(url, token, request, timeout, room).await;
+            answer.map_err(|error| without_token(error, token.unwrap_or_default()))
+        })
     }
+}
+
+/// What answers there has been shown our token, and may say it again (C-MIRROR-02).
+fn without_token(error: RemoteError, token: &str) -> RemoteError {
+    RemoteError { code: hide(&error.code, token), message: hide(&error.message, token), ..error }
 }
 
 async fn whole_body(mut response: Response, room: &mut AnswerRoom) -> Result<Bytes, RemoteError> {
@@ -291,6 +300,30 @@ mod tests {
         let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         assert_eq!(code(Targets::default(), &format!("http://127.0.0.1:{closed}")).await, "unreachable");
         assert_eq!(code(Targets::default(), &format!("http://localhost:{closed}")).await, "unreachable");
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_told_again_is_hidden() {
+        // C-MIRROR-02
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (mut request, mut bytes) = (Vec::new(), [0; 4096]);
+            while !String::from_utf8_lossy(&request).contains("Bearer") {
+                let read = stream.read(&mut bytes).await.unwrap();
+                request.extend_from_slice(&bytes[..read]);
+            }
+            let body = r#"{"error":{"code":"s3cret-token-abc","message":"bad: Bearer s3cret-token-abc"}}"#;
+            let head = format!("HTTP/1.1 401 Unauthorized\r\nContent-Length: {}\r\n\r\n", body.len());
+            stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        });
+        let remote = HttpRemote::new(Targets::default()).unwrap();
+        let mut room = PullBudget::new(1).turn(false).await.small_room();
+        let (token, timeout) = (Some("s3cret-token-abc"), Duration::from_secs(5));
+        let asked = remote.pull(&url, token, Bytes::new(), timeout, &mut room).await;
+        let (code, message) = ("***".to_owned(), "bad: Bearer ***".to_owned());
+        assert_eq!(asked, Err(RemoteError { code, message, is_refusal: true }));
     }
 
     #[tokio::test]

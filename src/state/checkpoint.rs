@@ -20,7 +20,7 @@ use crate::storage::Change;
 
 /// In version 3 a router knew neither what its remote may bring nor sealed tokens, no topic had a sum of its seqs, and
 /// idempotency keys were kept as text.
-const MACHINE_VERSION: u8 = 4;
+const MACHINE_VERSION: u8 = 5;
 
 /// What changed since the last checkpoint, and what may be done once that is on disk.
 #[derive(Default)]

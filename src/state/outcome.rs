@@ -169,6 +169,8 @@ pub enum Outcome {
         /// What it has, also if the command gave none.
         start: Start,
         has_token: bool,
+        /// It is another one than before.
+        is_changed: bool,
     },
     RouterDeleted {
         deleted: bool,
@@ -238,11 +240,12 @@ impl Outcome {
                 out.put_u8(*deleted as u8);
                 put_names(out, routers_removed);
             }
-            Outcome::RouterPut { created, start, has_token } => {
+            Outcome::RouterPut { created, start, has_token, is_changed } => {
                 out.put_u8(21);
                 out.put_u8(*created as u8);
                 start.encode(out);
                 out.put_u8(*has_token as u8);
+                out.put_u8(*is_changed as u8);
             }
             Outcome::RouterDeleted { deleted } => {
                 out.put_u8(22);
@@ -303,6 +306,7 @@ impl Outcome {
                 created: reader.bool()?,
                 start: Start::decode(reader)?,
                 has_token: reader.bool()?,
+                is_changed: reader.bool()?,
             },
             22 => Outcome::RouterDeleted { deleted: reader.bool()? },
             23 => Outcome::RouterPaused { is_paused: reader.bool()? },

@@ -99,7 +99,7 @@ impl State {
             router.write().set_position(&config.source, start);
             self.routers.changed(&router);
         }
-        Ok(outcome(true, config))
+        Ok(outcome(true, config, true))
     }
 
     fn change_router(&mut self, router: &Arc<SharedRouter>, put: &PutRouter<'_>) -> Result<Outcome, Outcome> {
@@ -128,7 +128,7 @@ impl State {
             }
             *token = stored.token.clone();
         }
-        let outcome = outcome(false, &config);
+        let told = config.clone();
         let relays = |config: &RouterConfig| config.remote.as_ref().map(|remote| remote.relays.clone());
         let (trusts_presented, has_new_relays) =
             (relays(&config) == Some(None), relays(&config) != relays(&known));
@@ -147,7 +147,7 @@ impl State {
         if is_changed {
             self.routers.reconfigured(router);
         }
-        Ok(outcome)
+        Ok(outcome(false, &told, is_changed))
     }
 
     /// C-ROUTE-10.
@@ -235,7 +235,7 @@ impl State {
     }
 }
 
-fn outcome(created: bool, config: &RouterConfig) -> Outcome {
+fn outcome(created: bool, config: &RouterConfig, is_changed: bool) -> Outcome {
     let has_token = config.remote.as_ref().is_some_and(|remote| remote.token.is_some());
-    Outcome::RouterPut { created, start: config.start, has_token }
+    Outcome::RouterPut { created, start: config.start, has_token, is_changed }
 }

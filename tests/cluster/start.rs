@@ -1,9 +1,13 @@
 //! What a member refuses to start with: one line, and no harm to the others.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{Cluster, PATIENCE, SECRET, antiphon, eventually, free_ports};
 
@@ -132,4 +136,41 @@ async fn a_member_with_a_wrong_secret_says_so_and_the_others_go_on() {
     }
     cluster.kill(victim);
     cluster.restart(victim).await;
+}
+
+/// Process 1 of a container is reached only by signals that it waits for.
+#[tokio::test]
+async fn who_is_told_to_stop_while_it_opens_its_data_stops_in_order() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let identity = dir.path().join("identity");
+    // It is read until whoever writes to it goes, which is after the end.
+    mknodat(CWD, &identity, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("make a pipe");
+    let ports: Vec<String> = free_ports(2).iter().map(u16::to_string).collect();
+    let mut child = antiphon()
+        .args(["serve", "--port", &ports[0], "--peer-listen", &format!("127.0.0.1:{}", ports[1])])
+        .arg("--data-dir")
+        .arg(dir.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start antiphon");
+    let writer = eventually("the identity is read", REFUSAL_LIMIT, async || {
+        assert!(child.try_wait().expect("look at a process").is_none(), "it ended by itself");
+        let flags = OFlags::NONBLOCK.bits() as i32;
+        File::options().write(true).custom_flags(flags).open(&identity).ok()
+    })
+    .await;
+    let pid = Pid::from_raw(child.id() as i32).expect("a pid");
+    kill_process(pid, Signal::TERM).expect("send a signal");
+    let deadline = std::time::Instant::now() + REFUSAL_LIMIT;
+    let status = eventually("it stops", 2 * REFUSAL_LIMIT, async || {
+        if std::time::Instant::now() > deadline {
+            child.kill().expect("kill a process");
+        }
+        child.try_wait().expect("wait for a process")
+    })
+    .await;
+    drop(writer);
+    assert!(status.success(), "{status}");
 }

@@ -136,6 +136,7 @@ impl ModelTopic {
 
 /// A local router that nothing runs: it stays where it was made.
 pub struct ModelRouter {
+    pub creates_dest: bool,
     pub source: String,
     pub dest: String,
     pub allow_cycle: bool,
@@ -329,11 +330,16 @@ impl Model {
             if let (true, Some(way_back)) = (known.allow_cycle && !config.allow_cycle, way_back) {
                 return Outcome::RouterCycle { cycle: [vec![source], way_back].concat() };
             }
+            let mut is_changed = false;
             if let Some(known) = self.routers.get_mut(name) {
+                let flags = |it: &ModelRouter| (it.allow_cycle, it.drops_tag, it.creates_dest);
+                let before = flags(known);
                 known.allow_cycle = config.allow_cycle;
                 known.drops_tag = !config.preserve_tag;
+                known.creates_dest = config.create_dest;
+                is_changed = flags(known) != before;
             }
-            return Outcome::RouterPut { created: false, start, has_token: false };
+            return Outcome::RouterPut { created: false, start, has_token: false, is_changed };
         }
         if let Some(known) = self.topics.get_mut(&source) {
             known.expire(self.now_ms);
@@ -358,10 +364,20 @@ impl Model {
         let start = config.start;
         let allow_cycle = config.allow_cycle;
         let (drops_tag, forwarded, is_paused) = (!config.preserve_tag, 0, false);
-        let router =
-            ModelRouter { source, dest, allow_cycle, start, position, drops_tag, forwarded, is_paused };
+        let creates_dest = config.create_dest;
+        let router = ModelRouter {
+            source,
+            dest,
+            allow_cycle,
+            creates_dest,
+            start,
+            position,
+            drops_tag,
+            forwarded,
+            is_paused,
+        };
         self.routers.insert(name.to_owned(), router);
-        Outcome::RouterPut { created: true, start, has_token: false }
+        Outcome::RouterPut { created: true, start, has_token: false, is_changed: true }
     }
 
     /// The first way in the order of breadth.

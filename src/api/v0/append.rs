@@ -7,7 +7,7 @@ use axum::response::Response;
 use super::append_body::{AppendBody, check_idempotency_key};
 use crate::api::Api;
 use crate::api::call::{Call, TopicCall, Write};
-use crate::api::change::{self, carry_through};
+use crate::api::change::{self, CHANGES};
 use crate::api::json::{JsonWriter, Millis};
 use crate::api::problem::internal;
 use crate::api::reply::{Answer, Reply, created_or_ok};
@@ -26,8 +26,16 @@ pub async fn append(State(api): State<Api>, call: TopicCall<Write>) -> Answer {
     match api.engine.catalog().get(&call.topic) {
         Some(_) => append_to(api, call).await,
         // Maybe it makes the topic.
-        None => carry_through(append_to(api, call)).await,
+        None => CHANGES.carry_through(api, call.call.caller.clone(), |api| append_and_make(api, call)).await,
     }
+}
+
+async fn append_and_make(api: Api, call: TopicCall<Write>) -> Answer {
+    let (caller, topic) = (call.call.caller.clone(), call.topic.clone());
+    let answer = append_to(api.clone(), call).await;
+    let asked = format_args!("append to topic {topic:?}, and to make it");
+    api.metrics.changes.tell_if_unknown(&caller, &answer, asked);
+    answer
 }
 
 async fn append_to(api: Api, TopicCall { mut call, topic }: TopicCall<Write>) -> Answer {

@@ -10,7 +10,7 @@ use super::append::{
 use super::append_many_body::{AppendManyBody, of_entry};
 use crate::api::Api;
 use crate::api::call::{Call, Write};
-use crate::api::change::carry_through;
+use crate::api::change::CHANGES;
 use crate::api::problem::internal;
 use crate::api::reply::{Answer, Reply, created_or_ok};
 use crate::auth::Scope;
@@ -21,12 +21,25 @@ use crate::state::{AppendPart, Appended, Create, Draft, Outcome};
 pub async fn append_many(State(api): State<Api>, mut call: Call<Write>) -> Answer {
     let prepared = prepare(&call)?;
     call.replace_body();
-    let is_known = |target: &Target| api.engine.catalog().get(&target.topic).is_some();
-    match prepared.topics.iter().all(is_known) {
-        true => append_to(api, call, prepared).await,
+    let is_absent = |target: &&Target| api.engine.catalog().get(&target.topic).is_none();
+    match prepared.topics.iter().find(is_absent).map(|target| target.topic.clone()) {
+        None => append_to(api, call, prepared).await,
         // Maybe it makes some.
-        false => carry_through(append_to(api, call, prepared)).await,
+        Some(absent) => {
+            let caller = call.caller.clone();
+            CHANGES.carry_through(api, caller, |api| append_and_make(api, call, prepared, absent)).await
+        }
     }
+}
+
+/// As [`append_to`], where `absent` and maybe others are not there.
+async fn append_and_make(api: Api, call: Call<Write>, prepared: Prepared, absent: String) -> Answer {
+    let (caller, count) = (call.caller.clone(), prepared.topics.len());
+    let answer = append_to(api.clone(), call, prepared).await;
+    let asked =
+        format_args!("append to {count} topics, and to make {absent:?} and others that are not there");
+    api.metrics.changes.tell_if_unknown(&caller, &answer, asked);
+    answer
 }
 
 async fn append_to(api: Api, call: Call<Write>, prepared: Prepared) -> Answer {

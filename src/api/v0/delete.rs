@@ -6,8 +6,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::api::Api;
-use crate::api::call::{Delete, TopicCall};
-use crate::api::change::carry_through;
+use crate::api::call::{Call, Delete, TopicCall};
+use crate::api::change::{CHANGES, TAG_DELETES};
 use crate::api::reply::{Answer, Reply};
 use crate::api::shape::parse_object;
 use crate::error::Error;
@@ -31,12 +31,21 @@ fn parse_delete(json: &[u8]) -> Result<(Option<u64>, Option<TagMatch>), Error> {
 }
 
 pub async fn delete(State(api): State<Api>, call: TopicCall<Delete>) -> Answer {
-    carry_through(delete_records(api, call)).await
-}
-
-async fn delete_records(api: Api, TopicCall { mut call, topic }: TopicCall<Delete>) -> Answer {
+    let TopicCall { mut call, topic } = call;
     let (before_seq, tags) = parse_delete(call.json()?)?;
     call.forget_body();
+    let turns = if tags.is_some() { &TAG_DELETES } else { &CHANGES };
+    let caller = call.caller.clone();
+    turns.carry_through(api, caller, |api| delete_records(api, call, topic, before_seq, tags)).await
+}
+
+async fn delete_records(
+    api: Api,
+    call: Call<Delete>,
+    topic: String,
+    before_seq: Option<u64>,
+    tags: Option<TagMatch>,
+) -> Answer {
     api.engine.admit()?;
     let deleted = api.engine.delete_records(&topic, before_seq, tags).await;
     let changes = &api.metrics.changes;

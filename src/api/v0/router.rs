@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::router_config::{parse_config, put_config};
 use crate::api::Api;
 use crate::api::call::{Admin, Delete, Read, RouterCall};
-use crate::api::change::carry_through;
+use crate::api::change::CHANGES;
 use crate::api::json::{JsonWriter, ToJson};
 use crate::api::name::check_topic_name;
 use crate::api::problem::internal;
@@ -20,7 +20,7 @@ use crate::limits::SEQ_LIMIT;
 use crate::state::{Draft, Outcome, PutRouter, Refusal, RouterConfig};
 
 pub async fn put(State(api): State<Api>, call: RouterCall<Admin>) -> Answer {
-    carry_through(put_router(api, call)).await
+    CHANGES.carry_through(api, call.call.caller.clone(), |api| put_router(api, call)).await
 }
 
 async fn put_router(api: Api, RouterCall { mut call, router }: RouterCall<Admin>) -> Answer {
@@ -32,8 +32,10 @@ async fn put_router(api: Api, RouterCall { mut call, router }: RouterCall<Admin>
     let proposed = api.engine.put_router(&put).await;
     let changes = &api.metrics.changes;
     changes.tell_if_unknown(&call.caller, &proposed, format_args!("make or configure router {router:?}"));
-    let (created, start, has_token) = match proposed? {
-        Outcome::RouterPut { created, start, has_token } => (created, start, has_token),
+    let (created, start, has_token, is_changed) = match proposed? {
+        Outcome::RouterPut { created, start, has_token, is_changed } => {
+            (created, start, has_token, is_changed)
+        }
         Outcome::RouterCycle { cycle } => return Err(cycle_error(&router, &cycle)),
         Outcome::Refused(Refusal::TopicNotFound) => return Err(Error::topic_not_found(&config.dest)),
         Outcome::Refused(refusal) => return Err(refusal.into_error(&router)),
@@ -43,10 +45,13 @@ async fn put_router(api: Api, RouterCall { mut call, router }: RouterCall<Admin>
     if let Some(remote) = config.remote.as_mut().filter(|_| !has_token) {
         remote.token = None;
     }
-    let (done, source, dest) = (if created { "made" } else { "configured" }, &config.source, &config.dest);
-    let from = if config.is_local() { "" } else { " of another cluster" };
-    let lines = &api.metrics.changes.routers;
-    call.tell(lines, format_args!("{done} router {router:?} from {source:?}{from} to {dest:?}"));
+    if is_changed {
+        let (done, source, dest) =
+            (if created { "made" } else { "configured" }, &config.source, &config.dest);
+        let from = if config.is_local() { "" } else { " of another cluster" };
+        let lines = &api.metrics.changes.routers;
+        call.tell(lines, format_args!("{done} router {router:?} from {source:?}{from} to {dest:?}"));
+    }
     let mut reply = Reply::new(call.arrived, 768);
     reply.json.field("router", router.as_str());
     reply.json.field("created", created);
@@ -116,7 +121,7 @@ pub async fn get(State(api): State<Api>, RouterCall { call, router }: RouterCall
 }
 
 pub async fn delete(State(api): State<Api>, call: RouterCall<Delete>) -> Answer {
-    carry_through(delete_router(api, call)).await
+    CHANGES.carry_through(api, call.call.caller.clone(), |api| delete_router(api, call)).await
 }
 
 async fn delete_router(api: Api, RouterCall { call, router }: RouterCall<Delete>) -> Answer {
@@ -139,11 +144,11 @@ async fn delete_router(api: Api, RouterCall { call, router }: RouterCall<Delete>
 }
 
 pub async fn pause(State(api): State<Api>, call: RouterCall<Admin>) -> Answer {
-    carry_through(set_paused(api, call, true)).await
+    CHANGES.carry_through(api, call.call.caller.clone(), |api| set_paused(api, call, true)).await
 }
 
 pub async fn resume(State(api): State<Api>, call: RouterCall<Admin>) -> Answer {
-    carry_through(set_paused(api, call, false)).await
+    CHANGES.carry_through(api, call.call.caller.clone(), |api| set_paused(api, call, false)).await
 }
 
 async fn set_paused(api: Api, RouterCall { call, router }: RouterCall<Admin>, pause: bool) -> Answer {
@@ -180,7 +185,7 @@ struct SkipBody<'a> {
 
 /// Has a mirror pass over a record that cannot be stored (C-MIRROR-18).
 pub async fn skip(State(api): State<Api>, call: RouterCall<Admin>) -> Answer {
-    carry_through(skip_record(api, call)).await
+    CHANGES.carry_through(api, call.call.caller.clone(), |api| skip_record(api, call)).await
 }
 
 async fn skip_record(api: Api, RouterCall { call, router }: RouterCall<Admin>) -> Answer {
@@ -205,8 +210,10 @@ async fn skip_record(api: Api, RouterCall { call, router }: RouterCall<Admin>) -
         Outcome::Refused(refusal) => return Err(refusal.into_error(&router)),
         other => return Err(internal(format_args!("a skip came out as {other:?}"))),
     };
-    let lines = &api.metrics.changes.skips;
-    call.tell(lines, format_args!("had router {router:?} pass over record {seq} of topic {topic:?}"));
+    if skipped {
+        let lines = &api.metrics.changes.skips;
+        call.tell(lines, format_args!("had router {router:?} pass over record {seq} of topic {topic:?}"));
+    }
     let mut reply = Reply::new(call.arrived, 512);
     reply.json.field("router", router.as_str());
     reply.json.field("topic", topic);

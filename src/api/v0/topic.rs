@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use super::topic_config::parse_config;
 use crate::api::Api;
 use crate::api::call::{Admin, Delete, Read, TopicCall};
-use crate::api::change::carry_through;
+use crate::api::change::CHANGES;
 use crate::api::json::JsonWriter;
 use crate::api::problem::internal;
 use crate::api::reply::{Answer, Reply, created_or_ok};
@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::state::{Draft, Outcome, Topic, TopicConfig, TopicType};
 
 pub async fn put(State(api): State<Api>, call: TopicCall<Admin>) -> Answer {
-    carry_through(put_topic(api, call)).await
+    CHANGES.carry_through(api, call.call.caller.clone(), |api| put_topic(api, call)).await
 }
 
 async fn put_topic(api: Api, TopicCall { mut call, topic }: TopicCall<Admin>) -> Answer {
@@ -68,7 +68,7 @@ pub async fn get(State(api): State<Api>, TopicCall { call, topic }: TopicCall<Re
 }
 
 pub async fn delete(State(api): State<Api>, call: TopicCall<Delete>) -> Answer {
-    carry_through(delete_topic(api, call)).await
+    CHANGES.carry_through(api, call.call.caller.clone(), |api| delete_topic(api, call)).await
 }
 
 async fn delete_topic(api: Api, TopicCall { call, topic }: TopicCall<Delete>) -> Answer {

@@ -12,12 +12,14 @@ use reqwest::header::HeaderValue;
 
 use super::health::given_url;
 use crate::api::is_topic_name;
-use crate::config::Secret;
+use crate::config::{Secret, hide};
 pub(super) use attempt::Call;
 use attempt::Failure;
 pub(super) use patience::Patience;
 
 const DEFAULT_URL: &str = "http://127.0.0.1:4000";
+/// What stands before a key in its header.
+const BEARER: &str = "Bearer ";
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
 
 /// `TOPIC`, `--url` and `--key`.
@@ -151,12 +153,19 @@ impl Members {
     }
 
     async fn attempt(&self, call: &Call<'_>, left: Duration) -> Result<Vec<u8>, Failure> {
-        attempt::attempt(&self.http, &self.bases[self.at], self.authorization.as_ref(), call, left).await
+        let authorization = self.authorization.as_ref();
+        let answer = attempt::attempt(&self.http, &self.bases[self.at], authorization, call, left).await;
+        // What answers there has been shown the key.
+        let shown = authorization.and_then(|value| value.to_str().ok()?.strip_prefix(BEARER));
+        answer.map_err(|failure| match shown {
+            Some(key) => Failure { line: hide(&failure.line, key), ..failure },
+            None => failure,
+        })
     }
 }
 
 fn authorization(key: &Secret) -> Result<HeaderValue, String> {
-    let text = format!("Bearer {}", key.expose());
+    let text = format!("{BEARER}{}", key.expose());
     let mut value = HeaderValue::from_str(&text)
         .map_err(|_| "--key holds a character that no HTTP header can hold".to_owned())?;
     // So that no `Debug` of a request shows it.
