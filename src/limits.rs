@@ -43,6 +43,8 @@ pub const MAX_PAGE_BYTES: usize = 8 << 20;
 pub const MAX_PAGE_EXAMINED: usize = 10_000;
 /// Bytes of records after which a page examines no more.
 pub const MAX_PAGE_EXAMINED_BYTES: usize = 64 << 20;
+/// How long one page goes on to look for records that pass a filter, once that takes turns.
+pub const MAX_PAGE_LOOK_TIME: Duration = Duration::from_secs(1);
 /// Threads that reads and scans for clients may keep waiting for the disk at once. The others of the runtime are
 /// for what the cluster needs: applying, replication, checkpoints.
 pub const MAX_CLIENT_READS: usize = 64;
@@ -55,7 +57,9 @@ pub const MAX_TAG_DELETES_UNDER_WAY: usize = MAX_CLIENT_READS / 2;
 pub const MAX_TAG_DELETES_UNDER_WAY_PER_KEY: usize = MAX_TAG_DELETES_UNDER_WAY / 4;
 /// Bytes of entries from the disk that all reads hold together; a larger one is read when no other is held.
 pub const MAX_COLD_ENTRY_BYTES: u64 = 128 << 20;
-/// How long a pull, which may hold entries of several topics, waits for more.
+/// How long a client that reads waits for room among them.
+pub const COLD_ENTRY_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a pull that holds none of them does.
 pub const PULL_PAGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait of a long poll, in milliseconds.
 pub const MAX_WAIT_MS: u64 = 30_000;

@@ -25,6 +25,12 @@ const SWEEP_ABOVE: usize = 256;
 /// Turns of what clients wait for.
 static CLIENT_READS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(MAX_CLIENT_READS)));
 
+/// Turns of what takes a processor for clients: half of them, so that the others are for all else.
+static CLIENT_WORK: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
+    let processors = std::thread::available_parallelism().map_or(1, |processors| processors.get());
+    Arc::new(Semaphore::new((processors / 2).max(1)))
+});
+
 /// The tasks of one simulated member.
 #[derive(Default)]
 pub struct Scope {
@@ -159,6 +165,37 @@ impl OwnThread {
     }
 }
 
+/// Runs `work`, which takes more than a moment of a processor, for a client: away from the runtime's threads, which
+/// the cluster needs, and not much at once. Whoever has more to do than some milliseconds takes several turns.
+pub async fn computing_for_client<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    if SCOPE.try_with(|_| ()).is_ok() {
+        tokio::task::yield_now().await;
+        return Ok(work());
+    }
+    // A task of its own: the turns are few, and none may wait until somebody polls who waits for it.
+    let working = tokio::spawn(async move {
+        let turn = CLIENT_WORK.clone().acquire_owned().await.map_err(io::Error::other)?;
+        blocking(move || {
+            let _turn = turn;
+            Ok(work())
+        })
+        .await
+    });
+    let _end = EndOnDrop(working.abort_handle());
+    working.await.map_err(io::Error::other)?
+}
+
+/// Ends a task that nobody waits for any more.
+struct EndOnDrop(AbortHandle);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -177,6 +214,31 @@ mod tests {
             tried += 1;
             assert!(tried < 10, "there is no thread again");
         }
+    }
+
+    #[tokio::test]
+    async fn work_for_clients_is_done_a_little_at_a_time_and_waits_for_nobody_who_looks_away() {
+        use futures_util::FutureExt;
+        use std::sync::atomic::{AtomicUsize, Ordering};
+
+        let (at_once, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let work = || {
+            let (at_once, most) = (at_once.clone(), most.clone());
+            computing_for_client(move || {
+                most.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::yield_now();
+                at_once.fetch_sub(1, Ordering::SeqCst);
+            })
+        };
+        // These are begun, and not polled again while the others are waited for.
+        let mut left_alone: Vec<_> = (0..20).map(|_| Box::pin(work())).collect();
+        left_alone.iter_mut().for_each(|one| assert!(one.now_or_never().is_none()));
+        for _ in 0..20 {
+            work().await.unwrap();
+        }
+        futures_util::future::join_all(left_alone).await.into_iter().for_each(|done| done.unwrap());
+        let processors = std::thread::available_parallelism().map_or(1, |processors| processors.get());
+        assert!(most.load(Ordering::SeqCst) <= (processors / 2).max(1));
     }
 
     #[tokio::test]

@@ -6,10 +6,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::error::{Code, Error};
 use crate::limits::MAX_COLD_ENTRY_BYTES;
 use crate::record::EntryRecords;
 use crate::state::Run;
@@ -55,15 +57,26 @@ impl ColdEntries {
         ColdEntries { units: Arc::new(Semaphore::new(max_units as usize)), max_units }
     }
 
-    /// Waits for room, in the order of those who ask.
-    pub async fn wait(&self, units: u32) -> io::Result<OwnedSemaphorePermit> {
-        self.units.clone().acquire_many_owned(units).await.map_err(io::Error::other)
+    /// Waits for room, in the order of those who ask. Errors: `throttled` if there is none in time.
+    pub async fn wait(&self, units: u32, patience: Duration) -> Result<OwnedSemaphorePermit, Error> {
+        let waiting = self.units.clone().acquire_many_owned(units);
+        let room = tokio::time::timeout(patience, waiting).await.ok();
+        room.and_then(Result::ok).ok_or_else(no_room)
     }
 
     /// A way to read from `log`, which may wait for the disk, but for no room.
     pub fn reader(&self, log: Log) -> Reader {
         Reader { log, units: self.units.clone(), max_units: self.max_units }
     }
+}
+
+/// There is no room for what has to be read.
+pub(super) fn no_room() -> Error {
+    Error::over_limit("cold_entry_bytes", MAX_COLD_ENTRY_BYTES)
+}
+
+pub(super) fn is_no_room(error: &Error) -> bool {
+    error.code == Code::Throttled && *error == no_room()
 }
 
 pub(super) struct Reader {
@@ -106,6 +119,24 @@ impl Reader {
             }
         }
         Ok(Read::Entries(read))
+    }
+
+    /// One entry, from memory or from the disk; otherwise how many units of room it needs that there are not.
+    pub fn read_one(
+        &self,
+        run: &Run,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> io::Result<Result<EntryRecords, u32>> {
+        if let Some(entry) = self.log.cached(run.entry) {
+            return Ok(Ok(EntryRecords::parse(entry.payload)?));
+        }
+        match self.read(std::slice::from_ref(run), 0, room)? {
+            Read::Entries(entries) => {
+                let entry = entries.into_iter().next().map(|(_, entry)| Ok(entry));
+                entry.ok_or_else(|| io::Error::other("nothing was read"))
+            }
+            Read::NoRoom(units) => Ok(Err(units)),
+        }
     }
 
     /// All of them for one that is larger than all: it is read alone.
@@ -162,8 +193,9 @@ mod tests {
         let units = read(&[2], None).unwrap_err();
         assert!((60..70).contains(&units), "{units}");
         assert_eq!(read(&[3], None).unwrap_err(), 100, "all of it for one that is larger");
+        assert_eq!(cold.wait(units, Duration::from_millis(1)).await.err(), Some(no_room()));
         drop(held);
-        let room = cold.wait(units).await.unwrap();
+        let room = cold.wait(units, Duration::MAX).await.unwrap();
         assert_eq!(read(&[2], Some(room)).unwrap().len(), 1);
         assert_eq!(read(&[3], None).unwrap().len(), 1);
         assert_eq!(cold.units.available_permits(), 100);

@@ -12,15 +12,15 @@ use super::page::damaged;
 use super::{Consistency, Engine, Fence};
 use crate::error::{Code, Error};
 use crate::filter::TagMatch;
-use crate::limits::MAX_DELETE_BLOCKS;
+use crate::limits::{COLD_ENTRY_PATIENCE, MAX_DELETE_BLOCKS};
 use crate::state::{
-    DeleteRecords, Draft, LateMatch, Listed, Look, Outcome, RecordsDeleted, Refusal, SharedTopic,
+    DeleteRecords, Draft, LateMatch, Listed, Look, Outcome, RecordsDeleted, Refusal, Run, SharedTopic,
 };
 use crate::task;
 
 impl Engine {
     /// Removes the records of `topic` below `before_seq` and with a tag that matches, as far as either is given.
-    /// Errors: `topic_not_found`, `no_leader`, `commit_unknown`.
+    /// Errors: `topic_not_found`, `no_leader`, `throttled`, `commit_unknown`.
     pub async fn delete_records(
         &self,
         topic: &str,
@@ -34,7 +34,10 @@ impl Engine {
         let mut deleted = 0;
         match self.delete_matching(topic, before_seq, tags, &mut deleted).await {
             // Parts of it have taken effect. `no_leader` would say that nothing has (C-CLU-03).
-            Err(error) if deleted > 0 && matches!(error.code, Code::NoLeader | Code::StorageFull) => {
+            Err(error)
+                if deleted > 0
+                    && matches!(error.code, Code::NoLeader | Code::StorageFull | Code::Throttled) =>
+            {
                 Err(self.commit_unknown())
             }
             result => result,
@@ -94,19 +97,29 @@ impl Engine {
     ) -> Result<Look, Error> {
         let last_seq = shared.read().head_seq.min(before_seq.unwrap_or(u64::MAX).saturating_sub(1));
         look.forget_found();
+        let mut room = None;
         loop {
             let (applied, log, epoch) =
                 (self.inner.node.applied().clone(), self.inner.log.clone(), shared.epoch);
+            let reader = self.inner.cold_entries.reader(log.clone());
             let stepped = task::blocking_for_client(move || {
-                let is_done =
-                    look.step(&log, last_seq, |first_seq| applied.sealed_block(epoch, first_seq))?;
-                Ok((look, is_done))
+                let mut missing_units = None;
+                let fetch_block = |first_seq| applied.sealed_block(epoch, first_seq);
+                let fetch_entry = |run: &Run| {
+                    let fetched = reader.read_one(run, room.take())?;
+                    Ok(fetched.map_err(|units| missing_units = Some(units)).ok())
+                };
+                let is_done = look.step(&log, last_seq, fetch_block, fetch_entry)?;
+                Ok((look, is_done, missing_units))
             });
-            let (back, is_done) = stepped.await.map_err(|error| damaged(&error))?;
+            let (back, is_done, missing_units) = stepped.await.map_err(|error| damaged(&error))?;
             if is_done {
                 return Ok(back);
             }
-            look = back;
+            (look, room) = (back, None);
+            if let Some(units) = missing_units {
+                room = Some(self.inner.cold_entries.wait(units, COLD_ENTRY_PATIENCE).await?);
+            }
         }
     }
 }

@@ -1,16 +1,29 @@
 //! A page while it is being filled: which records it takes, and when it is full.
+//!
+//! A filter of many leaves may walk over much before it lets anything pass. Up to about a millisecond of that is done on
+//! the spot; what is more is looked at ahead on threads for it, in turns, and the page is filled with what they found.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::page::{PageRecord, RecordOrigin, damaged};
+use crate::codec::Malformed;
 use crate::error::Error;
 use crate::filter::Filter;
-use crate::limits::{MAX_PAGE_EXAMINED, MAX_PAGE_EXAMINED_BYTES};
+use crate::limits::{MAX_PAGE_EXAMINED, MAX_PAGE_EXAMINED_BYTES, MAX_PAGE_LOOK_TIME};
 use crate::record::{EntryRecords, Record};
 use crate::state::{Instance, Overlay, Run, SharedTopic, Topic};
+use crate::storage::Log;
+use crate::task;
 
 /// Work after which a page lets others have the thread, in bytes that are walked over: about a millisecond.
 const TURN_WORK_BYTES: usize = 256 << 10;
+/// The same of a turn on a thread for such work; a record is looked at as a whole. And runs that one goes through.
+const AHEAD_WORK_BYTES: usize = 8 << 20;
+pub(super) const MAX_RUNS_AHEAD: usize = 256;
 /// Work of looking at a record at all.
 const RECORD_WORK_BYTES: usize = 128;
 
@@ -26,12 +39,18 @@ pub(super) struct Filling<'a> {
     pub bytes: usize,
     pub limit: usize,
     pub max_bytes: usize,
-    pub drop_nodes: &'a [String],
-    pub filter: Option<&'a Filter>,
+    pub drop_nodes: &'a Arc<[String]>,
+    pub filter: Option<&'a Arc<Filter>>,
+    /// How long it waits for room for what it has to read.
+    pub patience: Duration,
     /// How often the filter may walk over a record.
     pub walks: usize,
     /// Work since others last had the thread.
     pub turn_work_bytes: usize,
+    /// What was looked at ahead: seqs behind the cursor, and whether they pass.
+    pub ahead: VecDeque<(u64, bool)>,
+    /// When it ends even if nothing was found: it takes turns, and others wait for theirs.
+    pub look_until: Option<Instant>,
     /// How often something had been removed when the runs were looked up.
     pub removal_count: u64,
     pub is_full: bool,
@@ -55,32 +74,29 @@ impl Filling<'_> {
         Place { cursor: self.cursor, removal_count: self.removal_count }
     }
 
-    /// Takes what `run` has of this page. A filter may have to look at much before it finds anything, so others
-    /// get the thread in between.
-    pub async fn take(&mut self, run: &Run, entry: &EntryRecords) -> Result<(), Error> {
-        while !self.take_turn(run, entry)? {
-            self.turn_work_bytes = 0;
-            tokio::task::yield_now().await;
-        }
-        Ok(())
-    }
-
-    /// `false` if there is more to do, after others had their turn.
-    fn take_turn(&mut self, run: &Run, entry: &EntryRecords) -> Result<bool, Error> {
+    /// Takes what `run` has of this page. `false` if there is more to do, after a turn: see [`Filling::take_turn`].
+    pub fn take(&mut self, run: &Run, entry: &EntryRecords) -> Result<bool, Error> {
         // What was examined in an earlier turn.
         let examined = (self.cursor + 1).saturating_sub(run.first_seq);
         for offset in examined..run.count {
             if self.is_full {
                 return Ok(true);
             }
-            if self.turn_work_bytes >= TURN_WORK_BYTES {
-                return Ok(false);
-            }
             let position = run.first_position + offset as u32;
             let bytes = entry.record(position).ok_or_else(|| damaged(&"an entry lacks a record"))?;
             let seq = run.first_seq + offset;
-            self.turn_work_bytes += RECORD_WORK_BYTES + self.walks * bytes.len();
-            if self.passes(run.overlay, bytes)? {
+            let known = self.ahead.front().filter(|(ahead, _)| *ahead == seq).map(|(_, passes)| *passes);
+            let walks = if known.is_some() { 0 } else { self.walks };
+            let work_bytes = RECORD_WORK_BYTES + walks * bytes.len();
+            if self.turn_work_bytes + work_bytes > TURN_WORK_BYTES {
+                return Ok(false);
+            }
+            self.turn_work_bytes += work_bytes;
+            let passes = match known {
+                Some(passes) => passes,
+                None => self.sieve().passes(run.overlay, bytes).map_err(|error| damaged(&error))?,
+            };
+            if passes {
                 if !self.records.is_empty() && self.bytes + bytes.len() > self.max_bytes {
                     self.is_full = true;
                     return Ok(true);
@@ -100,6 +116,9 @@ impl Filling<'_> {
                     origin,
                 });
             }
+            if known.is_some() {
+                self.ahead.pop_front();
+            }
             self.examined += 1;
             self.examined_bytes += bytes.len();
             self.cursor = seq;
@@ -112,17 +131,36 @@ impl Filling<'_> {
         Ok(true)
     }
 
-    /// First `node`, then the filter (C-DIFF-08).
-    fn passes(&self, overlay: Overlay, record: &[u8]) -> Result<bool, Error> {
-        if !self.drop_nodes.is_empty() && !overlay.drops_node {
-            let node = Record::decode_node(record).map_err(|error| damaged(&error))?;
-            if node.is_some_and(|node| self.drop_nodes.iter().any(|dropped| dropped == node)) {
-                return Ok(false);
-            }
+    /// Lets others have their turn, and then looks ahead at some of `runs`, which begin with the one that was not taken to
+    /// its end. Those without an entry are looked at as far as they are in memory.
+    pub async fn take_turn(
+        &mut self,
+        log: &Log,
+        runs: impl FnOnce() -> Vec<(Run, Option<EntryRecords>)>,
+    ) -> Result<(), Error> {
+        self.turn_work_bytes = 0;
+        let Some(filter) = self.filter.filter(|_| self.ahead.is_empty()) else {
+            tokio::task::yield_now().await;
+            return Ok(());
+        };
+        let until = *self.look_until.get_or_insert_with(|| Instant::now() + MAX_PAGE_LOOK_TIME);
+        if self.examined > 0 && Instant::now() >= until {
+            self.is_full = true;
+            return Ok(());
         }
-        let Some(filter) = self.filter else { return Ok(true) };
-        let record = Record::decode(record).map_err(|error| damaged(&error))?;
-        Ok(filter.matches(&overlay.apply(record)))
+        let (log, runs) = (log.clone(), runs());
+        let (filter, drop_nodes) = (filter.clone(), self.drop_nodes.clone());
+        let (cursor, wanted, walks) = (self.cursor, self.limit - self.records.len(), self.walks);
+        let looking = task::computing_for_client(move || {
+            let sieve = Sieve { drop_nodes: &drop_nodes, filter: Some(&filter) };
+            sieve.look_ahead(&log, runs, cursor, wanted, walks)
+        });
+        self.ahead = looking.await.map_err(|error| damaged(&error))?.map_err(|error| damaged(&error))?;
+        Ok(())
+    }
+
+    fn sieve(&self) -> Sieve<'_> {
+        Sieve { drop_nodes: self.drop_nodes, filter: self.filter.map(|filter| &**filter) }
     }
 
     /// The instance of this number, looked up once for all copies of it in a row.
@@ -131,5 +169,54 @@ impl Filling<'_> {
             self.instance = self.topic.read().origins.instance(number).map(|it| (number, it.clone()));
         }
         self.instance.as_ref().map(|(_, instance)| instance.clone())
+    }
+}
+
+/// What decides whether a record is shown.
+struct Sieve<'a> {
+    drop_nodes: &'a [String],
+    filter: Option<&'a Filter>,
+}
+
+impl Sieve<'_> {
+    /// First `node`, then the filter (C-DIFF-08).
+    fn passes(&self, overlay: Overlay, record: &[u8]) -> Result<bool, Malformed> {
+        if !self.drop_nodes.is_empty() && !overlay.drops_node {
+            let node = Record::decode_node(record)?;
+            if node.is_some_and(|node| self.drop_nodes.iter().any(|dropped| dropped == node)) {
+                return Ok(false);
+            }
+        }
+        let Some(filter) = self.filter else { return Ok(true) };
+        Ok(filter.matches(&overlay.apply(Record::decode(record)?)))
+    }
+
+    /// Which records of `runs` behind `cursor` pass: a turn's worth, one at least, and no more than `wanted` that do.
+    fn look_ahead(
+        &self,
+        log: &Log,
+        runs: Vec<(Run, Option<EntryRecords>)>,
+        cursor: u64,
+        wanted: usize,
+        walks: usize,
+    ) -> Result<VecDeque<(u64, bool)>, Malformed> {
+        let (mut ahead, mut work_bytes, mut passed) = (VecDeque::new(), 0, 0);
+        for (run, entry) in runs {
+            let cached = || log.cached(run.entry).map(|entry| EntryRecords::parse(entry.payload));
+            let Some(entry) = entry.map(Ok).or_else(cached).transpose()? else { break };
+            let examined = (cursor + 1).saturating_sub(run.first_seq);
+            for offset in examined..run.count {
+                let position = run.first_position + offset as u32;
+                let record = entry.record(position).ok_or(Malformed("an entry lacks a record"))?;
+                let passes = self.passes(run.overlay, record)?;
+                ahead.push_back((run.first_seq + offset, passes));
+                work_bytes += RECORD_WORK_BYTES + walks * record.len();
+                passed += usize::from(passes);
+                if work_bytes >= AHEAD_WORK_BYTES || passed >= wanted {
+                    return Ok(ahead);
+                }
+            }
+        }
+        Ok(ahead)
     }
 }

@@ -5,13 +5,14 @@
 //! what does not is fetched by a thread that may wait for the disk, a page's worth at a time. No lock is
 //! held while records are read: they never change, and neither does a run.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::cold_entries::Read;
-use super::filling::{Filling, Place};
+use super::cold_entries::{Read, is_no_room};
+use super::filling::{Filling, MAX_RUNS_AHEAD, Place};
 use super::{Consistency, Engine};
 use crate::codec::Malformed;
 use crate::error::{Code, Error};
@@ -41,6 +42,8 @@ pub struct PageQuery {
     pub consistency: Consistency,
     /// How long to wait for something to say, in milliseconds.
     pub wait_ms: u64,
+    /// How long to wait for room for what has to be read from the disk.
+    pub patience: Duration,
 }
 
 impl PageQuery {
@@ -62,6 +65,7 @@ impl PageQuery {
             epoch: None,
             consistency: Consistency::Eventual,
             wait_ms: 0,
+            patience: Duration::MAX,
         }
     }
 }
@@ -231,7 +235,7 @@ impl From<Error> for Stopped {
 }
 
 impl Engine {
-    /// Reads one page. Errors: `topic_not_found`, `no_leader`, `invalid_request` for an epoch to come.
+    /// Reads one page. Errors: `topic_not_found`, `no_leader`, `throttled`, `invalid_request` for an epoch to come.
     pub async fn page(&self, topic: &str, mut query: PageQuery) -> Result<Page, Error> {
         let deadline = Instant::now() + Duration::from_millis(query.wait_ms);
         let fence = self.fence(query.consistency).await?;
@@ -337,7 +341,13 @@ impl Engine {
         start: Start,
     ) -> Result<Option<Page>, Error> {
         let Start { standing, cursor, limit_seq, tombstone } = start;
-        let drop_nodes: &[String] = if shared.read().config.dedupe_node { &query.drop_nodes } else { &[] };
+        let nobody;
+        let drop_nodes = if shared.read().config.dedupe_node {
+            &query.drop_nodes
+        } else {
+            nobody = Arc::default();
+            &nobody
+        };
         let mut filling = Filling {
             topic: shared,
             instance: None,
@@ -349,14 +359,19 @@ impl Engine {
             limit: query.limit,
             max_bytes: query.max_bytes,
             drop_nodes,
-            filter: query.filter.as_deref(),
+            filter: query.filter.as_ref(),
+            patience: query.patience,
             walks: query.filter.as_ref().map_or(0, |filter| filter.walks()),
             turn_work_bytes: 0,
+            ahead: VecDeque::new(),
+            look_until: None,
             removal_count: 0,
             is_full: false,
         };
         match self.fill(shared, &mut filling, limit_seq).await {
             Err(Stopped::Evicted) if filling.examined == 0 => return Ok(None),
+            // What there was no room for is the next page's.
+            Err(Stopped::Failed(error)) if filling.examined > 0 && is_no_room(&error) => {}
             // The next page begins with the gap.
             Ok(()) | Err(Stopped::Evicted) => {}
             Err(Stopped::Failed(error)) => return Err(error),
@@ -422,14 +437,16 @@ impl Engine {
         let mut known: Option<(EntryId, EntryRecords)> = None;
         while let Some((run, rest)) = runs.split_first().filter(|_| !filling.is_full) {
             // Parts of one run, where others were removed from between them.
-            if let Some((_, entry)) = known.as_ref().filter(|(id, _)| *id == run.entry) {
-                filling.take(run, entry).await?;
-                runs = rest;
-                continue;
-            }
-            if let Some(entry) = self.inner.log.cached(run.entry) {
-                let entry = EntryRecords::parse(entry.payload).map_err(|error| damaged(&error))?;
-                filling.take(run, &entry).await?;
+            let in_memory = match known.take().filter(|(id, _)| *id == run.entry) {
+                Some((_, entry)) => Some(Ok(entry)),
+                None => self.inner.log.cached(run.entry).map(|entry| EntryRecords::parse(entry.payload)),
+            };
+            if let Some(entry) = in_memory.transpose().map_err(|error| damaged(&error))? {
+                while !filling.take(run, &entry)? {
+                    let more = rest.iter().take(MAX_RUNS_AHEAD).map(|run| (*run, None));
+                    let ahead = || [(*run, Some(entry.clone()))].into_iter().chain(more).collect();
+                    filling.take_turn(&self.inner.log, ahead).await?;
+                }
                 known = Some((run.entry, entry));
                 runs = rest;
                 continue;
@@ -446,17 +463,17 @@ impl Engine {
                 .copied()
                 .collect();
             let budget_bytes = filling.max_bytes - filling.bytes.min(filling.max_bytes);
-            let may_wait = filling.records.is_empty();
-            // Otherwise it would count while it is waited for.
-            known = None;
-            let fetched = self.fetch_entries(shared, cold, budget_bytes, filling.place(), may_wait).await?;
+            let patience = filling.records.is_empty().then_some(filling.patience);
+            let fetched = self.fetch_entries(shared, cold, budget_bytes, filling.place(), patience).await?;
             filling.is_full |= fetched.is_empty();
             runs = &runs[fetched.len()..];
-            for (run, entry) in fetched {
-                if filling.is_full {
-                    break;
+            let mut fetched = fetched.as_slice();
+            while let Some(((run, entry), rest)) = fetched.split_first().filter(|_| !filling.is_full) {
+                while !filling.take(run, entry)? {
+                    let ahead = || fetched.iter().take(MAX_RUNS_AHEAD).map(|(run, it)| (*run, Some(it.clone())));
+                    filling.take_turn(&self.inner.log, || ahead().collect()).await?;
                 }
-                filling.take(&run, &entry).await?;
+                fetched = rest;
             }
         }
         Ok(())
@@ -476,14 +493,14 @@ impl Engine {
             .ok_or_else(|| unreadable(shared, place, &"a block of the index is missing from the checkpoint"))
     }
 
-    /// Entries of the first of `runs`; of none if there is no room for one and it is not to be waited for.
+    /// Entries of the first of `runs`; of none if there is no room for one and there is no patience to wait for it.
     async fn fetch_entries(
         &self,
         shared: &SharedTopic,
         runs: Vec<Run>,
         budget_bytes: usize,
         place: Place,
-        may_wait: bool,
+        patience: Option<Duration>,
     ) -> Result<Vec<(Run, EntryRecords)>, Stopped> {
         let runs: Arc<[Run]> = runs.into();
         let mut room = None;
@@ -492,11 +509,10 @@ impl Engine {
             let reading = task::blocking_for_client(move || reader.read(&runs, budget_bytes, room));
             match reading.await.map_err(|error| unreadable(shared, place, &error))? {
                 Read::Entries(entries) => return Ok(entries),
-                Read::NoRoom(_) if !may_wait => return Ok(Vec::new()),
-                Read::NoRoom(units) => {
-                    let waited = self.inner.cold_entries.wait(units).await;
-                    room = Some(waited.map_err(|error| unreadable(shared, place, &error))?);
-                }
+                Read::NoRoom(units) => match patience {
+                    Some(patience) => room = Some(self.inner.cold_entries.wait(units, patience).await?),
+                    None => return Ok(Vec::new()),
+                },
             }
         }
     }

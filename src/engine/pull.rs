@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::cold_entries::is_no_room;
 use super::page::{PageQuery, Start};
 use super::{Ask, Consistency, Engine, LostAtSource, News, Page, PageRecord};
 use crate::error::Error;
 use crate::filter::Filter;
 use crate::limits::{
-    MAX_COLD_ENTRY_BYTES, MAX_PULL_EXAMINED, MAX_PULL_ITEMS, MAX_PULL_TIME, MAX_TOLD_RANGES,
-    MAX_TOLD_RANGES_IN_ALL, PULL_PAGE_TIMEOUT,
+    MAX_PULL_EXAMINED, MAX_PULL_ITEMS, MAX_PULL_TIME, MAX_TOLD_RANGES, MAX_TOLD_RANGES_IN_ALL,
+    PULL_PAGE_TIMEOUT,
 };
 use crate::state::{
     Instance, Origin, Ranges, SharedTopic, Start as RouterStart, Topic, TopicType, lost_seqs,
@@ -200,11 +201,20 @@ struct Budget {
     bytes: usize,
     examined: usize,
     until: Instant,
+    /// How long it may wait for room to read in.
+    wait_until: Instant,
+    /// The answer has records, which may be parts of large entries. It must not wait for room: all may be held by
+    /// those who wait for what it holds.
+    has_records: bool,
 }
 
 impl Budget {
     fn take(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_sub(bytes);
+    }
+
+    fn patience(&self) -> Duration {
+        if self.has_records { Duration::ZERO } else { self.wait_until.saturating_duration_since(Instant::now()) }
     }
 
     fn is_spent(&self) -> bool {
@@ -292,6 +302,8 @@ impl Engine {
             bytes: query.max_bytes,
             examined: MAX_PULL_EXAMINED,
             until: Instant::now() + MAX_PULL_TIME,
+            wait_until: Instant::now() + PULL_PAGE_TIMEOUT,
+            has_records: false,
         };
         let has_news = |(name, cursor): &&(String, Option<PullCursor>)| {
             self.catalog().get(name).is_none_or(|shared| query.has_news(&shared, cursor.as_ref()))
@@ -314,8 +326,12 @@ impl Engine {
             };
             if query.has_news(&shared, cursor.as_ref()) {
                 let max_bytes = share.min(budget.bytes).max(1);
-                pulled
-                    .extend(self.pull_topic(query, &shared, cursor.as_ref(), max_bytes, &mut budget).await?);
+                match self.pull_topic(query, &shared, cursor.as_ref(), max_bytes, &mut budget).await {
+                    Ok(content) => pulled.extend(content),
+                    // There is no room beside what it has: that is the answer.
+                    Err(error) if is_no_room(&error) && !pulled.is_empty() => return Ok((number, pulled)),
+                    Err(error) => return Err(error),
+                }
             }
         }
         Ok((query.wanted.len(), pulled))
@@ -342,7 +358,7 @@ impl Engine {
         let is_unknown = cursor.is_some_and(|cursor| {
             cursor.epoch > shared.epoch || (cursor.epoch == shared.epoch && cursor.seq > head_seq)
         });
-        if is_unknown || !self.has_entry_at(shared, cursor).await? {
+        if is_unknown || !self.has_entry_at(shared, cursor, budget.patience()).await? {
             return Ok(told(Pulled::Diverged));
         }
         let known = cursor.filter(|cursor| cursor.epoch == shared.epoch);
@@ -396,15 +412,16 @@ impl Engine {
                 Start::after(&topic, page.to_seq)
             };
             let gap = start.tombstone.as_ref().and_then(|tombstone| tombstone.origin.clone());
-            let filter = query.filter.clone();
+            let (filter, patience) = (query.filter.clone(), budget.patience());
             let limit = MAX_PULL_ITEMS - records - usize::from(gap.is_some());
-            let page_query = PageQuery { filter, ..PageQuery::here(limit, max_bytes.saturating_sub(bytes)) };
+            let page_query =
+                PageQuery { filter, patience, ..PageQuery::here(limit, max_bytes.saturating_sub(bytes)) };
             let cursor_after = start.cursor;
-            let reading = self.read_page(shared, &page_query, start);
-            let read = tokio::time::timeout(PULL_PAGE_TIMEOUT, reading).await;
-            let too_many = || Error::over_limit("cold_entry_bytes", MAX_COLD_ENTRY_BYTES);
-            let Some(read) = read.unwrap_or_else(|_| Err(too_many()))? else {
-                continue;
+            let read = match self.read_page(shared, &page_query, start).await {
+                Ok(Some(read)) => read,
+                Ok(None) => continue,
+                Err(error) if is_no_room(&error) && page.to_seq > page.start_seq => break,
+                Err(error) => return Err(error),
             };
             if let Some(gap) = gap.filter(|gap| !is_echo(&gap.instance)) {
                 page.items.push(PulledItem::Gap(gap));
@@ -420,7 +437,9 @@ impl Engine {
                 .records
                 .into_iter()
                 .filter(|record| record.origin.as_ref().is_none_or(|origin| !is_echo(&origin.instance)));
+            let items_before = page.items.len();
             page.items.extend(wanted.map(PulledItem::Record));
+            budget.has_records |= page.items.len() > items_before;
             // A gap and a record must fit.
             let is_full = records + 1 >= MAX_PULL_ITEMS || bytes >= max_bytes;
             // What is examined is behind the mirror, also if nothing of it passes its filter.
@@ -437,6 +456,7 @@ impl Engine {
         &self,
         shared: &Arc<SharedTopic>,
         cursor: Option<&PullCursor>,
+        patience: Duration,
     ) -> Result<bool, Error> {
         let Some(PullCursor { epoch, seq, entry: Some(entry) }) = cursor else { return Ok(true) };
         if *epoch != shared.epoch || *seq == 0 {
@@ -446,7 +466,7 @@ impl Engine {
         if start.cursor != seq - 1 {
             return Ok(true);
         }
-        let one = PageQuery::here(1, 1);
+        let one = PageQuery { patience, ..PageQuery::here(1, 1) };
         let page = self.read_page(shared, &one, start).await?;
         let found = page.and_then(|page| page.records.into_iter().next());
         Ok(found.is_none_or(|record| record.seq != *seq || record.entry_id == *entry))

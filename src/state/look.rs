@@ -19,7 +19,7 @@ use crate::codec::Malformed;
 use crate::filter::TagMatch;
 use crate::limits::{MAX_DELETE_RANGES, MAX_LOOK_POSTINGS, MIN_LOOK_POSTINGS};
 use crate::record::EntryRecords;
-use crate::storage::{Found, Log};
+use crate::storage::{EntryId, Found, Log};
 
 /// Blocks that one step looks at.
 const STEP_BLOCKS: usize = 64;
@@ -71,13 +71,15 @@ impl Look {
     }
 
     /// Looks on, at a bounded number of blocks, up to `last_seq`; `true` when it is there or full, or the topic was
-    /// deleted. `fetch_block` gets a block from the checkpoint. An error that the topic's own changes explain
-    /// is none. Blocks on the disk.
+    /// deleted. `fetch_block` gets a block from the checkpoint, `fetch_entry` the entry of a run, which is held while it
+    /// is looked at and no longer; if that has no room for it, the step ends before it. An error that the topic's own
+    /// changes explain is none. Blocks on the disk.
     pub fn step(
         &mut self,
         log: &Log,
         last_seq: u64,
         fetch_block: impl Fn(u64) -> io::Result<Option<SealedBlock>>,
+        mut fetch_entry: impl FnMut(&Run) -> io::Result<Option<EntryRecords>>,
     ) -> io::Result<bool> {
         let mut fetched: Option<SealedBlock> = None;
         for _ in 0..STEP_BLOCKS {
@@ -107,16 +109,17 @@ impl Look {
                     Ok(())
                 }),
                 Glance::Block { mut ranges, unindexed, end_seq } => {
-                    read(log, &unindexed, &self.tags, &mut ranges).map(|()| {
-                        ranges.sort_unstable_by_key(|range| *range.start());
-                        let topic = self.topic.read();
-                        let live =
-                            ranges.iter().flat_map(|range| topic.blocks.removed().absent_in(range.clone()));
-                        let ranges_before = self.ranges.len();
-                        live.for_each(|range| push_range(&mut self.ranges, range));
-                        self.found_blocks += usize::from(self.ranges.len() > ranges_before);
-                        self.seen_seq = end_seq;
-                    })
+                    let read_to = read(&unindexed, &self.tags, &mut ranges, &mut fetch_entry);
+                    match read_to.map(|read_to| (read_to, read_to.unwrap_or(end_seq))) {
+                        Err(error) => Err(error),
+                        Ok((read_to, end_seq)) => {
+                            self.add(ranges, end_seq);
+                            if read_to.is_some() {
+                                return Ok(false);
+                            }
+                            Ok(())
+                        }
+                    }
                 }
             };
             if let Err(error) = outcome {
@@ -131,18 +134,42 @@ impl Look {
         }
         Ok(false)
     }
+
+    /// Notes what is live of `ranges`, in which all that matches up to `end_seq` is.
+    fn add(&mut self, mut ranges: Ranges, end_seq: u64) {
+        ranges.sort_unstable_by_key(|range| *range.start());
+        let topic = self.topic.read();
+        let known = ranges.iter().filter(|range| *range.start() <= end_seq);
+        let known = known.map(|range| *range.start()..=end_seq.min(*range.end()));
+        let ranges_before = self.ranges.len();
+        let live = known.flat_map(|range| topic.blocks.removed().absent_in(range));
+        live.for_each(|range| push_range(&mut self.ranges, range));
+        self.found_blocks += usize::from(self.ranges.len() > ranges_before);
+        self.seen_seq = self.seen_seq.max(end_seq);
+    }
 }
 
-/// Which records of `runs` match. Blocks on the disk.
-fn read(log: &Log, runs: &[Run], tags: &TagMatch, ranges: &mut Ranges) -> io::Result<()> {
+/// Which records of `runs` match; gives the seq before the first one whose entry cannot be had now. Blocks on the disk.
+fn read(
+    runs: &[Run],
+    tags: &TagMatch,
+    ranges: &mut Ranges,
+    mut fetch_entry: impl FnMut(&Run) -> io::Result<Option<EntryRecords>>,
+) -> io::Result<Option<u64>> {
+    let mut known: Option<(EntryId, EntryRecords)> = None;
     for run in runs {
-        let payload = match log.cached(run.entry) {
-            Some(entry) => entry.payload,
-            None => log.payload(run.entry)?,
+        // The last one is let go before another one is fetched.
+        let entry = match known.take().filter(|(id, _)| *id == run.entry) {
+            Some((_, entry)) => entry,
+            None => match fetch_entry(run)? {
+                Some(entry) => entry,
+                None => return Ok(Some(run.first_seq - 1)),
+            },
         };
-        match_run(run, &EntryRecords::parse(payload)?, tags, ranges)?;
+        match_run(run, &entry, tags, ranges)?;
+        known = Some((run.entry, entry));
     }
-    Ok(())
+    Ok(None)
 }
 
 impl Topic {

@@ -17,6 +17,7 @@ mod freeing;
 mod harness;
 mod health;
 mod kill_loop;
+mod large_entries;
 mod link;
 mod log_lines;
 mod lost_disk;

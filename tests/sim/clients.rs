@@ -6,6 +6,7 @@ use std::sync::Arc;
 use antiphon::engine::{Consistency, PageQuery};
 use antiphon::error::{Code, Error};
 use antiphon::filter::TagMatch;
+use antiphon::limits::COLD_ENTRY_PATIENCE;
 use antiphon::record::Record;
 use antiphon::state::{Append, AppendPart, Create, Draft, Outcome, Refusal, TopicConfig};
 use antiphon::storage::sim_disk::Dice;
@@ -379,6 +380,7 @@ impl Client {
             epoch: (epoch > 0).then_some(epoch),
             consistency: if dice.chance(60) { Consistency::Strong } else { Consistency::Eventual },
             wait_ms: if dice.chance(20) { dice.between(1, 2000) } else { 0 },
+            patience: COLD_ENTRY_PATIENCE,
         };
         let told = match read_page(&self.world, member, topic, &query).await {
             Some(Ok(page)) => {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use antiphon::engine::{Consistency, PageQuery};
 use antiphon::error::Code;
 use antiphon::filter::{Filter, TagMatch};
+use antiphon::limits::COLD_ENTRY_PATIENCE;
 use antiphon::record::Record;
 use antiphon::state::{
     Append, Create, Draft, Outcome, PutRouter, Relays, Remote, RouterConfig, Start, TopicConfig,
@@ -366,6 +367,7 @@ pub fn query(from_seq: u64, consistency: Consistency) -> PageQuery {
         epoch: None,
         consistency,
         wait_ms: 0,
+        patience: COLD_ENTRY_PATIENCE,
     }
 }
 

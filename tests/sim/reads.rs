@@ -5,6 +5,7 @@ use std::sync::Arc;
 use antiphon::engine::{Consistency, Page, PageQuery};
 use antiphon::error::{Code, Error};
 use antiphon::filter::Filter;
+use antiphon::limits::COLD_ENTRY_PATIENCE;
 use antiphon::record::Record;
 use antiphon::storage::sim_disk::Dice;
 
@@ -26,6 +27,7 @@ pub fn query(consistency: Consistency) -> PageQuery {
         epoch: None,
         consistency,
         wait_ms: 0,
+        patience: COLD_ENTRY_PATIENCE,
     }
 }
 

@@ -13,8 +13,8 @@ use crate::engine::PageQuery;
 use crate::error::Error;
 use crate::filter::Filter;
 use crate::limits::{
-    DEFAULT_PAGE_BYTES, DEFAULT_PAGE_RECORDS, MAX_NODE_BYTES, MAX_NODE_LABELS, MAX_PAGE_BYTES,
-    MAX_PAGE_RECORDS, MAX_WAIT_MS,
+    COLD_ENTRY_PATIENCE, DEFAULT_PAGE_BYTES, DEFAULT_PAGE_RECORDS, MAX_NODE_BYTES, MAX_NODE_LABELS,
+    MAX_PAGE_BYTES, MAX_PAGE_RECORDS, MAX_WAIT_MS,
 };
 
 #[derive(Debug, Deserialize)]
@@ -84,6 +84,7 @@ pub fn parse_diff(json: &[u8]) -> Result<(PageQuery, Shown), Error> {
         epoch: body.epoch,
         consistency: parse_consistency(body.consistency.as_ref().map(Text::as_str))?,
         wait_ms: body.wait_ms.map_or(0, |it| it.0.min(MAX_WAIT_MS)),
+        patience: COLD_ENTRY_PATIENCE,
     };
     let shown = Shown {
         tags: body.include_tags.unwrap_or(false),
