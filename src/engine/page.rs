@@ -470,7 +470,8 @@ impl Engine {
             let mut fetched = fetched.as_slice();
             while let Some(((run, entry), rest)) = fetched.split_first().filter(|_| !filling.is_full) {
                 while !filling.take(run, entry)? {
-                    let ahead = || fetched.iter().take(MAX_RUNS_AHEAD).map(|(run, it)| (*run, Some(it.clone())));
+                    let ahead =
+                        || fetched.iter().take(MAX_RUNS_AHEAD).map(|(run, it)| (*run, Some(it.clone())));
                     filling.take_turn(&self.inner.log, || ahead().collect()).await?;
                 }
                 fetched = rest;

@@ -214,7 +214,11 @@ impl Budget {
     }
 
     fn patience(&self) -> Duration {
-        if self.has_records { Duration::ZERO } else { self.wait_until.saturating_duration_since(Instant::now()) }
+        if self.has_records {
+            Duration::ZERO
+        } else {
+            self.wait_until.saturating_duration_since(Instant::now())
+        }
     }
 
     fn is_spent(&self) -> bool {

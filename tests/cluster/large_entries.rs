@@ -19,7 +19,11 @@ fn large(count: usize) -> Vec<Value> {
 
 /// Has what was written before leave the memory of a member that keeps 1 MiB.
 async fn fill(cluster: &Cluster) {
-    cluster.client.post(&cluster.topic_url(0, "filler"), &json!({ "records": large(4) })).await.expect("append");
+    cluster
+        .client
+        .post(&cluster.topic_url(0, "filler"), &json!({ "records": large(4) }))
+        .await
+        .expect("append");
 }
 
 /// C-MIRROR-11, C-LIMIT-16: a pull ends with what it has instead of waiting for room that it holds itself.
