@@ -15,6 +15,8 @@ pub mod digest;
 pub mod engine;
 pub mod error;
 pub mod filter;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod limits;
 pub mod raft;
 pub mod record;

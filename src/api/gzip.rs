@@ -67,7 +67,11 @@ pub async fn unpack(packed: Bytes, max_bytes: usize, charge: Charge) -> Result<(
     unpacked.unwrap_or(Err(UnpackError::Malformed))
 }
 
-fn unpack_now(packed: &[u8], max_bytes: usize, mut charge: Charge) -> Result<(Bytes, Charge), UnpackError> {
+pub(super) fn unpack_now(
+    packed: &[u8],
+    max_bytes: usize,
+    mut charge: Charge,
+) -> Result<(Bytes, Charge), UnpackError> {
     let mut unpacked = Vec::with_capacity(packed.len().saturating_mul(4).min(PIECE_BYTES).min(max_bytes));
     let mut decoder = MultiGzDecoder::new(packed);
     loop {

@@ -14,6 +14,8 @@ mod edge_metrics;
 mod envelope;
 mod event_id;
 mod exchange;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gzip;
 mod json;
 mod name;

@@ -17,6 +17,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -74,6 +75,8 @@ pub async fn serve(
         match accepted {
             Ok(Some((stream, connection, place))) => {
                 let (envelope, open) = (envelope.clone(), open.clone());
+                // Where that fails the system's defaults hold, and nothing depends on these.
+                let _ = prepare(&stream, limits.slow_after);
                 tokio::spawn(async move {
                     serve_connection(stream, envelope, limits, connection, place).await;
                     drop(open);
@@ -132,15 +135,13 @@ fn prepare(stream: &TcpStream, slow_after: Duration) -> io::Result<()> {
     Ok(())
 }
 
-async fn serve_connection(
-    stream: TcpStream,
+pub(super) async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     envelope: Arc<Envelope>,
     limits: ConnectionLimits,
     connection: Arc<Connection>,
     place: ConnectionPlace,
 ) {
-    // Where that fails the system's defaults hold, and nothing depends on these.
-    let _ = prepare(&stream, limits.slow_after);
     let progress = connection.progress.clone();
     let io = RawPathIo::new(CountedIo::new(TokioIo::new(stream), progress.clone()));
     let refused = envelope.metrics().requests.other();

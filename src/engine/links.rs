@@ -138,14 +138,14 @@ impl Links {
     }
 }
 
-fn encode_generations(generations: &[u64]) -> BytesMut {
+pub(super) fn encode_generations(generations: &[u64]) -> BytesMut {
     let mut out = BytesMut::new();
     put_varint(&mut out, generations.len() as u64);
     generations.iter().for_each(|generation| put_varint(&mut out, *generation));
     out
 }
 
-fn decode_generations(bytes: &[u8]) -> Result<Vec<u64>, Malformed> {
+pub(super) fn decode_generations(bytes: &[u8]) -> Result<Vec<u64>, Malformed> {
     let mut reader = Reader::new(bytes, "a request for links");
     let count = reader.count(1)?;
     let generations = (0..count).map(|_| reader.varint()).collect::<Result<_, _>>()?;
@@ -153,7 +153,7 @@ fn decode_generations(bytes: &[u8]) -> Result<Vec<u64>, Malformed> {
     Ok(generations)
 }
 
-fn encode_statuses(statuses: &[Option<LinkStatus>]) -> BytesMut {
+pub(super) fn encode_statuses(statuses: &[Option<LinkStatus>]) -> BytesMut {
     let mut out = BytesMut::new();
     put_varint(&mut out, statuses.len() as u64);
     for status in statuses {
@@ -173,7 +173,7 @@ fn encode_statuses(statuses: &[Option<LinkStatus>]) -> BytesMut {
     out
 }
 
-fn decode_statuses(bytes: &[u8]) -> Result<Vec<Option<LinkStatus>>, Malformed> {
+pub(super) fn decode_statuses(bytes: &[u8]) -> Result<Vec<Option<LinkStatus>>, Malformed> {
     let mut reader = Reader::new(bytes, "statuses of links");
     let count = reader.count(1)?;
     let statuses = (0..count).map(|_| optional_status(&mut reader)).collect::<Result<_, _>>()?;

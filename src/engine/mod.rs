@@ -12,6 +12,8 @@ mod figures;
 mod filling;
 mod follow;
 mod forward;
+#[doc(hidden)]
+pub mod fuzzing;
 mod hub;
 mod identity;
 mod lane;

@@ -27,18 +27,18 @@ const MAX_HOPS: usize = 4;
 const USUAL_SESSION_BYTES: usize = 4 << 10;
 
 /// What a member is asked, or told.
-struct Ask {
-    wid: String,
-    binding: Option<Binding>,
+pub(super) struct Ask {
+    pub(super) wid: String,
+    pub(super) binding: Option<Binding>,
     /// Name of the member that wants the session.
-    taker: String,
+    pub(super) taker: String,
     /// What the taker has room for.
-    max_bytes: usize,
+    pub(super) max_bytes: usize,
     /// The taker has the session already, with so many moves, and nothing is asked; 0 if it has not.
-    taken_moves: u64,
+    pub(super) taken_moves: u64,
 }
 
-enum Reply {
+pub(super) enum Reply {
     Unknown,
     WrongKey,
     At(String),
@@ -53,7 +53,7 @@ enum Reply {
 }
 
 impl Ask {
-    fn encode(&self) -> BytesMut {
+    pub(super) fn encode(&self) -> BytesMut {
         let mut out = BytesMut::new();
         put_blob(&mut out, self.wid.as_bytes());
         put_binding(&mut out, self.binding.as_ref());
@@ -63,7 +63,7 @@ impl Ask {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes, "a request for a watch session");
         let ask = Ask {
             wid: reader.text()?.to_owned(),
@@ -89,21 +89,21 @@ fn binding(reader: &mut Reader<'_>) -> Result<Option<Binding>, Malformed> {
     bytes.try_into().map(Some).map_err(|_| reader.malformed())
 }
 
-fn encode_unknown() -> BytesMut {
+pub(super) fn encode_unknown() -> BytesMut {
     BytesMut::from(&[0u8][..])
 }
 
-fn encode_wrong_key() -> BytesMut {
+pub(super) fn encode_wrong_key() -> BytesMut {
     BytesMut::from(&[1u8][..])
 }
 
-fn encode_at(member: &str) -> BytesMut {
+pub(super) fn encode_at(member: &str) -> BytesMut {
     let mut out = BytesMut::from(&[2u8][..]);
     put_blob(&mut out, member.as_bytes());
     out
 }
 
-fn encode_taken(subscription: &Subscription, applied_index: u64, moves: u64) -> BytesMut {
+pub(super) fn encode_taken(subscription: &Subscription, applied_index: u64, moves: u64) -> BytesMut {
     let mut out = BytesMut::from(&[3u8][..]);
     put_varint(&mut out, applied_index);
     put_varint(&mut out, moves);
@@ -111,14 +111,14 @@ fn encode_taken(subscription: &Subscription, applied_index: u64, moves: u64) -> 
     out
 }
 
-fn encode_too_large(bytes: usize) -> BytesMut {
+pub(super) fn encode_too_large(bytes: usize) -> BytesMut {
     let mut out = BytesMut::from(&[4u8][..]);
     put_varint(&mut out, bytes as u64);
     out
 }
 
 impl Reply {
-    fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(bytes, "a watch session");
         let reply = match reader.u8()? {
             0 => Reply::Unknown,

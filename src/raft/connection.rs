@@ -37,6 +37,11 @@ const SILENT_AFTER: Duration = Duration::from_secs(3);
 const RECEIVING_INTERVAL: Duration = Duration::from_millis(200);
 /// Pieces that are larger are not copied into a buffer, and frames that are not sent if nobody waits for them.
 const LARGE_BYTES: usize = 256 << 10;
+/// Large entries stay in the log's cache as pieces of the block that they were read into, so a block is filled up by
+/// many reads before there is another one.
+const BLOCK_BYTES: usize = 256 << 10;
+/// Less room than this is not read into.
+const LEAST_READ_BYTES: usize = 32 << 10;
 
 /// What is known of the other end.
 #[derive(Default)]
@@ -368,10 +373,6 @@ impl<P: FnMut()> FrameReader<P> {
 
     /// The next frame; an error when the connection ends or what comes is no frame.
     pub async fn next(&mut self) -> io::Result<Frame> {
-        // Large entries stay in the log's cache as pieces of the block that they were read into, so a block is
-        // filled up by many reads before there is another one.
-        const BLOCK_BYTES: usize = 256 << 10;
-        const LEAST_READ_BYTES: usize = 32 << 10;
         if let Some(frame) = self.cut()? {
             return Ok(frame);
         }
@@ -395,8 +396,13 @@ impl<P: FnMut()> FrameReader<P> {
         if !(FRAME_HEAD_BYTES - 4..=MAX_PEER_FRAME_BYTES).contains(&length) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame of impossible length"));
         }
-        if self.buffer.len() < length + 4 {
-            self.buffer.reserve(length + 4 - self.buffer.len());
+        let missing_bytes = (length + 4).saturating_sub(self.buffer.len());
+        if missing_bytes > 0 {
+            // Room is made as bytes come, not as they are announced: twice as much each time.
+            let has_room = self.buffer.capacity() - self.buffer.len() >= missing_bytes.min(LEAST_READ_BYTES);
+            if !has_room {
+                self.buffer.reserve(missing_bytes.min(self.buffer.len().max(BLOCK_BYTES)));
+            }
             return Ok(None);
         }
         let mut frame = self.buffer.split_to(length + 4).freeze();

@@ -124,7 +124,7 @@ impl std::fmt::Display for HandshakeError {
 type Nonce = [u8; 16];
 type Tag = [u8; 32];
 
-fn mac(secret: &[u8], role: &str, call: &[u8], challenge: &[u8], answer: &[u8]) -> Hmac<Sha256> {
+pub(super) fn mac(secret: &[u8], role: &str, call: &[u8], challenge: &[u8], answer: &[u8]) -> Hmac<Sha256> {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("a key of any length will do");
     for part in [role.as_bytes(), call, challenge, answer] {
         mac.update(&(part.len() as u64).to_le_bytes());
@@ -193,6 +193,10 @@ fn quoted(reason: &[u8]) -> String {
     text.chars().filter(|char| !char.is_control()).take(MAX_REASON_CHARS).collect()
 }
 
+pub(super) fn challenge(nonce: &[u8; 16]) -> Vec<u8> {
+    [&[CHALLENGE][..], nonce].concat()
+}
+
 /// The acceptor's challenge. A refusal in its place cannot be verified.
 async fn receive_challenge(stream: &mut dyn PeerStream) -> Result<Nonce, HandshakeError> {
     let words = receive(stream).await?;
@@ -228,6 +232,24 @@ fn read_verdict(words: &[u8]) -> Result<Hello, HandshakeError> {
 
 const WRONG_SECRET: &str = "its --cluster-secret differs from this member's";
 
+/// What the dialer says first.
+pub(super) fn first_words(call: &Call, nonce: &[u8; 16]) -> BytesMut {
+    let mut words = BytesMut::new();
+    put_hello(&mut words, &call.hello, nonce);
+    words.put_u8(call.lane as u8);
+    words.put_u64_le(call.expected_node_id);
+    words.put_u64_le(call.seen_membership);
+    words
+}
+
+/// What the acceptor says of itself when it accepts, without the HMAC.
+pub(super) fn accepting_words(hello: &Hello, nonce: &[u8; 16]) -> BytesMut {
+    let mut words = BytesMut::new();
+    words.put_u8(ACCEPTED);
+    put_hello(&mut words, hello, nonce);
+    words
+}
+
 /// The dialer's side.
 pub async fn dial(
     stream: &mut dyn PeerStream,
@@ -235,19 +257,15 @@ pub async fn dial(
     call: &Call,
     nonce: Nonce,
 ) -> Result<Hello, HandshakeError> {
-    let mut words = BytesMut::new();
-    put_hello(&mut words, &call.hello, &nonce);
-    words.put_u8(call.lane as u8);
-    words.put_u64_le(call.expected_node_id);
-    words.put_u64_le(call.seen_membership);
+    let words = first_words(call, &nonce);
     send(stream, &words).await?;
-    let challenge = receive_challenge(stream).await?;
-    let own: Tag = mac(secret, "dialer", &words, &challenge, &[]).finalize().into_bytes().into();
+    let theirs = receive_challenge(stream).await?;
+    let own: Tag = mac(secret, "dialer", &words, &theirs, &[]).finalize().into_bytes().into();
     send(stream, &own).await?;
     let answer = receive(stream).await?;
     let (answer, tag) = answer.split_last_chunk::<32>().ok_or(Malformed("handshake"))?;
     let tag: &Tag = tag;
-    if mac(secret, "acceptor", &words, &challenge, answer).verify_slice(tag).is_err() {
+    if mac(secret, "acceptor", &words, &theirs, answer).verify_slice(tag).is_err() {
         return Err(HandshakeError::Refused(WRONG_SECRET.into()));
     }
     read_verdict(answer)
@@ -279,9 +297,7 @@ pub async fn accept(
             return Err(error);
         }
     };
-    let mut first = vec![CHALLENGE];
-    first.extend_from_slice(&nonce);
-    send(stream, &first).await?;
+    send(stream, &challenge(&nonce)).await?;
     let theirs = receive(stream).await?;
     let knows_secret = mac(secret, "dialer", &words, &nonce, &[]).verify_slice(&theirs).is_ok();
     // Only who knows the secret learns whether it is welcome.
@@ -291,10 +307,7 @@ pub async fn accept(
     };
     let mut answer = BytesMut::new();
     match &checked {
-        Ok(()) => {
-            answer.put_u8(ACCEPTED);
-            put_hello(&mut answer, hello, &nonce);
-        }
+        Ok(()) => answer = accepting_words(hello, &nonce),
         Err(HandshakeError::Replaced(membership)) => {
             answer.put_u8(REPLACED);
             answer.put_u64_le(*membership);

@@ -12,6 +12,8 @@ mod cluster_time;
 mod connection;
 mod digest_marks;
 mod export;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handshake;
 mod identity;
 mod install;

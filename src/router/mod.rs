@@ -7,6 +7,8 @@
 mod agenda;
 mod answer;
 mod backoff;
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod local;
 mod mirror;

@@ -126,7 +126,11 @@ impl State {
                 reader.finish()
             }
             Key::Session(node_id, ordinal) => {
-                self.session_parts.insert(node_id, ordinal + 1);
+                let parts = self.session_parts.entry(node_id).or_default();
+                if *parts != ordinal {
+                    return Err(Malformed("checkpoint: the parts of a session are not all there"));
+                }
+                *parts += 1;
                 self.sessions.entry(node_id).or_default().restore_chunk(ordinal, value)
             }
             Key::Topic(epoch, TopicKey::Head) => {

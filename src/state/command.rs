@@ -58,7 +58,7 @@ pub struct Envelope {
 }
 
 impl Envelope {
-    fn encode(&self, out: &mut BytesMut) {
+    pub(super) fn encode(&self, out: &mut BytesMut) {
         for value in [self.node_id, self.session, self.number, self.done_below] {
             out.put_u64_le(value);
         }

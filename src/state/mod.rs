@@ -21,6 +21,8 @@ mod dedupe;
 mod delete;
 mod expiry;
 mod forward;
+#[doc(hidden)]
+pub mod fuzzing;
 mod garbage;
 mod intake;
 mod local_route;

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use super::disk::{Disk, read_small_file, write_file_atomically};
 use super::verdict::is_unreadable;
 
-const MARK: &str = "damaged";
+pub(super) const MARK: &str = "damaged";
 const PREFIX: &str = "damaged-";
 const MARK_BYTES_MAX: u64 = 64 << 10;
 /// Is copied, and replaced in one step.

@@ -13,7 +13,7 @@ use std::path::Path;
 use super::disk::{Disk, read_small_file, write_file_atomically};
 use super::verdict::is_unreadable;
 
-const FILE: &str = "closed";
+pub(super) const FILE: &str = "closed";
 const FILE_BYTES_MAX: u64 = 64;
 
 /// Notes that all frames up to `confirmed_lsn` were synced; durable on return.

@@ -20,9 +20,9 @@ use super::entry::EntryId;
 use super::verdict::{Verdict, is_unreadable, with_second_try};
 use crate::codec::{Reader, put_blob};
 
-const FILE: &str = "export";
-const MAGIC: [u8; 8] = *b"ANTPHEXP";
-const FORMAT_VERSION: u32 = 1;
+pub(super) const FILE: &str = "export";
+pub(super) const MAGIC: [u8; 8] = *b"ANTPHEXP";
+pub(super) const FORMAT_VERSION: u32 = 1;
 const HEADER_BYTES: usize = 32;
 /// Before a chunk: its length and its checksum.
 const CHUNK_HEAD_BYTES: usize = 8;
@@ -122,7 +122,7 @@ impl Out<'_> {
     }
 }
 
-fn chunk_checksum(before: u32, chunk: &[u8]) -> u32 {
+pub(super) fn chunk_checksum(before: u32, chunk: &[u8]) -> u32 {
     let crc = crc32c::crc32c(&before.to_le_bytes());
     crc32c::crc32c_append(crc32c::crc32c_append(crc, &(chunk.len() as u32).to_le_bytes()), chunk)
 }

@@ -28,9 +28,9 @@ use super::supersede::Span;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 
 const SUFFIX: &str = ".idx";
-const MAGIC: [u8; 8] = *b"ANTPHIDX";
-const END_MAGIC: [u8; 8] = *b"ANTPHIXE";
-const FORMAT_VERSION: u32 = 1;
+pub(super) const MAGIC: [u8; 8] = *b"ANTPHIDX";
+pub(super) const END_MAGIC: [u8; 8] = *b"ANTPHIXE";
+pub(super) const FORMAT_VERSION: u32 = 1;
 const HEADER_BYTES: usize = 44;
 const FOOTER_BYTES: usize = 36;
 /// A block is closed when its rows reach this size.
@@ -247,11 +247,11 @@ fn child(reader: &mut Reader<'_>) -> Result<Block, Malformed> {
     Ok(Block { offset_bytes, len_bytes })
 }
 
-fn sum_of(offset_bytes: u64, rows: &[u8]) -> u32 {
+pub(super) fn sum_of(offset_bytes: u64, rows: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&offset_bytes.to_le_bytes()), rows)
 }
 
-fn put_sum(bytes: &mut Vec<u8>) {
+pub(super) fn put_sum(bytes: &mut Vec<u8>) {
     let crc = crc32c::crc32c(bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
 }

@@ -49,6 +49,8 @@ mod entry;
 mod export;
 pub mod frame;
 mod frozen;
+#[doc(hidden)]
+pub mod fuzzing;
 mod incoming;
 mod index;
 mod index_file;

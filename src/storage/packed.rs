@@ -14,7 +14,7 @@ use super::disk::DiskFile;
 use super::frame::{self, FRAME_HEADER_BYTES, FrameKind};
 use super::table;
 
-const TRAILER_MAGIC: [u8; 8] = *b"ANTPHPKT";
+pub(super) const TRAILER_MAGIC: [u8; 8] = *b"ANTPHPKT";
 const HEAD_BYTES: usize = 16;
 const ROW_BYTES: usize = 8;
 /// One row in so many is in memory.

@@ -41,6 +41,7 @@ use super::segment::{self, HeaderError, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::table::OffsetTable;
 use super::verdict::with_second_try;
 use super::view::Sealed;
+use crate::limits::SEQ_LIMIT;
 
 pub(super) struct Recovered {
     pub runs: Runs,
@@ -121,6 +122,9 @@ pub(super) fn open_segment_at(disk: &dyn Disk, path: PathBuf, id: u64) -> Result
     let unread = |error| OpenError::of_read(&path, 0, error);
     let file = with_second_try(|| disk.open(&path, OpenMode::Write)).map_err(unread)?;
     match with_second_try(|| SegmentHeader::read(file.as_ref())).map_err(unread)? {
+        Ok(header) if header.segment_id == id && !header.is_possible() => {
+            Err(corrupt(&path, 0, "a segment header that cannot be"))
+        }
         Ok(header) if header.segment_id == id => Ok(Found { path, file, header }),
         Ok(header) => {
             let what = format!("the header is that of segment {:x}", header.segment_id);
@@ -257,7 +261,7 @@ impl<'a> Recovery<'a> {
 
     /// A segment begins: truncations at the end of the one before show in its header.
     fn begin_segment(&mut self, header: &SegmentHeader) {
-        self.runs.truncate_from(header.last.map_or(0, |last| last.index + 1));
+        self.runs.truncate_from(header.last.map_or(0, |last| last.index.saturating_add(1)));
     }
 
     /// The last segment has no frame yet, so the one before it may not be synced, whatever it looks like: its
@@ -391,8 +395,19 @@ impl<'a> Recovery<'a> {
             FrameKind::Truncate => {
                 self.runs.truncate_from(head.index);
                 let left = head.index.checked_sub(1).filter(|_| head.stamp_ms == 1);
+                let is_there = match left {
+                    Some(left) => {
+                        let purged = at.purged.map_or(0, |purged| purged.index);
+                        at.last.is_some_and(|last| (purged..=last.index).contains(&left))
+                    }
+                    None => at.purged.is_none() && self.runs.iter().next().is_none(),
+                };
+                if !is_there {
+                    return false;
+                }
                 at.truncate(left.map(|index| EntryId { term: head.term, index }));
             }
+            FrameKind::Purge if id.index >= SEQ_LIMIT => return false,
             FrameKind::Purge => at.purge(id),
             FrameKind::Table | FrameKind::Witness => {}
         }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::disk::{Disk, DiskFile, OpenMode};
 use super::entry::{EntryId, Vote};
 use super::verdict::is_out_of_files;
-use crate::limits::OUT_OF_FILES_PATIENCE;
+use crate::limits::{OUT_OF_FILES_PATIENCE, SEQ_LIMIT};
 
 /// Raised whenever an older program could misread what a newer one writes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -96,6 +96,15 @@ impl SegmentHeader {
         let crc = crc32c::crc32c(&bytes[..ENCODED_BYTES - 4]);
         bytes[ENCODED_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
         bytes
+    }
+
+    /// Whether a log can be so: it does not end before what it gave up, and its numbers can be counted on from.
+    pub(super) fn is_possible(&self) -> bool {
+        let index = |id: Option<EntryId>| id.map(|id| id.index);
+        index(self.purged) <= index(self.last)
+            && self.segment_id < SEQ_LIMIT
+            && (1..SEQ_LIMIT).contains(&self.first_lsn)
+            && index(self.last) < Some(SEQ_LIMIT)
     }
 
     fn decode(bytes: &[u8; ENCODED_BYTES]) -> Result<Self, HeaderError> {

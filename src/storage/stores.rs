@@ -19,7 +19,7 @@ use super::segment;
 use super::verdict::{Verdict, is_unreadable};
 
 /// Names the store that counts.
-const POINTER: &str = "store";
+pub(super) const POINTER: &str = "store";
 const POINTER_BYTES_MAX: u64 = 64;
 
 /// The stores of one data directory.
@@ -118,7 +118,7 @@ impl Stores {
     }
 }
 
-fn read_pointer(disk: &dyn Disk, data_dir: &Path) -> io::Result<u64> {
+pub(super) fn read_pointer(disk: &dyn Disk, data_dir: &Path) -> io::Result<u64> {
     let path = data_dir.join(POINTER);
     if !disk.exists(&path)? {
         // Whoever lost the file must not start blank beside the data.

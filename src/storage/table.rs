@@ -20,7 +20,7 @@ use super::frame::{self, FRAME_HEADER_BYTES, FrameKind};
 
 const SPAN_BYTES: usize = 24;
 const TRAILER_BYTES: usize = 16;
-const TRAILER_MAGIC: [u8; 8] = *b"ANTPHEND";
+pub(super) const TRAILER_MAGIC: [u8; 8] = *b"ANTPHEND";
 
 /// A row of entries of one term with consecutive indexes, in the order in which they were written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sends requests made up from the OpenAPI document to a live member: none may end in a 500, in a status or
 # body that the document lacks, or without an answer. Takes about a minute; needs python3 with venv, and
-# PyPI. Usage: tests/api/schemathesis.sh [path of the antiphon binary]
+# PyPI. SCHEMATHESIS_SEED makes up others, SCHEMATHESIS_SECONDS says for how long.
+# Usage: tests/api/schemathesis.sh [path of the antiphon binary]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -39,7 +40,7 @@ timeout "$((seconds * 3))" "$work/venv/bin/schemathesis" run "$url/v0/openapi.js
   --header "Authorization: Bearer fuzz" \
   --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance \
   --phases examples,coverage,fuzzing --mode all --max-time "$seconds" \
-  --max-examples 200 --request-timeout 40 --suppress-health-check all --seed 1 || {
+  --max-examples 200 --request-timeout 40 --suppress-health-check all --seed "${SCHEMATHESIS_SEED:-1}" || {
   status=$?
   echo "---- log of the member:"
   tail -50 "$work/log"

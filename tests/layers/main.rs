@@ -34,7 +34,7 @@ const LAYERS: [&[&str]; 9] = [
     &["router"],
     &["auth"],
     &["api"],
-    &["server", "cli", "main"],
+    &["server", "cli", "main", "fuzzing"],
 ];
 /// Rooms of these layers may import each other: values that build on values, and the process, whose
 /// `main` starts `cli`, which starts `server`.

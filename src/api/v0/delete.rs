@@ -21,7 +21,7 @@ struct DeleteBody<'a> {
     tags: Option<&'a RawValue>,
 }
 
-fn parse_delete(json: &[u8]) -> Result<(Option<u64>, Option<TagMatch>), Error> {
+pub fn parse_delete(json: &[u8]) -> Result<(Option<u64>, Option<TagMatch>), Error> {
     let body: DeleteBody<'_> = parse_object(json)?;
     let tags = body.tags.map(|json| TagMatch::parse(json.get())).transpose()?;
     if body.before_seq.is_none() && tags.is_none() {

@@ -5,7 +5,7 @@
 //! no buffers, a message is counted while it comes, and one that never ends is noticed. Nothing is
 //! negotiated: no extensions, no subprotocols.
 
-mod frame;
+pub(super) mod frame;
 mod upgrade;
 
 use std::collections::VecDeque;
