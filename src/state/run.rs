@@ -19,7 +19,7 @@ use bytes::Bytes;
 
 use super::seq_set::SeqSet;
 use crate::codec::{Malformed, Reader, put_varint, unzigzag, zigzag};
-use crate::limits::RUN_BLOCK_BYTES;
+use crate::limits::{RUN_BLOCK_BYTES, SEQ_LIMIT};
 use crate::record::Record;
 use crate::storage::EntryId;
 
@@ -273,9 +273,9 @@ impl Sizes<'_> {
     pub fn table(self, count: u64) -> Result<SizeTable, Malformed> {
         Ok(match self {
             Sizes::Same(size) => SizeTable::Same(size),
-            Sizes::Each(mut reader) => {
-                SizeTable::Each((0..count).map(|_| reader.varint()).collect::<Result<_, _>>()?)
-            }
+            Sizes::Each(mut reader) => SizeTable::Each(
+                (0..count).map(|_| reader.varint_u32().map(u64::from)).collect::<Result<_, _>>()?,
+            ),
         })
     }
 }
@@ -327,6 +327,10 @@ impl<'a> RunIter<'a> {
             overlay: Overlay { drops_node: flags & DROP_NODE != 0, drops_tag: flags & DROP_TAG != 0 },
             origin: None,
         };
+        // Seqs and times are counted on from; where a checkpoint has others, that is not found out by overflowing.
+        if self.base.next_seq.saturating_add(count) >= SEQ_LIMIT || ts_ms >= SEQ_LIMIT {
+            return Err(reader.malformed());
+        }
         if flags & HAS_ORIGIN != 0 {
             run.origin = Some(RunOrigin {
                 number: reader.varint_u32()?,
@@ -336,7 +340,7 @@ impl<'a> RunIter<'a> {
         }
         let sizes = match flags & SAME_SIZE {
             0 => Sizes::Each(Reader::new(reader.blob()?, "block of runs")),
-            _ => Sizes::Same(reader.varint()?),
+            _ => Sizes::Same(u64::from(reader.varint_u32()?)),
         };
         self.base = self.base.past(&run);
         Ok((run, sizes))

@@ -15,7 +15,7 @@ use super::seq_set::SeqSet;
 use super::topic_config::TopicConfig;
 use crate::codec::{Malformed, Reader, put_blob, put_varint};
 use crate::digest::Digest;
-use crate::limits::MAX_KEYS_FORGOTTEN_PER_APPEND;
+use crate::limits::{MAX_KEYS_FORGOTTEN_PER_APPEND, SEQ_LIMIT};
 use crate::storage::EntryId;
 
 const HEAD_VERSION: u8 = 2;
@@ -343,6 +343,17 @@ impl Topic {
         let dedupe_floor = reader.varint()?;
         topic.digest = Digest::from_value(reader.u64()?);
         reader.finish()?;
+        let next_seq = topic.head_seq.saturating_add(1);
+        let is_possible = next_seq < SEQ_LIMIT
+            && (1..=next_seq).contains(&topic.earliest_seq)
+            && (1..=next_seq).contains(&topic.blocks.open_first_seq())
+            && topic.floors.cap.max(topic.floors.ttl) <= next_seq
+            && topic.count <= topic.head_seq
+            && topic.bytes < SEQ_LIMIT
+            && topic.last_write_ts_ms.max(Some(topic.floors.evicted_ts_ms)) < Some(SEQ_LIMIT);
+        if !is_possible {
+            return Err(Malformed("topic: a head that cannot be"));
+        }
         topic.dedupe = Dedupe::restored_at(dedupe_floor);
         topic.is_dirty = false;
         Ok(topic)
@@ -355,6 +366,9 @@ impl Topic {
         bytes: &[u8],
         each_live: impl FnMut(u64),
     ) -> Result<bool, Malformed> {
+        if !(1..=self.head_seq + 1).contains(&first_seq) {
+            return Err(Malformed("topic: a block of runs that is not its own"));
+        }
         self.blocks.restore(first_seq, bytes, self.earliest_seq, each_live)
     }
 

@@ -54,6 +54,11 @@ pub struct Mark {
     pub why: String,
 }
 
+/// `text` as it may stand in one line, of the file and of the log.
+fn line_of(text: &str) -> String {
+    text.chars().map(|char| if char.is_control() { ' ' } else { char }).collect()
+}
+
 impl Mark {
     /// Reads the mark of a data directory. A mark whose words are lost is still one.
     pub fn read(disk: &dyn Disk, data_dir: &Path) -> io::Result<Option<Mark>> {
@@ -67,13 +72,13 @@ impl Mark {
         };
         let text = String::from_utf8_lossy(&bytes);
         let (unix_ms, why) = text.split_once('\n').unwrap_or(("", ""));
-        let why = why.lines().next().unwrap_or("damage was found earlier").to_owned();
+        let why = line_of(why.lines().next().unwrap_or("damage was found earlier"));
         Ok(Some(Mark { unix_ms: unix_ms.parse().unwrap_or(0), why }))
     }
 
     /// Decides it; durable on return. From now on nothing else may use the data.
     pub fn write(&self, disk: &dyn Disk, data_dir: &Path) -> io::Result<()> {
-        let why = self.why.replace('\n', " ");
+        let why = line_of(&self.why);
         write_file_atomically(disk, data_dir, MARK, format!("{}\n{why}\n", self.unix_ms).as_bytes())
     }
 

@@ -156,7 +156,11 @@ impl Frames {
     fn packed(&self, at: u64) -> Vec<u8> {
         let mut table = PackedTable::default();
         let mut before = None;
-        for (id, offset) in self.rows.iter().filter(|(id, _)| before.replace(id.index) < Some(id.index)) {
+        for (id, offset) in &self.rows {
+            if before >= Some(id.index) {
+                continue;
+            }
+            before = Some(id.index);
             if table.push(id.index, *offset).is_err() {
                 break;
             }

@@ -382,7 +382,15 @@ impl<'a> Recovery<'a> {
         match head.kind {
             FrameKind::Blank | FrameKind::Command | FrameKind::Membership => {
                 let Ok(offset_bytes) = u32::try_from(at.end_bytes) else { return false };
-                if at.last.is_some_and(|last| last.index.checked_add(1) != Some(id.index)) {
+                let follows =
+                    match at.last {
+                        Some(last) => last.index.checked_add(1) == Some(id.index),
+                        // Behind a truncation of all that a table shows only by what took the place of that.
+                        None => at.table.spans().last().is_none_or(|span| {
+                            id.index < span.first_index.saturating_add(u64::from(span.count))
+                        }),
+                    };
+                if !follows || id.index >= SEQ_LIMIT / 2 {
                     return false;
                 }
                 self.runs.push(at.segment_id, at.table.entry_count(), id);
@@ -407,7 +415,7 @@ impl<'a> Recovery<'a> {
                 }
                 at.truncate(left.map(|index| EntryId { term: head.term, index }));
             }
-            FrameKind::Purge if id.index >= SEQ_LIMIT => return false,
+            FrameKind::Purge if id.index >= SEQ_LIMIT / 2 => return false,
             FrameKind::Purge => at.purge(id),
             FrameKind::Table | FrameKind::Witness => {}
         }

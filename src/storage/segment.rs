@@ -23,6 +23,8 @@ use crate::limits::{OUT_OF_FILES_PATIENCE, SEQ_LIMIT};
 pub const FORMAT_VERSION: u32 = 1;
 /// Where the frames start.
 pub const SEGMENT_HEADER_BYTES: u64 = 4096;
+/// Offsets in a segment have 32 bits.
+const MAX_CAPACITY_BYTES: u64 = 1 << 32;
 
 /// The part of the header block that carries something; this size is the same in all versions, so that an
 /// older program can check the checksum before it believes the version.
@@ -103,6 +105,7 @@ impl SegmentHeader {
         let index = |id: Option<EntryId>| id.map(|id| id.index);
         index(self.purged) <= index(self.last)
             && self.segment_id < SEQ_LIMIT
+            && (SEGMENT_HEADER_BYTES..=MAX_CAPACITY_BYTES).contains(&self.capacity_bytes)
             && (1..SEQ_LIMIT).contains(&self.first_lsn)
             && index(self.last) < Some(SEQ_LIMIT)
     }

@@ -26,6 +26,7 @@ async fn each_endpoint_needs_its_scope() {
     api.put("/v0/topics/auth-scopes", json!({})).await.expect(201);
     let write = r#"{"records":[{"data":1}]}"#;
     let many = r#"{"topics":{"auth-scopes":{"records":[{"data":1}]}}}"#;
+    let router = r#"{"source":"auth-scopes","dest":"auth-scopes-copy"}"#;
     for (method, path, body, allowed) in [
         ("GET", "/v0/topics/auth-scopes", "", &["reader", "rw", "all"][..]),
         ("GET", "/v0/topics", "", &["reader", "rw", "all"]),
@@ -36,6 +37,15 @@ async fn each_endpoint_needs_its_scope() {
         ("PUT", "/v0/topics/auth-scopes", "{}", &["admin", "all"]),
         ("GET", "/v0/cluster", "", &["admin", "all"]),
         ("DELETE", "/v0/topics/auth-scopes-none", "", &["deleter", "all"]),
+        ("POST", "/v0/topics/auth-scopes/delete", r#"{"before_seq":0}"#, &["deleter", "all"]),
+        ("GET", "/v0/topics/auth-scopes/origins", "", &["reader", "rw", "all"]),
+        ("POST", "/v0/watch", r#"{"topics":{"auth-scopes":{}}}"#, &["reader", "rw", "all"]),
+        ("PUT", "/v0/routers/auth-scopes", router, &["admin", "all"]),
+        ("GET", "/v0/routers/auth-scopes", "", &["reader", "rw", "all"]),
+        ("GET", "/v0/routers", "", &["reader", "rw", "all"]),
+        ("POST", "/v0/routers/auth-scopes/pause", "", &["admin", "all"]),
+        ("POST", "/v0/routers/auth-scopes/resume", "", &["admin", "all"]),
+        ("DELETE", "/v0/routers/auth-scopes", "", &["deleter", "all"]),
     ] {
         for key in ["reader", "writer", "deleter", "admin", "rw", "all"] {
             let request = api.with_key(key).request(method, path);
@@ -51,6 +61,23 @@ async fn each_endpoint_needs_its_scope() {
             }
         }
     }
+}
+
+/// C-AUTH-10: whichever member is asked, and two of three carry a write to another one.
+#[tokio::test]
+async fn each_member_authorises_what_it_carries_to_the_leader() {
+    let api = api().await;
+    for member in 0..3 {
+        let bound = api.at(member).with_key("bound");
+        let before = api.topic("own:carried").await.body["head_seq"].as_u64().unwrap_or(0);
+        let written = bound.write("own:carried", 1).await;
+        assert!(written.status < 300, "{}", written.body);
+        assert_eq!(api.topic("own:carried").await.expect(200)["head_seq"], before + 1);
+        bound.write("carried", 1).await.refused(403, "forbidden");
+        bound.with_key("nobody").write("own:carried", 1).await.refused(401, "unauthorized");
+        assert_eq!(api.topic("own:carried").await.expect(200)["head_seq"], before + 1);
+    }
+    api.topic("carried").await.refused(404, "topic_not_found");
 }
 
 /// C-AUTH-03, C-AUTH-05, C-AUTH-13

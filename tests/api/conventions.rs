@@ -10,10 +10,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::harness::Cluster;
 use crate::shared::{Api, ORIGIN, api, client, got};
 
-/// C-CONV-01
+/// C-CONV-01, C-AUTH-20: the addresses are those of plain HTTP.
 #[tokio::test]
 async fn all_paths_start_with_v0() {
     let api = api().await;
+    assert!(api.urls.iter().all(|url| url.starts_with("http://")), "{:?}", api.urls);
     api.get("/v0/topics?prefix=none-of-these").await.expect(200);
     for path in ["/topics", "/v1/topics", "/V0/topics", "/v0", "/"] {
         api.get(path).await.refused(404, "not_found");
@@ -149,8 +150,16 @@ async fn numbers_are_clamped_and_enums_are_exact() {
     for body in [r#"{"type":"LOG"}"#, r#"{"durability":"Disk"}"#, r#"{"discard":"OLD"}"#] {
         api.raw("PUT", "/v0/topics/conv-clamp", body).await.refused(400, "invalid_request");
     }
-    let page = api.diff("conv-clamp", json!({ "limit": 1_000_000, "max_batch_bytes": 1u64 << 60 })).await;
-    page.expect(200);
+    // 0 is the default, and what is above the most that there is comes to that: 1000 records of 1001.
+    api.write("conv-clamp-page", 1001).await.expect(201);
+    for (limit, count) in [(0, 256), (1000, 1000), (1_000_000, 1000)] {
+        let body = json!({ "limit": limit, "max_batch_bytes": 1u64 << 60 });
+        let page = api.diff("conv-clamp-page", body).await.expect(200);
+        assert_eq!(page["records"].as_array().map(Vec::len), Some(count), "{limit}");
+    }
+    // One record is there however few bytes it may have.
+    let page = api.diff("conv-clamp-page", json!({ "max_batch_bytes": 1 })).await.expect(200);
+    assert_eq!(page["records"].as_array().map(Vec::len), Some(1));
 }
 
 fn packed(text: &str) -> Vec<u8> {

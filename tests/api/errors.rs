@@ -17,7 +17,7 @@ async fn every_refusal_has_the_shape_of_the_contract() {
     assert!(matches!(long.status, 414 | 431), "{}", long.status);
 }
 
-/// C-ERR-05: each request is wrong in all that comes later, too.
+/// C-ERR-05, C-WRITE-17: each request is wrong in all that comes later, too.
 #[tokio::test]
 async fn checks_come_in_their_order() {
     let api = api().await;

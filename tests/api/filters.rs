@@ -72,7 +72,7 @@ fn raw_seqs(page: Got) -> Vec<u64> {
     after.map(|rest| rest.split(',').next().and_then(|seq| seq.parse().ok()).expect("a seq")).collect()
 }
 
-/// C-FILT-03: whatever stands in a record, a filter neither fails the read nor hides it by accident.
+/// C-FILT-03, C-FILT-05: whatever stands in a record, a filter neither fails the read nor hides it by accident.
 #[tokio::test]
 async fn a_filter_is_total() {
     let api = api().await;

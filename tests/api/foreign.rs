@@ -70,6 +70,7 @@ async fn skip(api: &Api, router: &str, body: Value) -> Got {
     api.post(&format!("/v0/routers/{router}/skip"), body).await
 }
 
+/// C-MIRROR-18
 #[tokio::test]
 async fn a_record_that_is_none_holds_up_its_topic_until_it_is_skipped() {
     let (api, other) = (api().await, other().await);

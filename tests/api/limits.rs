@@ -90,7 +90,7 @@ async fn bounded(arguments: &[&str]) -> (Cluster, Api) {
     (cluster, api)
 }
 
-/// C-LIMIT-01, C-LIMIT-04, C-LIMIT-10, C-LIMIT-11, C-LIMIT-12
+/// C-LIMIT-01, C-LIMIT-04, C-LIMIT-10, C-LIMIT-11, C-LIMIT-12, C-ERR-02, C-ERR-04
 #[tokio::test]
 async fn the_cluster_holds_so_much_and_no_more() {
     let (_cluster, api) = bounded(&["--max-topics", "3", "--max-total-bytes", "400"]).await;
@@ -132,6 +132,51 @@ async fn the_cluster_holds_so_much_and_no_more() {
     assert!(state["bytes"].as_u64().is_some_and(|bytes| bytes <= 400), "{state}");
     api.delete(&format!("/v0/topics/{first}")).await.expect(200);
     api.write("after-all", stored).await.expect(201);
+}
+
+/// C-LIMIT-11: all members are asked at once.
+#[tokio::test]
+async fn caps_hold_at_all_members_at_once() {
+    const MAX_BYTES: u64 = 4000;
+    let arguments = ["--max-topics", "3", "--max-total-bytes", "4000"];
+    let cluster = Cluster::start_in(tempdir().expect("make a directory"), None, 3, &arguments).await;
+    let api = Api { urls: cluster.urls(), http: client(), key: Some("all") };
+    eventually("the bounds hold", PATIENCE, async || {
+        let probe = json!({ "records": [{ "data": "x".repeat(4000) }] });
+        let answer = api.post("/v0/topics/probe", probe).await;
+        api.delete("/v0/topics/probe").await.expect(200);
+        (answer.status == 429).then_some(())
+    })
+    .await;
+    let made = (0..24).map(|at| {
+        let api = api.at(at % 3);
+        async move { api.put(&format!("/v0/topics/t{at}"), json!({})).await }
+    });
+    let made = futures_util::future::join_all(made).await;
+    let good: Vec<_> = made.iter().filter(|answer| answer.status == 201).collect();
+    assert_eq!(good.len(), 3, "{made:?}");
+    assert!(made.iter().all(|answer| answer.status == 201 || answer.status == 429), "{made:?}");
+    let names: Vec<String> =
+        good.iter().map(|answer| answer.body["topic"].as_str().expect("a name").to_owned()).collect();
+    let body = json!({ "records": [{ "data": "x".repeat(100) }] });
+    let written = (0..120).map(|at: usize| {
+        let (api, path, body) = (api.at(at % 3), format!("/v0/topics/{}", names[at % 2]), body.clone());
+        async move { api.post(&path, body).await }
+    });
+    let written = futures_util::future::join_all(written).await;
+    let acked = written.iter().filter(|answer| answer.status == 200).count() as u64;
+    assert!(written.iter().all(|answer| answer.status == 200 || answer.status == 429), "{written:?}");
+    let (mut count, mut bytes) = (0, 0);
+    for name in &names {
+        let state = api.topic(name).await.expect(200);
+        count += state["count"].as_u64().expect("a number");
+        bytes += state["bytes"].as_u64().expect("a number");
+    }
+    assert_eq!(count, acked);
+    // No room for one more, and none was given that there is not.
+    assert!(bytes <= MAX_BYTES && bytes + bytes / count > MAX_BYTES, "{count} records of {bytes} bytes");
+    // What exists is changed at any time.
+    api.put(&format!("/v0/topics/{}", names[2]), json!({ "priority": 1 })).await.expect(200);
 }
 
 /// C-IDEM-10, C-LIMIT-10

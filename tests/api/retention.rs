@@ -130,7 +130,7 @@ async fn an_eventual_read_loses_it_within_a_second_of_its_time() {
     }
 }
 
-/// C-RET-05, C-WRITE-08, C-GAP-02, C-GAP-03, C-GAP-05, C-GAP-11
+/// C-RET-05, C-WRITE-08, C-ERR-03, C-GAP-02, C-GAP-03, C-GAP-05, C-GAP-11
 #[tokio::test]
 async fn above_its_cap_a_topic_gives_up_its_oldest_records_and_says_so() {
     let api = api().await;

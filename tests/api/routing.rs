@@ -305,13 +305,15 @@ async fn a_destination_evicts_for_copies_as_for_writes() {
     api.put("/v0/topics/routing-cap-b", json!({ "cap_records": 4 })).await.expect(201);
     api.put("/v0/topics/routing-ttl-b", json!({ "ttl_ms": 1500 })).await.expect(201);
     write(&api, "routing-old", plain(numbers(1..=10))).await;
+    api.put("/v0/topics/routing-clock", json!({ "ttl_ms": 1500 })).await.expect(201);
+    write(&api, "routing-clock", plain(numbers(1..=1))).await;
     let capped = route(&api, "routing-old", "routing-cap-b", json!({ "start": "earliest" })).await;
     settled(&api, &capped).await;
     let (records, gaps) = read(&api, "routing-cap-b").await;
     assert_eq!((data(&records), gaps.len()), (numbers(7..=10), 1));
     assert_eq!((&gaps[0]["reason"], &gaps[0]["gap_to"]), (&json!("cap"), &json!(6)));
     // What is older at its source than its destination keeps records begins a life of its own there.
-    tokio::time::sleep(Duration::from_millis(1600)).await;
+    arrives(&api, "routing-clock", &[]).await;
     route(&api, "routing-old", "routing-ttl-b", json!({ "start": "earliest" })).await;
     arrives(&api, "routing-ttl-b", &numbers(1..=10)).await;
     arrives(&api, "routing-ttl-b", &[]).await;
@@ -329,6 +331,22 @@ async fn a_full_destination_holds_its_router_up_and_nobody_else() {
     assert_eq!(shown["last_error"]["code"], "topic_full");
     assert!(shown["last_error"]["message"].is_string() && shown["last_error"]["ts"].is_u64());
     settled(&api, &other).await;
+    // A source with a router that is held up is written to as quickly as one without (C-ROUTE-03).
+    let (mut routed, mut alone) = (Duration::ZERO, Duration::ZERO);
+    for topic in ["routing-full-alone", "routing-held"] {
+        api.put(&format!("/v0/topics/{topic}"), json!({})).await.expect(201);
+    }
+    let held = route(&api, "routing-held", "routing-full-b", json!({})).await;
+    for _ in 0..20 {
+        for (topic, took) in [("routing-held", &mut routed), ("routing-full-alone", &mut alone)] {
+            let start = Instant::now();
+            api.write(topic, 1).await.expect(200);
+            *took += start.elapsed();
+        }
+    }
+    assert!(routed <= 3 * alone + Duration::from_millis(500), "{routed:?} with a router, {alone:?} without");
+    assert_eq!(api.get(&format!("/v0/routers/{held}")).await.expect(200)["state"], "blocked");
+    api.delete(&format!("/v0/routers/{held}")).await.expect(200);
     write(&api, "routing-full", plain(numbers(9..=9))).await;
     assert_eq!(settled(&api, &other).await["forwarded_total"], 9);
     // What is configured elsewhere meanwhile does not hide how it does.

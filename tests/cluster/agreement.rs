@@ -9,7 +9,7 @@ use crate::harness::Cluster;
 
 const ROUNDS: usize = 20;
 
-/// Small promises share one cluster, as its start takes longer than they do.
+/// C-CLU-01, C-CLU-02, C-CONS-04: small promises share one cluster, as its start takes longer than they do.
 #[tokio::test]
 async fn members_agree() {
     let mut cluster = Cluster::start(3).await;

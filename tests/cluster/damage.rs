@@ -388,7 +388,11 @@ async fn a_member_that_reads_damage_ends_and_starts_blank() {
     flip_bit(&segment, inside_a_record(&segment));
     let body = json!({ "consistency": "eventual" });
     assert!(cluster.client.post(&url, &body).await.is(500));
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    eventually("it has looked for others that can do without it", PATIENCE, async || {
+        (!lines_with(&cluster, victim, "no majority without this member, so it goes on").is_empty())
+            .then_some(())
+    })
+    .await;
     assert!(cluster.members[victim].is_running(), "two members are needed");
     assert!(cluster.client.post(&url, &body).await.is(500));
 

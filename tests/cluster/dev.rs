@@ -12,7 +12,7 @@ use crate::harness::{PATIENCE, antiphon, eventually, free_ports, one_cluster};
 use crate::settings::one_line;
 
 /// A base whose six ports are free.
-fn free_base() -> u16 {
+pub fn free_base() -> u16 {
     loop {
         let base = free_ports(1)[0] - 1;
         let free = |port| TcpListener::bind(("127.0.0.1", port)).is_ok();
@@ -29,7 +29,7 @@ fn command(base: u16, dir: &std::path::Path) -> Command {
 }
 
 /// Reads until the greeting's last line; gives all of it and the members' pids.
-fn greeting(child: &mut Child) -> (String, Vec<Pid>) {
+pub fn greeting(child: &mut Child) -> (String, Vec<Pid>) {
     let mut text = String::new();
     let mut reader = BufReader::new(child.stdout.take().expect("stdout was piped"));
     while !text.contains("Ctrl-C stops") {

@@ -47,7 +47,7 @@ impl Length {
     }
 }
 
-/// C-CLU-05, C-CLU-06, C-CLU-07, C-CLU-08: whoever dies, every acked record is at the seq that its ack
+/// C-CLU-04, C-CLU-05, C-CLU-06, C-CLU-07, C-CLU-08: whoever dies, every acked record is at the seq that its ack
 /// named, none is there twice, and none is there that was refused.
 #[tokio::test]
 async fn acked_writes_survive_kills_of_leaders_and_followers() {

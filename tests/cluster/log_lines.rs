@@ -68,7 +68,7 @@ async fn the_log_tells_of_leaders_members_readiness_and_of_an_orderly_end() {
     assert!(!lines.iter().any(|line| line.contains("ERROR")), "{lines:?}");
 }
 
-/// What a client has changed, and what it was refused, is told with the place of its key in the setting, and no secret ever is.
+/// C-AUTH-09, C-MIRROR-02: what a client has changed, and what it was refused, is told with the place of its key in the setting, and no secret ever is.
 #[tokio::test]
 async fn the_log_tells_who_changed_what_and_who_was_refused() {
     const KEYS: &str = "hunter1, hunter2:r";

@@ -12,7 +12,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_millis(3000);
 /// What an answer may take beyond the deadline: scheduling on a busy machine.
 const SLACK: Duration = Duration::from_millis(1500);
 
-/// C-CLU-03, C-CLU-09, C-CONS-03, C-CONS-04, C-OPS-01, C-OPS-04: alone, a member refuses in time and
+/// C-CLU-03, C-CLU-09, C-CONS-03, C-CONS-04, C-CONS-06, C-OPS-01, C-OPS-03, C-OPS-04: alone, a member refuses in time and
 /// without effect, and goes on to answer what it can answer alone. Once as former leader, once as
 /// former follower.
 #[tokio::test]
@@ -34,6 +34,15 @@ async fn a_minority_refuses_in_time_without_effect_and_goes_on_to_read() {
             cluster.client.get(&ready).await.is(503).then_some(())
         })
         .await;
+        let reply = cluster.client.get(&ready).await;
+        assert_eq!((reply.status(), reply.code()), (Some(503), "not_ready"), "{reply:?}");
+        let Reply::Answer { body, .. } = &reply else { unreachable!("it has a status") };
+        let detail = &body["error"]["detail"];
+        assert_eq!(
+            (&detail["reason"], &detail["replay_progress"]),
+            (&json!("no_leader"), &json!(1.0)),
+            "{body}"
+        );
         refuses(&cluster, &oracle, alone).await;
         reads_alone(&cluster, alone, survivor_led).await;
 

@@ -109,7 +109,7 @@ async fn a_member_of_one_refuses_a_foreign_or_newer_directory_and_a_taken_port()
     assert_eq!(page["head_seq"], serde_json::json!(1), "the refusals did no harm");
 }
 
-/// A wrong secret is told in one line on either side and harms nobody. The member goes on trying: which of
+/// C-AUTH-11: a wrong secret is told in one line on either side and harms nobody. The member goes on trying: which of
 /// two members has the wrong one, neither can know.
 #[tokio::test]
 async fn a_member_with_a_wrong_secret_says_so_and_the_others_go_on() {

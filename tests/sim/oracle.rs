@@ -451,7 +451,8 @@ impl Oracle {
         }
     }
 
-    /// Checks the whole story. `contents` has for each topic its epoch and how many records it holds; all
+    /// Checks the whole story, in which machines lost power: what was acked is there, once (C-WRITE-11, C-DUR-07,
+    /// C-DUR-08). `contents` has for each topic its epoch and how many records it holds; all
     /// of them have been read.
     pub fn finish(&self, contents: &BTreeMap<String, (u64, u64)>) {
         let story = self.story.lock();

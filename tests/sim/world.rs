@@ -285,6 +285,8 @@ async fn live(seed: u64, is_traced: bool, clusters: Option<usize>) -> (Trace, Ta
     (trace, tally, begin.elapsed().as_millis() as u64)
 }
 
+/// C-DUR-07: in half of all histories every machine loses power at once in the end, and in most some do before; the
+/// disks forget what was not synced, and the oracle knows what was acked.
 async fn story(world: &Arc<World>, dice: &mut Dice) {
     for number in 0..MEMBERS {
         member::start(world, number);

@@ -362,6 +362,7 @@ fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
+    /// C-CLU-10, C-DEL-07, C-GAP-01: over restarts, with clocks of their own, and with floors that only rise.
     #[test]
     fn members_agree_with_each_other_and_with_a_naive_model(
         steps in proptest::collection::vec(step(), 1..120)

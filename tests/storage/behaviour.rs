@@ -11,6 +11,7 @@ fn rig(options: LogOptions) -> Rig {
     Rig::new(&SimDisk::new(1), &options).expect("open")
 }
 
+/// C-WRITE-11, C-DUR-07: and then no loss of power takes it.
 #[test]
 fn an_append_is_readable_at_once_and_confirmed_only_after_the_sync() {
     let mut rig = rig(small_options());
@@ -19,6 +20,13 @@ fn an_append_is_readable_at_once_and_confirmed_only_after_the_sync() {
     assert_eq!((rig.confirmed(), rig.log.synced_id()), (0, None));
     rig.run().expect("run");
     assert_eq!((rig.confirmed(), rig.log.synced_id()), (2, rig.log.last_id()));
+    let looks = rig.looks();
+    for seed in 0..20 {
+        let left = rig.disk.crash(seed);
+        let (log, _writer) =
+            Log::open(Arc::new(left), &dir(), small_options()).expect("a log that was confirmed opens");
+        assert_eq!(Looks::of(&log), looks, "seed {seed}");
+    }
 }
 
 #[test]
