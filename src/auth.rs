@@ -253,19 +253,6 @@ pub struct Caller {
     from: Option<IpAddr>,
 }
 
-/// For people: a key is named by its place in the setting and by what it may do.
-impl fmt::Display for Caller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.key {
-            Some(key) => {
-                let grants: Vec<String> = key.grants.iter().map(Grant::describe).collect();
-                write!(f, "key {} ({}){}", key.entry, grants.join(", "), FromAddress(self.from))
-            }
-            None => write!(f, "anyone{}", FromAddress(self.from)),
-        }
-    }
-}
-
 impl fmt::Debug for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.key.is_some() { "Caller(with a key)" } else { "Caller(anyone)" })

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use prometheus::{IntCounter, IntCounterVec};
 
+use super::{Caller, Grant};
 use crate::error::{Code, Error};
 use crate::telemetry::metrics::KEY_REFUSALS;
 use crate::telemetry::seldom::Seldom;
@@ -60,6 +61,19 @@ impl fmt::Display for FromAddress {
         match self.0 {
             Some(address) => write!(f, " from {address}"),
             None => Ok(()),
+        }
+    }
+}
+
+/// For people: a key is named by its place in the setting and by what it may do.
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.key {
+            Some(key) => {
+                let grants: Vec<String> = key.grants.iter().map(Grant::describe).collect();
+                write!(f, "key {} ({}){}", key.entry, grants.join(", "), FromAddress(self.from))
+            }
+            None => write!(f, "anyone{}", FromAddress(self.from)),
         }
     }
 }
