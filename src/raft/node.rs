@@ -29,7 +29,6 @@ use super::network::Network;
 use super::peer::Peer;
 use super::peer_service::PeerHandler;
 use super::peers::Peers;
-use super::retention::Hold;
 use super::rpc::{self, Body, Kind, Proposal, ReadPoint};
 use super::transfer::Transfers;
 use super::types::{
@@ -40,8 +39,10 @@ use crate::limits::MAX_PROMOTION_LAG_ENTRIES;
 use crate::state::{carries_records, check_command};
 use crate::storage::{Log, Room};
 
+mod log_tail;
 mod statuses;
 
+pub use log_tail::HeldBack;
 pub use statuses::{DOWN_AFTER, MemberStatus};
 
 /// A change of the membership that is not committed by then is left to whoever leads next.
@@ -77,13 +78,6 @@ pub struct Parts {
     pub room: Arc<Room>,
     pub installer: Arc<Installer>,
     pub random: Arc<dyn Random>,
-}
-
-/// What holds the log back.
-#[derive(Debug, Clone, Copy)]
-pub struct HeldBack {
-    pub hold: Hold,
-    pub since: Instant,
 }
 
 /// One member of a cluster.
@@ -485,52 +479,6 @@ impl Node {
     pub(super) fn has_quorum_now(&self) -> bool {
         let voters = self.membership().iter().filter(|(_, _, is_voter)| *is_voter).count();
         voters <= 1 || self.has_quorum(DOWN_AFTER)
-    }
-
-    /// Tells openraft that the state as of the last checkpoint on disk can stand for the log up to there.
-    pub(super) async fn name_snapshot(&self) -> Result<(), String> {
-        self.raft.trigger().snapshot().await.map_err(|fatal| fatal.to_string())
-    }
-
-    /// The last entry that openraft knows a snapshot of, and the last one that it purged.
-    pub(super) fn snapshot_and_purged(&self) -> (u64, u64) {
-        self.metrics(|metrics| {
-            (metrics.snapshot.map_or(0, |id| id.index()), metrics.purged.map_or(0, |id| id.index()))
-        })
-    }
-
-    /// Gives up the log up to `index`, which a snapshot must cover.
-    pub(super) async fn purge(&self, index: u64) -> Result<(), String> {
-        self.raft.trigger().purge_log(index).await.map_err(|fatal| fatal.to_string())
-    }
-
-    /// Ends the sending of entries to members that lack entries up to `index`, which is to be given up: openraft gives up
-    /// nothing of what a stream may still want, however slow its follower is. They are sent a state instead.
-    pub(super) fn end_streams_behind(&self, index: u64) {
-        let transfers = self.transfers.standing();
-        let lacking: Vec<NodeId> = self.metrics(|metrics| {
-            let matched = metrics.replication.iter().flatten();
-            let lacking = matched.filter(|(_, matched)| matched.is_none_or(|id| id.index() < index));
-            lacking.map(|(node_id, _)| *node_id).collect()
-        });
-        for node_id in lacking {
-            if !transfers.iter().any(|transfer| transfer.to == node_id) {
-                self.peers.end_connection(node_id, Lane::Bulk);
-            }
-        }
-    }
-
-    /// What holds the log back since when, if anything does.
-    pub fn held_back(&self) -> Option<HeldBack> {
-        *self.held.lock()
-    }
-
-    /// Notes what a look found.
-    pub(super) fn note_hold(&self, hold: Option<Hold>) {
-        let mut held = self.held.lock();
-        let earlier = held.filter(|held| hold.is_some_and(|hold| hold.by == held.hold.by));
-        let since = earlier.map_or_else(Instant::now, |held| held.since);
-        *held = hold.map(|hold| HeldBack { hold, since });
     }
 
     /// Raft's term and the highest index that this member knows to be committed.

@@ -9,32 +9,29 @@
 //! are none, those that were active last. What is remembered of single topics is in `topics.rs`.
 
 mod asking;
+mod pulling;
 mod writing;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Context;
-use super::answer::{Answered, AnsweredTopic, PullAnswer, Skips};
+use super::answer::{Answered, AnsweredTopic, PullAnswer};
 use super::backoff::Backoff;
 use super::pace::Pace;
-use super::page::{dest_of, is_covered};
-use super::pull_budget::{AnswerRoom, LargePlace};
+use super::page::dest_of;
+use super::pull_budget::LargePlace;
 use super::remote::RemoteError;
 use super::status::{self, Told};
 use super::topics::Topics;
 use super::trouble::{Trouble, is_slow};
 use super::view::View;
 use super::why::Why;
-use super::wire::PullRequest;
-use crate::config::Secret;
-use crate::engine::{Ask, ChangeCursor, LinkState, News, PullCursor, SecretMissing};
+use crate::engine::{Ask, ChangeCursor, LinkState, News, PullCursor};
 use crate::limits::{
     LARGE_ANSWER_BYTES, MAX_RETRY_PULL_BYTES, MIRROR_IDLE_PAUSE_MS, MIRROR_LIST_PAUSE_MS, MIRROR_PAUSE_MS,
     PULL_WAIT_MS, RETRY_LOOK_INTERVAL, SMALL_PULL_BYTES,
@@ -521,84 +518,11 @@ impl Mirror {
         self.topics.has_left(topic) && !self.config.create_dest && dest().is_none()
     }
 
-    /// Another cluster is not trusted with topics that it was not asked for.
-    fn check_names(&self, answer: &PullAnswer) -> Result<(), Halt> {
-        let told = match &answer.news {
-            News::Listed(listed) => &listed.topics[..],
-            News::Changed { topics, .. } => topics,
-            News::Nothing | News::Unknown => &[],
-        };
-        let names = answer.topics.iter().map(|topic| &topic.topic[..]);
-        let mut names = names.chain(told.iter().map(|news| &*news.topic));
-        match names.find(|name| !is_covered(&self.config.source, name)) {
-            None => Ok(()),
-            Some(stray) => {
-                let message = format!("the remote names {stray:?}, for which it was not asked");
-                Err(Halt::retrying("internal", message))
-            }
-        }
-    }
-
     /// Whether nothing was written yet of what the remote has said. It is written down even if it has met an empty
     /// cluster: topics that appear later begin with their first record.
     fn is_first_contact(&self) -> bool {
         self.router.read().remote_cluster.is_none()
     }
-
-    async fn pull(
-        &self,
-        request: &PullRequest,
-        wait: Duration,
-        room: &mut AnswerRoom,
-        bytes: &mut usize,
-    ) -> Result<PullAnswer, Halt> {
-        let Some(remote) = &self.config.remote else {
-            return Err(Halt::blocked("internal", "the router is no mirror".into()));
-        };
-        let url = &remote.urls[self.next_url % remote.urls.len()];
-        let token = self.context.engine.open_token(&self.router.name, &self.config).map_err(|SecretMissing| {
-            let message = "the token is sealed under a secret that this member does not have: set cluster_secret_previous, \
-                           or put the router with its token";
-            Halt::blocked("secret_missing", message.into())
-        })?;
-        let token = token.as_ref().map(Secret::expose);
-        let answer =
-            self.context.remote.pull(url, token, request.encode(), wait + ANSWER_TIMEOUT, room).await?;
-        *bytes = answer.len();
-        let skips = {
-            let router = self.router.read();
-            router.skips.iter().map(|(source, skips)| (source.to_string(), skips.clone())).collect()
-        };
-        let answer = read_answer(answer, skips).await.map_err(|malformed| {
-            Halt::retrying("source_damaged", format!("what answers at {url} makes no sense: {malformed}"))
-        })?;
-        self.check_cluster(&answer.cluster)?;
-        Ok(answer)
-    }
-
-    /// C-MIRROR-15
-    fn check_cluster(&self, remote: &Cluster) -> Result<(), Halt> {
-        if remote.id == self.own.id {
-            let message = "the remote is this very cluster".into();
-            return Err(Halt::blocked("same_cluster", message));
-        }
-        if remote.name == self.own.name {
-            let message = format!("the remote is another cluster of the same name, {:?}", remote.name);
-            return Err(Halt::blocked("same_name", message));
-        }
-        if self.router.read().remote_cluster.is_some_and(|known| known != remote.id) {
-            return Err(diverged("the remote is another cluster than before"));
-        }
-        Ok(())
-    }
-}
-
-/// Away from the threads that serve requests, if it is much.
-async fn read_answer(answer: Bytes, skips: Skips) -> Result<PullAnswer, String> {
-    let is_quick = answer.len() < QUICK_ANSWER_BYTES;
-    let read = move || PullAnswer::decode(&answer, &skips).map_err(io::Error::from);
-    let read = if is_quick { read() } else { task::blocking(read).await };
-    read.map_err(|error| error.to_string())
 }
 
 fn diverged(message: &str) -> Halt {

@@ -32,6 +32,7 @@ mod metrics;
 mod mirroring;
 mod openapi;
 mod ops;
+mod priority;
 mod records;
 mod retention;
 mod routers;
