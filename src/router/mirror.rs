@@ -37,7 +37,6 @@ use crate::limits::{
     PULL_WAIT_MS, RETRY_LOOK_INTERVAL, SMALL_PULL_BYTES,
 };
 use crate::state::{Cluster, Position, Refusal, RouterConfig, SharedRouter};
-use crate::task;
 use asking::WantedBytes;
 
 /// Added to the time that a pull may wait, for the answer to begin.

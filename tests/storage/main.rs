@@ -9,6 +9,7 @@ mod freeing;
 mod full_disk;
 mod histories;
 mod kill_points;
+mod leftovers;
 mod rig;
 mod slow_disk;
 mod stores;

@@ -16,25 +16,25 @@ pub struct HeldBack {
 
 impl Node {
     /// Tells openraft that the state as of the last checkpoint on disk can stand for the log up to there.
-    pub(super) async fn name_snapshot(&self) -> Result<(), String> {
+    pub(in crate::raft) async fn name_snapshot(&self) -> Result<(), String> {
         self.raft.trigger().snapshot().await.map_err(|fatal| fatal.to_string())
     }
 
     /// The last entry that openraft knows a snapshot of, and the last one that it purged.
-    pub(super) fn snapshot_and_purged(&self) -> (u64, u64) {
+    pub(in crate::raft) fn snapshot_and_purged(&self) -> (u64, u64) {
         self.metrics(|metrics| {
             (metrics.snapshot.map_or(0, |id| id.index()), metrics.purged.map_or(0, |id| id.index()))
         })
     }
 
     /// Gives up the log up to `index`, which a snapshot must cover.
-    pub(super) async fn purge(&self, index: u64) -> Result<(), String> {
+    pub(in crate::raft) async fn purge(&self, index: u64) -> Result<(), String> {
         self.raft.trigger().purge_log(index).await.map_err(|fatal| fatal.to_string())
     }
 
     /// Ends the sending of entries to members that lack entries up to `index`, which is to be given up: openraft gives up
     /// nothing of what a stream may still want, however slow its follower is. They are sent a state instead.
-    pub(super) fn end_streams_behind(&self, index: u64) {
+    pub(in crate::raft) fn end_streams_behind(&self, index: u64) {
         let transfers = self.transfers.standing();
         let lacking: Vec<NodeId> = self.metrics(|metrics| {
             let matched = metrics.replication.iter().flatten();
@@ -54,7 +54,7 @@ impl Node {
     }
 
     /// Notes what a look found.
-    pub(super) fn note_hold(&self, hold: Option<Hold>) {
+    pub(in crate::raft) fn note_hold(&self, hold: Option<Hold>) {
         let mut held = self.held.lock();
         let earlier = held.filter(|held| hold.is_some_and(|hold| hold.by == held.hold.by));
         let since = earlier.map_or_else(Instant::now, |held| held.since);
