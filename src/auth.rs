@@ -118,8 +118,9 @@ struct Key {
     streams: AtomicUsize,
     /// Pulls of mirrors, which nearly always wait.
     pulls: AtomicUsize,
-    /// Bytes of bodies and messages that are held for it.
+    /// Bytes of bodies and messages that are held for it, and of frames of its streams.
     held_bytes: AtomicUsize,
+    frame_bytes: AtomicUsize,
     /// Watch sessions, and the memory of those and of WebSockets.
     watch_sessions: AtomicUsize,
     watch_bytes: AtomicUsize,
@@ -187,6 +188,7 @@ impl Keys {
                     streams: AtomicUsize::new(0),
                     pulls: AtomicUsize::new(0),
                     held_bytes: AtomicUsize::new(0),
+                    frame_bytes: AtomicUsize::new(0),
                     watch_sessions: AtomicUsize::new(0),
                     watch_bytes: AtomicUsize::new(0),
                     changes: Arc::new(Semaphore::new(MAX_CHANGES_UNDER_WAY_PER_KEY)),
@@ -296,6 +298,11 @@ impl Caller {
     /// Counts the bytes that are held for the caller's key; `None` without keys.
     pub fn held_bytes(&self) -> Option<&AtomicUsize> {
         self.key.as_ref().map(|key| &key.held_bytes)
+    }
+
+    /// The same of frames of its streams.
+    pub fn frame_bytes(&self) -> Option<&AtomicUsize> {
+        self.key.as_ref().map(|key| &key.frame_bytes)
     }
 
     /// The same among its watch sessions (C-LIMIT-16).

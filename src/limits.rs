@@ -70,6 +70,11 @@ pub const MIN_HEARTBEAT_MS: u64 = 1000;
 pub const MAX_HEARTBEAT_MS: u64 = 60_000;
 /// A stream whose reader takes nothing for so long is closed, in milliseconds.
 pub const SLOW_READER_MS: u64 = 30_000;
+/// Frames of streams count from this size on, as long as they wait for their readers; and what all of them may take, a
+/// quarter of it those of one key. Where there is no room frames are no larger than this.
+pub const SMALL_FRAME_BYTES: usize = 64 << 10;
+pub const MAX_STREAM_FRAMES_BYTES: usize = 128 << 20;
+const _: () = assert!(MAX_STREAM_FRAMES_BYTES / 4 > MAX_PAGE_BYTES);
 /// Most bytes of one message on a WebSocket, and the time from its first byte to its last.
 pub const MAX_SOCKET_MESSAGE_BYTES: usize = 8 << 20;
 pub const SOCKET_MESSAGE_TIME: Duration = Duration::from_secs(30);

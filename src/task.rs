@@ -7,8 +7,12 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, LazyLock, mpsc};
+use std::task::{Context, Poll, ready};
 
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::{AbortHandle, JoinHandle};
@@ -79,6 +83,47 @@ pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static
     match SCOPE.try_with(Arc::clone) {
         Ok(scope) => scope.spawn(future),
         Err(_) => tokio::spawn(future),
+    }
+}
+
+/// Work that gets on whether somebody waits for it or not: a future that may be left alone for a while must hold nothing
+/// that others wait for, and this one does not depend on being polled. Goes on also if it is dropped.
+pub enum Begun<T> {
+    /// It is done, until that was taken.
+    Done(Option<T>),
+    Task(JoinHandle<T>),
+}
+
+impl<T: Send + 'static> Begun<T> {
+    /// Ends it, if it has not ended yet.
+    pub fn abort(&self) {
+        if let Begun::Task(task) = self {
+            task.abort();
+        }
+    }
+}
+
+impl<T: Unpin> Future for Begun<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        match &mut *self {
+            Begun::Done(done) => done.take().map_or(Poll::Pending, Poll::Ready),
+            Begun::Task(task) => match ready!(Pin::new(task).poll(cx)) {
+                Ok(done) => Poll::Ready(done),
+                Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+                // Ended together with everything that runs here.
+                Err(_) => Poll::Pending,
+            },
+        }
+    }
+}
+
+/// Begins `work`: what is done at once costs no task.
+pub fn begin<T: Send + 'static>(mut work: BoxFuture<'static, T>) -> Begun<T> {
+    match (&mut work).now_or_never() {
+        Some(done) => Begun::Done(Some(done)),
+        None => Begun::Task(spawn(work)),
     }
 }
 
@@ -262,6 +307,35 @@ mod tests {
         for read in reads {
             read.await.unwrap().unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn what_was_begun_gets_on_without_being_polled_and_ends_when_it_is_to() {
+        assert_eq!(begin(async { 7 }.boxed()).await, 7);
+        let (place, began) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(0)));
+        let work = |mut until: tokio::sync::oneshot::Receiver<()>| {
+            let (place, began) = (place.clone(), began.clone());
+            async move {
+                let _place = place.acquire_owned().await;
+                began.add_permits(1);
+                let _ = (&mut until).await;
+                8
+            }
+            .boxed()
+        };
+        let (end, until) = tokio::sync::oneshot::channel();
+        let begun = begin(work(until));
+        began.acquire().await.unwrap().forget();
+        end.send(()).unwrap();
+        // It gives its place back though nobody has asked for its end.
+        place.acquire().await.unwrap().forget();
+        place.add_permits(1);
+        assert_eq!(begun.await, 8);
+        let (_end, until) = tokio::sync::oneshot::channel();
+        let begun = begin(work(until));
+        began.acquire().await.unwrap().forget();
+        begun.abort();
+        let _place = place.acquire().await.unwrap();
     }
 
     #[tokio::test]

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::auth::Caller;
+use crate::engine::FrameRoom;
 use crate::error::Error;
 
 /// Name of the setting, and of the limit in a refusal.
 const NAME: &str = "max_inflight_bytes";
+const FRAMES_NAME: &str = "stream_frame_bytes";
 /// The share of one key is the whole by this.
 const SHARES: usize = 4;
 
@@ -21,27 +23,96 @@ pub struct ByteBudget {
     max_bytes: usize,
     max_bytes_per_key: usize,
     held_bytes: AtomicUsize,
+    /// Name of the limit in a refusal.
+    name: &'static str,
+    of_key: OfKey,
 }
+
+/// What counts the bytes that are held for a caller's key; `None` without keys.
+type OfKey = fn(&Caller) -> Option<&AtomicUsize>;
 
 impl ByteBudget {
     /// At most `max_bytes`, 0 for any number, and of one key a quarter of them.
     pub fn new(max_bytes: usize) -> Arc<Self> {
         let max_bytes = if max_bytes == 0 { usize::MAX } else { max_bytes };
-        let held_bytes = AtomicUsize::new(0);
-        Arc::new(ByteBudget { max_bytes, max_bytes_per_key: max_bytes.div_ceil(SHARES), held_bytes })
+        ByteBudget::counting(max_bytes, NAME, Caller::held_bytes)
+    }
+
+    /// The same for frames of streams, which are counted apart: a reader that is slow keeps no request out.
+    pub fn of_frames(max_bytes: usize) -> Arc<Self> {
+        ByteBudget::counting(max_bytes, FRAMES_NAME, Caller::frame_bytes)
+    }
+
+    fn counting(max_bytes: usize, name: &'static str, of_key: OfKey) -> Arc<Self> {
+        let (max_bytes_per_key, held_bytes) = (max_bytes.div_ceil(SHARES), AtomicUsize::new(0));
+        Arc::new(ByteBudget { max_bytes, max_bytes_per_key, held_bytes, name, of_key })
     }
 
     /// A charge for what `caller` is about to send; it holds nothing yet.
     pub fn charge(self: &Arc<Self>, caller: &Caller) -> Charge {
-        Charge { budget: self.clone(), caller: caller.clone(), bytes: 0 }
+        Charge { share: Share::new(self, caller), bytes: 0 }
+    }
+}
+
+impl ByteBudget {
+    /// Counts `bytes` more for `caller`, to one thing that holds `own_bytes` already. If that is too much, gives the bound
+    /// and counts none of them.
+    fn take(&self, caller: &Caller, own_bytes: usize, bytes: usize) -> Result<(), usize> {
+        let held = self.held_bytes.fetch_add(bytes, Ordering::AcqRel);
+        // Whoever is alone may have a packed body and what it unpacks to: otherwise the largest that is allowed might
+        // never pass.
+        let shares = if held == own_bytes { 2 } else { 1 };
+        if held.saturating_add(bytes) > self.max_bytes.saturating_mul(shares) {
+            self.held_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            return Err(self.max_bytes);
+        }
+        if let Some(held_by_key) = (self.of_key)(caller) {
+            let held = held_by_key.fetch_add(bytes, Ordering::AcqRel);
+            let has_others = held > own_bytes;
+            if has_others && held.saturating_add(bytes) > self.max_bytes_per_key {
+                held_by_key.fetch_sub(bytes, Ordering::AcqRel);
+                self.held_bytes.fetch_sub(bytes, Ordering::AcqRel);
+                return Err(self.max_bytes_per_key);
+            }
+        }
+        Ok(())
+    }
+
+    fn give_back(&self, caller: &Caller, bytes: usize) {
+        if let Some(held_by_key) = (self.of_key)(caller) {
+            held_by_key.fetch_sub(bytes, Ordering::AcqRel);
+        }
+        self.held_bytes.fetch_sub(bytes, Ordering::AcqRel);
+    }
+}
+
+/// What a caller may have of a budget.
+#[derive(Debug)]
+pub struct Share {
+    budget: Arc<ByteBudget>,
+    caller: Caller,
+}
+
+impl Share {
+    pub fn new(budget: &Arc<ByteBudget>, caller: &Caller) -> Self {
+        Share { budget: budget.clone(), caller: caller.clone() }
+    }
+}
+
+impl FrameRoom for Share {
+    fn take(&self, bytes: usize) -> bool {
+        self.budget.take(&self.caller, 0, bytes).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.budget.give_back(&self.caller, bytes);
     }
 }
 
 /// Bytes that one body or message holds; dropping it gives them back.
 #[derive(Debug)]
 pub struct Charge {
-    budget: Arc<ByteBudget>,
-    caller: Caller,
+    share: Share,
     bytes: usize,
 }
 
@@ -50,23 +121,9 @@ impl Charge {
     /// nothing else may have one body of any size: on a small machine the largest that is allowed would never pass
     /// otherwise.
     pub fn add(&mut self, bytes: usize) -> Result<(), Error> {
-        let held = self.budget.held_bytes.fetch_add(bytes, Ordering::AcqRel);
-        // Whoever is alone may have a packed body and what it unpacks to: otherwise the largest that is allowed might
-        // never pass.
-        let shares = if held == self.bytes { 2 } else { 1 };
-        if held.saturating_add(bytes) > self.budget.max_bytes.saturating_mul(shares) {
-            self.budget.held_bytes.fetch_sub(bytes, Ordering::AcqRel);
-            return Err(Error::over_limit(NAME, self.budget.max_bytes as u64));
-        }
-        if let Some(held_by_key) = self.caller.held_bytes() {
-            let held = held_by_key.fetch_add(bytes, Ordering::AcqRel);
-            let has_others = held > self.bytes;
-            if has_others && held.saturating_add(bytes) > self.budget.max_bytes_per_key {
-                held_by_key.fetch_sub(bytes, Ordering::AcqRel);
-                self.budget.held_bytes.fetch_sub(bytes, Ordering::AcqRel);
-                return Err(Error::over_limit(NAME, self.budget.max_bytes_per_key as u64));
-            }
-        }
+        let Share { budget, caller } = &self.share;
+        let taken = budget.take(caller, self.bytes, bytes);
+        taken.map_err(|max_bytes| Error::over_limit(budget.name, max_bytes as u64))?;
         self.bytes += bytes;
         Ok(())
     }
@@ -74,14 +131,10 @@ impl Charge {
     /// Gives `bytes` back, at most what is held.
     pub fn give_back(&mut self, bytes: usize) {
         let bytes = bytes.min(self.bytes);
-        if bytes == 0 {
-            return;
+        if bytes > 0 {
+            self.bytes -= bytes;
+            self.share.give_back(bytes);
         }
-        self.bytes -= bytes;
-        if let Some(held_by_key) = self.caller.held_bytes() {
-            held_by_key.fetch_sub(bytes, Ordering::AcqRel);
-        }
-        self.budget.held_bytes.fetch_sub(bytes, Ordering::AcqRel);
     }
 
     /// What is held.
@@ -128,6 +181,19 @@ mod tests {
         assert_eq!(charge("d").add(600), Ok(()));
         drop((first, large));
         assert_eq!(budget.held_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn frames_of_slow_readers_leave_requests_their_room() {
+        // C-WATCH-21, C-LIMIT-16
+        let keys = Keys::parse("a,b").unwrap();
+        let caller = |key: &str| keys.authenticate(Some(key)).unwrap();
+        let (requests, frames) = (ByteBudget::new(1000), ByteBudget::of_frames(1000));
+        let room = |key: &str| Share::new(&frames, &caller(key));
+        assert!(room("a").take(250) && !room("a").take(1) && room("b").take(250));
+        assert_eq!(requests.charge(&caller("a")).add(250), Ok(()));
+        room("a").give_back(1);
+        assert!(room("a").take(1));
     }
 
     #[test]

@@ -46,10 +46,12 @@ use axum::response::{IntoResponse, Response};
 
 use crate::auth::{Caller, Keys, Place};
 use crate::budget::{Budget, Charge};
-use crate::engine::{Engine, Hold};
+use crate::engine::{Engine, FrameRoom, Hold};
 use crate::error::{Code, Error};
-use crate::limits::{BODY_GRACE_MS, MAX_WATCH_MEMORY_BYTES, MAX_WATCH_MEMORY_BYTES_PER_KEY};
-use byte_budget::ByteBudget;
+use crate::limits::{
+    BODY_GRACE_MS, MAX_STREAM_FRAMES_BYTES, MAX_WATCH_MEMORY_BYTES, MAX_WATCH_MEMORY_BYTES_PER_KEY,
+};
+use byte_budget::{ByteBudget, Share};
 use call::Gate;
 pub use cors::Cors;
 use edge_metrics::EdgeMetrics;
@@ -108,6 +110,8 @@ pub struct Api {
     budget: Arc<ByteBudget>,
     /// What watch sessions and WebSockets hold.
     watch_memory: Arc<Budget>,
+    /// Frames of streams that are not written yet.
+    frames: Arc<ByteBudget>,
     metrics: Arc<EdgeMetrics>,
 }
 
@@ -115,7 +119,14 @@ impl Api {
     pub fn new(engine: Engine, keys: Arc<Keys>, limits: ApiLimits) -> Self {
         let budget = ByteBudget::new(limits.max_inflight_bytes);
         let metrics = EdgeMetrics::new(&keys);
-        Api { engine, keys, limits, budget, watch_memory: Budget::new(MAX_WATCH_MEMORY_BYTES), metrics }
+        let watch_memory = Budget::new(MAX_WATCH_MEMORY_BYTES);
+        let frames = ByteBudget::of_frames(MAX_STREAM_FRAMES_BYTES);
+        Api { engine, keys, limits, budget, watch_memory, frames, metrics }
+    }
+
+    /// What frames of the streams of `caller` may hold.
+    fn frame_room(&self, caller: &Caller) -> Arc<dyn FrameRoom> {
+        Arc::new(Share::new(&self.frames, caller))
     }
 
     /// What is counted of its requests and connections.

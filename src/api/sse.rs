@@ -1,7 +1,7 @@
 //! Event streams: a session's topics, written to one connection (contract sections 17.2 to 17.4).
 //!
 //! The stream is a body that hyper asks for more, not a task with a queue: what is not asked for is not made.
-//! So a slow reader costs nothing but its place, finds larger frames when it comes back, and holds nobody up.
+//! So a slow reader costs nothing but its place and a frame, finds larger frames when it comes back, and holds nobody up.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -22,7 +22,7 @@ use super::v0::frame::{Notice, encode_records, error_event};
 use super::write_progress::WriteProgress;
 use crate::auth::Place;
 use crate::engine::{
-    Engine, Next, OpenStream, Session, SessionTopic, StartPlace, Step, StreamPlace, Watcher,
+    Engine, FrameRoom, Next, OpenStream, Session, SessionTopic, StartPlace, Step, StreamPlace, Watcher,
 };
 use crate::error::Error;
 
@@ -63,9 +63,10 @@ impl EventStream {
         session: &Arc<Session>,
         came_with: Vec<CameWith>,
         progress: Option<Arc<WriteProgress>>,
+        room: Arc<dyn FrameRoom>,
         places: (StreamPlace, Place),
     ) -> Option<Self> {
-        let watcher = engine.watcher(encode_records);
+        let watcher = engine.watcher(encode_records, room);
         let mut this = EventStream {
             open: session.open(watcher.bell())?,
             ids: EventIds::new(&session.subscription.topics),

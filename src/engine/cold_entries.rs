@@ -2,7 +2,8 @@
 //!
 //! A page of one small record has to read the whole entry that it lies in, which may be as large as the largest
 //! body. Such an entry counts from before it is read until nobody holds anything of it any more. A page that holds none
-//! waits for its turn; one that holds some ends with what it has, so that no two wait for each other.
+//! waits for its turn; one that holds some ends with what it has, so that no two wait for each other. Whoever is to hold some
+//! must get on without being waited for: see `task::Begun`.
 
 use std::io;
 use std::sync::Arc;

@@ -5,21 +5,27 @@
 //! is slow takes few large ones instead of many small ones, and nothing queues up for it anywhere.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
+use super::frame_room::{FrameHold, FrameRoom};
 use super::hub::{Bell, LanePlace, Listener};
-use super::lane::{Frame, View};
+use super::lane::{Frame, Lane, View};
 use super::page::{Page, PageQuery, Standing, Start, Tombstone};
 use super::{Consistency, Engine};
 use crate::error::Error;
+use crate::limits::SMALL_FRAME_BYTES;
 use crate::state::SharedTopic;
+use crate::task::{self, Begun};
 
 /// How long a delivery counts as consumption without being noted again, in milliseconds.
 const TOUCH_INTERVAL_MS: u128 = 1000;
+
+/// Pause before it is looked again for room for a record that is no small frame.
+const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
 /// Writes the records of a page down: form, topic, cursor before it, page.
 pub type EncodeFrame = fn(u32, &str, u64, &Page) -> Result<Bytes, Error>;
@@ -127,16 +133,75 @@ pub(super) struct Following {
     lane: LanePlace,
     /// Goes on where it was if the step that began it was dropped: who is interrupted often gets on too.
     reading: Option<Reading>,
+    /// There was no room for what comes next, which needs so many bytes; 0: it is not known what it needs.
+    needed_bytes: usize,
     touched: Instant,
     pub listener: Listener,
 }
 
-/// A page on its way, and what had been removed when it was begun.
+/// A page on its way, and what had been removed when it was begun. It holds entries and places that all readers share, so
+/// it gets on whether this connection does or not, and ends with a frame, which holds none of them.
 struct Reading {
-    page: BoxFuture<'static, Result<Option<Page>, Error>>,
+    made: Begun<Result<Made, Error>>,
     /// Records.
     removed: u64,
     removal_count: u64,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.made.abort();
+    }
+}
+
+/// What became of a page.
+enum Made {
+    Frame(Frame),
+    /// There is no page there any more.
+    Nothing,
+    /// There is no room for its frame, of so many bytes.
+    NoRoom(usize),
+}
+
+/// How a page becomes a frame.
+struct Making {
+    engine: Engine,
+    shared: Arc<SharedTopic>,
+    name: Arc<str>,
+    lane: Arc<Lane>,
+    room: Arc<dyn FrameRoom>,
+    hold: Option<FrameHold>,
+    is_small: bool,
+    encode: EncodeFrame,
+}
+
+impl Making {
+    async fn make(mut self, start: Start) -> Result<Made, Error> {
+        let from_seq = start.cursor;
+        let page = self.engine.read_page(&self.shared, self.lane.query(self.is_small), start).await?;
+        let Some(page) = page else { return Ok(Made::Nothing) };
+        // One record always fits a page.
+        let has_room = self.hold.as_ref().is_some_and(|hold| hold.bytes() >= page.stored_bytes);
+        if page.stored_bytes > SMALL_FRAME_BYTES && !has_room {
+            self.hold = None;
+            self.hold = FrameHold::take(&self.room, page.stored_bytes);
+            if self.hold.is_none() {
+                return Ok(Made::NoRoom(page.stored_bytes));
+            }
+        }
+        let mut bytes = Bytes::new();
+        if !page.records.is_empty() {
+            bytes = (self.encode)(self.lane.view().form, &self.name, from_seq, &page)?;
+        }
+        if bytes.len() > SMALL_FRAME_BYTES {
+            match self.hold.or_else(|| FrameHold::take(&self.room, bytes.len())) {
+                Some(hold) => bytes = hold.keep_for(bytes),
+                None => return Ok(Made::NoRoom(bytes.len())),
+            }
+        }
+        let (to_seq, is_to_head) = (page.next_from_seq, page.caught_up);
+        Ok(Made::Frame(Frame { from_seq, to_seq, is_to_head, bytes }))
+    }
 }
 
 impl Following {
@@ -156,6 +221,7 @@ impl Following {
             has_caught_up: false,
             lane,
             reading: None,
+            needed_bytes: 0,
             touched: Instant::now(),
             listener,
         }
@@ -173,14 +239,24 @@ impl Following {
         self.cursor
     }
 
+    /// Whether a page is on its way.
+    pub fn is_reading(&self) -> bool {
+        self.reading.is_some()
+    }
+
     /// What comes next; `None` if that is nothing, for now. Looks at a page's worth of records at most. May be
     /// dropped before it is done: then nothing has happened.
-    pub async fn step(&mut self, engine: &Engine, encode: EncodeFrame) -> Result<Option<Step>, Error> {
+    pub async fn step(
+        &mut self,
+        engine: &Engine,
+        encode: EncodeFrame,
+        room: &Arc<dyn FrameRoom>,
+    ) -> Result<Option<Step>, Error> {
         loop {
             if self.shared.is_deleted() {
                 return Ok(Some(Step::Deleted { head_seq: self.shared.read().head_seq }));
             }
-            if let Some(step) = self.finish_reading(engine, encode).await? {
+            if let Some(step) = self.finish_reading(engine).await? {
                 return Ok(Some(step));
             }
             let (mut start, removed, removal_count) = {
@@ -217,14 +293,42 @@ impl Following {
             if let Some(frame) = self.lane.frame_after(self.cursor, removed) {
                 return Ok(Some(self.deliver(engine, frame)));
             }
-            let (engine, shared, lane) = (engine.clone(), self.shared.clone(), self.lane.lane().clone());
-            let page = async move { engine.read_page(&shared, lane.query(), start).await }.boxed();
-            self.reading = Some(Reading { page, removed, removal_count });
+            let due = standing.head_seq - self.cursor;
+            let Some((hold, is_small)) = self.find_room(room, due) else {
+                tokio::time::sleep(ROOM_PAUSE).await;
+                continue;
+            };
+            let making = Making {
+                engine: engine.clone(),
+                shared: self.shared.clone(),
+                name: self.name.clone(),
+                lane: self.lane.lane().clone(),
+                room: room.clone(),
+                hold,
+                is_small,
+                encode,
+            };
+            // What is in memory is read at once, and costs no task.
+            let made = task::begin(making.make(start).boxed());
+            self.reading = Some(Reading { made, removed, removal_count });
         }
     }
 
+    /// Room for the next frame of `due` records, and whether it is to be a small one; `None` if it has to wait.
+    fn find_room(&self, room: &Arc<dyn FrameRoom>, due: u64) -> Option<(Option<FrameHold>, bool)> {
+        if self.needed_bytes > 0 {
+            return FrameHold::take(room, self.needed_bytes).map(|hold| (Some(hold), true));
+        }
+        let max_bytes = self.lane.view().max_bytes;
+        // A single record is as large as it is.
+        let may_be_large = due > 1 && max_bytes > SMALL_FRAME_BYTES;
+        let hold = may_be_large.then(|| FrameHold::take(room, max_bytes)).flatten();
+        let is_small = hold.is_none();
+        Some((hold, is_small))
+    }
+
     /// Waits for the page that is on its way; `None` if there is none, or none that still holds.
-    async fn finish_reading(&mut self, engine: &Engine, encode: EncodeFrame) -> Result<Option<Step>, Error> {
+    async fn finish_reading(&mut self, engine: &Engine) -> Result<Option<Step>, Error> {
         let Some(reading) = &mut self.reading else { return Ok(None) };
         let still_holds = {
             let topic = self.shared.read();
@@ -234,22 +338,20 @@ impl Following {
             self.reading = None;
             return Ok(None);
         }
-        let (page, removed) = ((&mut reading.page).await, reading.removed);
+        let (made, removed) = ((&mut reading.made).await, reading.removed);
         self.reading = None;
-        let page = match page {
-            Ok(Some(page)) => page,
+        let frame = match made {
+            Ok(Made::Frame(frame)) => frame,
+            Ok(Made::NoRoom(bytes)) => {
+                self.needed_bytes = bytes;
+                return Ok(None);
+            }
             // The floors have moved.
-            Ok(None) => return Ok(None),
+            Ok(Made::Nothing) => return Ok(None),
             Err(_) if self.shared.is_deleted() => return Ok(None),
             Err(error) => return Err(error),
         };
-        let bytes = if page.records.is_empty() {
-            Bytes::new()
-        } else {
-            encode(self.lane.view().form, &self.name, self.cursor, &page)?
-        };
-        let (to_seq, is_to_head) = (page.next_from_seq, page.caught_up);
-        let frame = Frame { from_seq: self.cursor, to_seq, is_to_head, bytes };
+        self.needed_bytes = 0;
         self.lane.share(&frame, removed);
         Ok(Some(self.deliver(engine, frame)))
     }

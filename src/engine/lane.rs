@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use super::follow::query_of;
 use super::page::PageQuery;
 use crate::filter::Filter;
-use crate::limits::MAX_LANE_BYTES;
+use crate::limits::{MAX_LANE_BYTES, SMALL_FRAME_BYTES};
 
 /// Frames that one lane keeps, and their bytes.
 const MAX_FRAMES: usize = 32;
@@ -102,8 +102,9 @@ pub struct Frame {
 /// The newest frames of one view of one topic.
 pub struct Lane {
     view: Arc<View>,
-    /// How its frames are read.
+    /// How its frames are read, and small ones.
     query: PageQuery,
+    small_query: PageQuery,
     readers: AtomicUsize,
     shelf: Arc<Shelf>,
     recent: Mutex<Recent>,
@@ -168,7 +169,9 @@ pub struct LaneReader(Arc<Lane>);
 
 impl Lane {
     pub fn new(view: Arc<View>, shelf: Arc<Shelf>) -> Self {
-        Lane { query: query_of(&view), view, readers: AtomicUsize::new(0), shelf, recent: Mutex::default() }
+        let query = query_of(&view);
+        let small_query = PageQuery { max_bytes: query.max_bytes.min(SMALL_FRAME_BYTES), ..query.clone() };
+        Lane { query, small_query, view, readers: AtomicUsize::new(0), shelf, recent: Mutex::default() }
     }
 
     /// Whether any frames are left, and the lane stays listed.
@@ -199,8 +202,8 @@ impl Lane {
         &self.view
     }
 
-    pub fn query(&self) -> &PageQuery {
-        &self.query
+    pub fn query(&self, is_small: bool) -> &PageQuery {
+        if is_small { &self.small_query } else { &self.query }
     }
 
     pub fn join(self: Arc<Self>) -> LaneReader {

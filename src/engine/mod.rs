@@ -12,6 +12,7 @@ mod figures;
 mod filling;
 mod follow;
 mod forward;
+mod frame_room;
 #[doc(hidden)]
 pub mod fuzzing;
 mod hub;
@@ -47,6 +48,7 @@ pub use changes::{ChangeCursor, Changed, ChangedTopic};
 pub use cluster_view::{ClusterView, HeldView, LogView, MemberView};
 pub use figures::{Figures, RouterFigures, TopicFigures};
 pub use follow::{EncodeFrame, StartAt, StartPlace, Step};
+pub use frame_room::FrameRoom;
 pub use hub::{Bell, BellHandle, Hub, Listener};
 pub use lane::{Frame, View};
 pub use links::{LinkError, LinkState, LinkStatus, Links};
@@ -180,6 +182,7 @@ impl Engine {
         task::spawn(engine.clone().keep_tokens_sealed());
         task::spawn(engine.clone().count_elections());
         task::spawn(engine.clone().propose_what_is_due());
+        task::spawn(engine.clone().take_back_numbers());
         task::spawn(engine.clone().sweep_sessions());
         task::spawn(engine.inner.hub.clone().age_frames());
         let handler: Arc<dyn PeerHandler> = engine.inner.clone();

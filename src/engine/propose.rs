@@ -10,12 +10,13 @@
 //! | perhaps put into a log | send again under the same number; in the end `commit_unknown` |
 //! | outcome | done |
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
@@ -25,7 +26,10 @@ use crate::error::Error;
 use crate::limits::{SESSION_SPAN, SESSION_WINDOW};
 use crate::raft::{CallError, Leader, Leadership, NodeId, Proposal};
 use crate::state::{Draft, Envelope, Outcome, Refusal};
+use crate::task;
 
+/// How often it is looked for numbers whose time is over.
+const OVERDUE_LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// Pause before a command is tried again where nobody led.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -39,7 +43,13 @@ pub struct Timings {
 }
 
 /// This member's session: numbers that are under way, and the place for more.
+///
+/// A number is given back by whoever has it, once it knows the outcome or gives up. But all commands of the member need
+/// the session, and a future may be kept without being polled: so a number whose deadline is over is taken back from
+/// whoever has it. No attempt begins after the deadline; one that was begun and comes late is refused where commands are
+/// applied, or takes effect once.
 pub(super) struct SessionKeeper {
+    /// Places for commands; each number under way has one.
     window: Semaphore,
     current: Mutex<Option<OpenSession>>,
     /// Held while a session is opened. Its id, until it is known what became of that.
@@ -62,7 +72,8 @@ impl Default for SessionKeeper {
 struct OpenSession {
     id: u64,
     next_number: u64,
-    under_way: BTreeSet<u64>,
+    /// With their deadlines.
+    under_way: BTreeMap<u64, Instant>,
     /// Somebody waits for the oldest one to end.
     is_waited_for: bool,
 }
@@ -85,38 +96,64 @@ enum NextNumber {
 
 impl SessionKeeper {
     fn opened(&self, id: u64) {
-        let under_way = BTreeSet::new();
+        let under_way = BTreeMap::new();
         *self.current.lock() = Some(OpenSession { id, next_number: 0, under_way, is_waited_for: false });
     }
 
-    fn next(&self) -> NextNumber {
+    /// The next number, for whoever has a place and gives that up: the number has it from now on.
+    fn next(&self, deadline: Instant) -> NextNumber {
         let mut current = self.current.lock();
         let Some(session) = current.as_mut() else { return NextNumber::NoSession };
         let number = session.next_number;
-        let done_below = session.under_way.first().copied().unwrap_or(number);
+        let done_below = session.under_way.first_key_value().map_or(number, |(oldest, _)| *oldest);
         if number - done_below >= SESSION_SPAN {
             session.is_waited_for = true;
             return NextNumber::TooFar;
         }
         session.next_number += 1;
-        session.under_way.insert(number);
+        session.under_way.insert(number, deadline);
         NextNumber::Given(Number { session: session.id, number, done_below })
     }
 
+    /// Gives a number back, unless it was taken back before.
     fn done(&self, id: u64, number: u64) {
         let mut current = self.current.lock();
         let Some(session) = current.as_mut().filter(|session| session.id == id) else { return };
-        session.under_way.remove(&number);
-        if session.is_waited_for && session.under_way.first().is_none_or(|oldest| *oldest > number) {
+        if session.under_way.remove(&number).is_some() {
+            self.gave_back(session, 1, number);
+        }
+    }
+
+    /// Takes back what is overdue.
+    fn take_back_overdue(&self, now: Instant) {
+        let mut current = self.current.lock();
+        let Some(session) = current.as_mut() else { return };
+        let (known, oldest) = (session.under_way.len(), session.under_way.first_key_value());
+        let Some(oldest) = oldest.map(|(number, _)| *number) else { return };
+        session.under_way.retain(|_, deadline| *deadline > now);
+        let given_back = known - session.under_way.len();
+        if given_back > 0 {
+            self.gave_back(session, given_back, oldest);
+        }
+    }
+
+    /// So many numbers were given back, none of them below `lowest`.
+    fn gave_back(&self, session: &mut OpenSession, count: usize, lowest: u64) {
+        self.window.add_permits(count);
+        let is_oldest = session.under_way.first_key_value().is_none_or(|(oldest, _)| *oldest > lowest);
+        if session.is_waited_for && is_oldest {
             session.is_waited_for = false;
             self.moved.notify_waiters();
         }
     }
 
-    fn forget(&self, id: u64) {
+    /// The session is not known where commands are applied, which `number` was told. If that number had been taken
+    /// back, it says nothing of the session.
+    fn forget(&self, id: u64, number: u64) {
         let mut current = self.current.lock();
-        if current.as_ref().is_some_and(|session| session.id == id) {
-            *current = None;
+        let is_lost = |session: &OpenSession| session.id == id && session.under_way.contains_key(&number);
+        if let Some(lost) = current.take_if(|session| is_lost(session)) {
+            self.window.add_permits(lost.under_way.len());
             self.moved.notify_waiters();
         }
     }
@@ -177,12 +214,13 @@ impl Engine {
         let deadline = self.deadline();
         let waiting = self.inner.sessions.window.acquire();
         let place = tokio::time::timeout_at(deadline, waiting).await;
-        let _place = place.map_err(|_| self.no_leader())?.map_err(|_| self.no_leader())?;
+        let place = place.map_err(|_| self.no_leader())?.map_err(|_| self.no_leader())?;
         let numbered = self.take_number(deadline).await.map_err(|_| self.no_leader())?;
+        place.forget();
         let command = draft.seal(numbered.envelope);
         match self.carry_out(&command, deadline).await {
             Ok((Outcome::Refused(Refusal::SessionUnknown), _)) => {
-                self.inner.sessions.forget(numbered.envelope.session);
+                self.inner.sessions.forget(numbered.envelope.session, numbered.envelope.number);
                 Err(self.commit_unknown())
             }
             Ok(done) => Ok(done),
@@ -248,7 +286,7 @@ impl Engine {
         loop {
             // Listening first, looking second.
             let moved = self.inner.sessions.moved.notified();
-            match self.inner.sessions.next() {
+            match self.inner.sessions.next(deadline) {
                 NextNumber::Given(Number { session, number, done_below }) => {
                     let envelope = Envelope { node_id: self.node_id(), session, number, done_below };
                     return Ok(Numbered { inner: self.inner.clone(), envelope });
@@ -260,23 +298,41 @@ impl Engine {
                 }
                 NextNumber::NoSession => {}
             }
-            let opening = tokio::time::timeout_at(deadline, self.inner.sessions.opening.lock()).await;
-            let Ok(mut opening) = opening else { return Err(Unfinished::NeverHandedOver) };
-            if self.inner.sessions.current.lock().is_some() {
-                continue;
+            // In a task of its own: all wait for it, whether the one that began it is polled or not.
+            task::begin(self.clone().open_session(deadline).boxed()).await?;
+        }
+    }
+
+    /// Opens this member's session, unless one is open.
+    async fn open_session(self, deadline: Instant) -> Result<(), Unfinished> {
+        let sessions = &self.inner.sessions;
+        let opening = tokio::time::timeout_at(deadline, sessions.opening.lock()).await;
+        let Ok(mut opening) = opening else { return Err(Unfinished::NeverHandedOver) };
+        if sessions.current.lock().is_some() {
+            return Ok(());
+        }
+        // An attempt whose end is not known, also one that was broken off here, may take effect at any
+        // later time. So it is the same session that is tried again: another one could be replaced by it.
+        let id = *opening.get_or_insert_with(|| self.inner.random.next_u64());
+        let envelope = Envelope { node_id: self.node_id(), session: id, ..Envelope::default() };
+        let opened = self.carry_out(&Draft::open_session().seal(envelope), deadline).await;
+        if opened.is_ok() {
+            *opening = None;
+        }
+        match opened {
+            Ok((Outcome::SessionOpened, _)) => {
+                sessions.opened(id);
+                Ok(())
             }
-            // An attempt whose end is not known, also one that was broken off here, may take effect at any
-            // later time. So it is the same session that is tried again: another one could be replaced by it.
-            let id = *opening.get_or_insert_with(|| self.inner.random.next_u64());
-            let envelope = Envelope { node_id: self.node_id(), session: id, ..Envelope::default() };
-            let opened = self.carry_out(&Draft::open_session().seal(envelope), deadline).await;
-            if opened.is_ok() {
-                *opening = None;
-            }
-            match opened {
-                Ok((Outcome::SessionOpened, _)) => self.inner.sessions.opened(id),
-                _ => return Err(Unfinished::NeverHandedOver),
-            }
+            _ => Err(Unfinished::NeverHandedOver),
+        }
+    }
+
+    /// Takes numbers back whose time is over, as long as the member runs.
+    pub(super) async fn take_back_numbers(self) {
+        loop {
+            tokio::time::sleep(OVERDUE_LOOK_INTERVAL).await;
+            self.inner.sessions.take_back_overdue(Instant::now());
         }
     }
 
@@ -289,26 +345,73 @@ impl Engine {
 mod tests {
     use super::*;
 
+    fn later(seconds: u64) -> Instant {
+        Instant::now() + Duration::from_secs(seconds)
+    }
+
+    /// Takes a place and a number.
+    fn take(keeper: &SessionKeeper, deadline: Instant) -> NextNumber {
+        keeper.window.try_acquire().expect("there is a place").forget();
+        keeper.next(deadline)
+    }
+
+    fn given(session: u64, number: u64, done_below: u64) -> NextNumber {
+        NextNumber::Given(Number { session, number, done_below })
+    }
+
     #[tokio::test]
     async fn one_command_that_lasts_bounds_how_many_outcomes_have_to_be_remembered() {
         let keeper = SessionKeeper::default();
-        assert_eq!(keeper.next(), NextNumber::NoSession);
+        assert_eq!(keeper.next(later(10)), NextNumber::NoSession);
         keeper.opened(7);
-        for number in 0..SESSION_SPAN {
-            assert_eq!(keeper.next(), NextNumber::Given(Number { session: 7, number, done_below: 0 }));
+        assert_eq!(take(&keeper, later(10)), given(7, 0, 0));
+        assert_eq!(take(&keeper, later(10)), given(7, 1, 0));
+        for number in 2..SESSION_SPAN {
+            assert_eq!(take(&keeper, later(10)), given(7, number, 0));
+            keeper.done(7, number);
         }
         // All but the oldest, and one more.
-        (2..SESSION_SPAN).for_each(|number| keeper.done(7, number));
         let moved = keeper.moved.notified();
-        assert_eq!(keeper.next(), NextNumber::TooFar);
+        assert_eq!(keeper.next(later(10)), NextNumber::TooFar);
         keeper.done(7, 0);
         moved.await;
-        let given = Number { session: 7, number: SESSION_SPAN, done_below: 1 };
-        assert_eq!(keeper.next(), NextNumber::Given(given));
-        assert_eq!(keeper.next(), NextNumber::TooFar);
+        assert_eq!(take(&keeper, later(10)), given(7, SESSION_SPAN, 1));
+        assert_eq!(keeper.next(later(10)), NextNumber::TooFar);
         let moved = keeper.moved.notified();
-        keeper.forget(7);
+        keeper.forget(7, 1);
         moved.await;
-        assert_eq!(keeper.next(), NextNumber::NoSession);
+        assert_eq!(keeper.next(later(10)), NextNumber::NoSession);
+        assert_eq!(keeper.window.available_permits(), SESSION_WINDOW as usize);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_not_polled_holds_the_session_no_longer_than_its_deadline() {
+        let keeper = SessionKeeper::default();
+        keeper.opened(7);
+        // Commands that nobody looks after any more have all places.
+        for number in 0..SESSION_WINDOW {
+            let deadline = if number == 0 { later(20) } else { later(10) };
+            assert_eq!(take(&keeper, deadline), given(7, number, 0));
+        }
+        keeper.take_back_overdue(Instant::now());
+        assert_eq!(keeper.window.available_permits(), 0);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        keeper.take_back_overdue(Instant::now());
+        assert_eq!(keeper.window.available_permits(), SESSION_WINDOW as usize - 1);
+        for number in SESSION_WINDOW..SESSION_SPAN {
+            assert_eq!(take(&keeper, later(10)), given(7, number, 0));
+            keeper.done(7, number);
+        }
+        let moved = keeper.moved.notified();
+        assert_eq!(keeper.next(later(10)), NextNumber::TooFar);
+        tokio::time::advance(Duration::from_secs(10)).await;
+        keeper.take_back_overdue(Instant::now());
+        moved.await;
+        assert_eq!(take(&keeper, later(10)), given(7, SESSION_SPAN, SESSION_SPAN));
+        // Whoever had a number that was taken back gives back nothing, and what it is told of it is no news.
+        keeper.done(7, 0);
+        keeper.forget(7, 0);
+        assert_eq!(take(&keeper, later(10)), given(7, SESSION_SPAN + 1, SESSION_SPAN));
+        assert_eq!(keeper.window.available_permits(), SESSION_WINDOW as usize - 2);
     }
 }

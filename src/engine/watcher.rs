@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::Engine;
 use super::follow::{EncodeFrame, Following, StartPlace, Step};
+use super::frame_room::FrameRoom;
 use super::hub::{Bell, BellHandle};
 use super::lane::View;
 use super::priority::effective_priority;
@@ -16,6 +17,7 @@ pub struct Watcher {
     engine: Engine,
     bell: Bell,
     encode: EncodeFrame,
+    room: Arc<dyn FrameRoom>,
     slots: Vec<Option<Following>>,
     /// Slots in which there may be something to tell, each once.
     ready: Vec<Ready>,
@@ -38,12 +40,13 @@ pub enum Next {
 }
 
 impl Engine {
-    /// A connection that follows nothing yet.
-    pub fn watcher(&self, encode: EncodeFrame) -> Watcher {
+    /// A connection that follows nothing yet. Its frames have to find `room`.
+    pub fn watcher(&self, encode: EncodeFrame, room: Arc<dyn FrameRoom>) -> Watcher {
         Watcher {
             bell: self.inner.hub.bell(),
             engine: self.clone(),
             encode,
+            room,
             slots: Vec::new(),
             ready: Vec::new(),
             followed: 0,
@@ -101,11 +104,18 @@ impl Watcher {
         self.scratch = changed;
     }
 
-    /// Place in `ready` of the slot whose turn it is: the highest effective priority (C-PRIO-03), and of equal
-    /// ones the one that has waited longest.
+    /// Place in `ready` of the slot whose turn it is: one whose page is being read, as a connection has one at a time, or
+    /// the highest effective priority (C-PRIO-03), and of equal ones the one that has waited longest.
     fn first_place(&self) -> usize {
         if self.ready.len() < 2 {
             return 0;
+        }
+        let is_reading = |ready: &Ready| {
+            let following = self.slots.get(ready.slot as usize).and_then(Option::as_ref);
+            following.is_some_and(Following::is_reading)
+        };
+        if let Some(place) = self.ready.iter().position(is_reading) {
+            return place;
         }
         let now = Instant::now();
         let rank = |ready: &Ready| {
@@ -136,7 +146,7 @@ impl Watcher {
                 self.ready.swap_remove(place);
                 continue;
             };
-            let Some(step) = following.step(&self.engine, self.encode).await? else {
+            let Some(step) = following.step(&self.engine, self.encode, &self.room).await? else {
                 self.ready.swap_remove(place);
                 continue;
             };

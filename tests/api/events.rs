@@ -171,6 +171,14 @@ impl Socket {
         self.raw(Message::text(command.to_string())).await;
     }
 
+    /// Sends them all at once.
+    pub async fn send_together(&mut self, commands: impl IntoIterator<Item = Value>) {
+        for command in commands {
+            self.0.feed(Message::text(command.to_string())).await.expect("take a message");
+        }
+        self.0.flush().await.expect("send messages");
+    }
+
     pub async fn raw(&mut self, message: Message) {
         self.0.send(message).await.expect("send a message");
     }

@@ -10,6 +10,7 @@ use tempfile::tempdir;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use crate::events::{events, narrow_connection, seqs_of};
 use crate::harness::{Cluster, PATIENCE, eventually};
 use crate::shared::{Api, client, got};
 
@@ -90,4 +91,64 @@ async fn whatever_clients_send_a_member_stays_small() {
     })
     .await;
     tokio::time::timeout(Duration::from_secs(5), api.topic("memory")).await.expect("is served").expect(200);
+}
+
+/// Opens a stream of 16 MB from the beginning of `big`, in a form that no other shares, and reads nothing of it.
+async fn open_stream(api: &Api, number: usize) -> TcpStream {
+    let body = json!({ "topics": { "big": { "from_seq": 0 } }, "max_batch_bytes": (8 << 20) - number, "limit": 1000 });
+    let made = api.post("/v0/watch", body).await.expect(200);
+    let mut stream = narrow_connection(api).await;
+    let head = format!(
+        "GET {} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\r\n",
+        made["stream_url"].as_str().expect("a path"),
+        api.key.expect("a key"),
+    );
+    stream.write_all(head.as_bytes()).await.expect("send");
+    stream
+}
+
+/// C-LIMIT-16, C-WATCH-21: frames that wait for their readers.
+#[tokio::test]
+async fn streams_that_nobody_reads_hold_so_much_and_no_more() {
+    const STREAMS: usize = 60;
+    let (cluster, api) = start().await;
+    api.put("/v0/topics/big", json!({})).await.expect(201);
+    for _ in 0..16 {
+        api.post("/v0/topics/big", json!({ "records": [{ "data": "x".repeat(1_000_000) }] }))
+            .await
+            .expect(200);
+    }
+    let pid = cluster.members[0].pid();
+    let before = resident_bytes(pid);
+    let reader = api.with_key("r");
+    let mut streams = Vec::new();
+    for number in 0..STREAMS {
+        streams.push(open_stream(&reader, number).await);
+    }
+    // Nothing says when they have what they get. They would have had 8 MiB each after a second.
+    let mut most = 0;
+    for _ in 0..30 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        most = resident_bytes(pid).saturating_sub(before).max(most);
+    }
+    assert!(most < 200 * MIB, "{} MiB more for {STREAMS} streams", most / MIB);
+
+    // Another key's reader gets all of it, and so does one of the same key once there is room.
+    read_all(&api).await;
+    drop(streams);
+    read_all(&reader).await;
+}
+
+/// Reads the 16 records of `big` from a stream.
+async fn read_all(api: &Api) {
+    let made = api.post("/v0/watch", json!({ "topics": { "big": { "from_seq": 0 } } })).await.expect(200);
+    let mut stream = events(api, made["stream_url"].as_str().expect("a path"), &[]).await;
+    let mut seqs = Vec::new();
+    while seqs.len() < 16 {
+        let event = stream.next().await.expect("the stream goes on");
+        if event.name == "record" {
+            seqs.extend(seqs_of(&event.data));
+        }
+    }
+    assert_eq!(seqs, (1..=16).collect::<Vec<u64>>());
 }

@@ -320,3 +320,32 @@ async fn a_socket_that_takes_nothing_is_closed_and_holds_nobody_up() {
     quick.send(json!({ "op": "ping" })).await;
     while quick.next().await.expect("the quick one goes on")["op"] != "pong" {}
 }
+
+/// C-WATCH-21: what a socket proposes is brought to its end, and gives back what all commands of the member need, while the
+/// socket waits for its reader.
+#[tokio::test]
+async fn a_publish_does_not_wait_for_the_reader_of_its_socket() {
+    let cluster = Cluster::start(1).await;
+    let api = Api { urls: cluster.urls(), http: client(), key: None };
+    let records: Vec<Value> = (0..8).map(|_| json!({ "data": "x".repeat((1 << 20) - 2) })).collect();
+    api.post("/v0/topics/t", json!({ "records": records })).await.expect(201);
+    let mut stuck = socket_over(&api, narrow_connection(&api).await).await.expect("a socket");
+    let subscribe = json!({ "op": "subscribe", "topic": "t", "from_seq": 0, "max_batch_bytes": 8 << 20 });
+    let publish = json!({ "op": "publish", "topic": "made", "records": [{ "data": 1 }] });
+    stuck.send_together([subscribe, publish]).await;
+    // That is told once its outcome is known. The socket would be closed after 30 s.
+    eventually("the publish has come to its end", PATIENCE / 3, async || {
+        cluster.members[0].log().contains("made topic \"made\" by an append").then_some(())
+    })
+    .await;
+    let mut is_acked = false;
+    let mut seqs = Vec::new();
+    while !is_acked || seqs.len() < 8 {
+        let message = stuck.next().await.expect("the socket is open still");
+        is_acked |= message["op"] == "ack";
+        if message["op"] == "record" {
+            seqs.extend(seqs_of(&message));
+        }
+    }
+    assert_eq!(seqs, (1..=8).collect::<Vec<u64>>());
+}

@@ -1,6 +1,11 @@
 //! Reading what has left memory.
 
-use serde_json::json;
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::Cluster;
 
@@ -55,4 +60,40 @@ async fn a_read_over_what_deletes_have_left_comes_to_the_head_after_a_restart() 
     }
     let kept: Vec<u64> = (1..=COUNT).filter(|number| !number.to_string().starts_with('1')).collect();
     assert_eq!(seqs, kept);
+}
+
+/// C-WATCH-21: sockets that are not read hold no room that others need to read from the disk.
+#[tokio::test]
+async fn readers_that_stand_still_keep_nobody_from_reading_from_disk() {
+    let cluster = Cluster::start_with(1, &["--cache-bytes", "1MiB"]).await;
+    let address = format!("127.0.0.1:{}", cluster.members[0].client_port);
+    // Three such entries are more than all readers may hold at once.
+    let small = vec![json!({ "data": 1 }); 500];
+    let large = vec![json!({ "data": "x".repeat(1_000_000) }); 46];
+    let records = [small, large].concat();
+    let body = json!({ "records": records });
+    for topic in ["c1", "c2", "c3"] {
+        cluster.client.post(&cluster.topic_url(0, topic), &body).await.expect("append");
+    }
+    let mut sockets = Vec::new();
+    for topic in ["c1", "c2"] {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("a small buffer");
+        let stream = socket.connect(address.parse().expect("an address")).await.expect("connect");
+        let url = format!("ws://{address}/v0/ws");
+        let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.expect("a socket");
+        let subscribe = json!({ "op": "subscribe", "topic": topic, "from_seq": 0, "limit": 1 });
+        socket.send(Message::text(subscribe.to_string())).await.expect("subscribe");
+        socket.next().await.expect("an answer").expect("an answer");
+        // Its answers fill up the connection while records are read for it.
+        let ping = json!({ "op": "ping", "request_id": "x".repeat(4000) }).to_string();
+        let flooding = async { while socket.send(Message::text(ping.clone())).await.is_ok() {} };
+        timeout(Duration::from_secs(3), flooding).await.expect_err("the member takes no more");
+        sockets.push(socket);
+    }
+    let start = Instant::now();
+    let url = format!("{}/diff", cluster.topic_url(0, "c3"));
+    let page: Value = cluster.client.post(&url, &json!({ "limit": 1 })).await.expect("read a page");
+    assert_eq!(page["next_from_seq"], 1);
+    assert!(start.elapsed() < Duration::from_secs(5), "it took {:?}", start.elapsed());
 }

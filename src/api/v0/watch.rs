@@ -98,7 +98,8 @@ pub async fn open(State(api): State<Api>, call: StreamCall) -> Answer {
     let places = (api.engine.enter_stream()?, call.caller.enter_stream(api.limits.max_streams_per_key)?);
     let rewind = rewind(&call.parts.headers, Query::new(call.parts.uri.query()), &session);
     let progress = call.parts.extensions.get().cloned();
-    let stream = EventStream::open(&api.engine, &session, rewind, progress, places);
+    let room = api.frame_room(&call.caller);
+    let stream = EventStream::open(&api.engine, &session, rewind, progress, room, places);
     let stream = stream.ok_or_else(|| Error::new(Code::NotFound, "this watch session is gone"))?;
     Ok(stream.into_response())
 }

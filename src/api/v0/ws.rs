@@ -11,7 +11,6 @@ use std::sync::Arc;
 use axum::extract::{FromRef, Request, State};
 use bytes::Bytes;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
@@ -32,6 +31,7 @@ use crate::error::{Code, Error};
 use crate::limits::{
     MAX_SOCKET_MESSAGE_BYTES, MAX_TOPICS_PER_WATCH, MAX_WAITING_PUBLISH_BYTES, MAX_WAITING_PUBLISHES,
 };
+use crate::task::{self, Begun};
 
 pub async fn open(State(api): State<Api>, request: Request) -> Answer {
     let (parts, body) = request.into_parts();
@@ -85,8 +85,9 @@ struct Socket {
     /// Commands that wait for their turn, and their bytes.
     commands: VecDeque<String>,
     commands_bytes: usize,
-    working: Option<BoxFuture<'static, Done>>,
-    /// Memory of the command that is carried out.
+    /// Gets on while the socket waits for its reader.
+    working: Option<Begun<Done>>,
+    /// Memory of the command that is carried out, and then of its answer, which may repeat much of it.
     working_bytes: usize,
     /// What comes is not read, as enough waits.
     is_deaf: bool,
@@ -109,7 +110,7 @@ impl Socket {
         places: (StreamPlace, Place),
     ) -> Self {
         Socket {
-            watcher: api.engine.watcher(encode_records),
+            watcher: api.engine.watcher(encode_records, api.frame_room(&caller)),
             api,
             caller,
             socket,
@@ -140,7 +141,7 @@ impl Socket {
             let event = self.next_event().await;
             if let Err(ending) = self.handle(event).await {
                 self.socket.end(ending).await;
-                // What it changes is told in the log all the same.
+                // Its place is free once all that it has begun is done.
                 if let Some(working) = self.working {
                     working.await;
                 }
@@ -159,7 +160,8 @@ impl Socket {
         {
             self.commands_bytes -= command.len();
             self.working_bytes = command.capacity();
-            self.working = Some(carry_out(self.api.clone(), self.caller.clone(), command).boxed());
+            let work = carry_out(self.api.clone(), self.caller.clone(), command).boxed();
+            self.working = Some(task::begin(work));
         }
         let takes_commands = self.takes_commands();
         if std::mem::replace(&mut self.is_deaf, !takes_commands) && takes_commands {
@@ -185,8 +187,9 @@ impl Socket {
     async fn handle(&mut self, event: Event) -> Result<(), Ending> {
         match event {
             Event::Done(done) => {
+                self.finish(done).await?;
                 self.socket.release(std::mem::take(&mut self.working_bytes));
-                self.finish(done).await
+                Ok(())
             }
             Event::Came(came) => self.take(came?).await,
             Event::Told(Ok(Next::Rung)) => Ok(()),
