@@ -80,6 +80,7 @@ mod tests {
 
     #[test]
     fn a_frame_counts_as_what_it_is_until_the_last_of_it_is_gone() {
+        // C-LIMIT-16
         let room = Arc::new(Room(AtomicUsize::new(100)));
         let left = || room.0.load(Ordering::Relaxed);
         let shared: Arc<dyn FrameRoom> = room.clone();
