@@ -467,12 +467,11 @@ impl Given {
         }
     }
 
-    /// The list of keys, `None` if there are none. In a file an entry may have a line of its own, and a line that
-    /// begins with `#` is a comment.
+    /// The list of keys, `None` if there are none. In a file an entry may have a line of its own, and comments.
     fn api_keys(&self) -> Result<Option<Secret>, BadSetting> {
         let Some(keys) = self.secret("api_keys", "api_keys_file")? else { return Ok(None) };
         let is_file = self.has("api_keys_file");
-        let lines = keys.expose().lines().filter(|line| !line.trim_start().starts_with('#'));
+        let lines = keys.expose().lines().map(without_comment);
         let keys = if is_file { Secret::new(lines.collect::<Vec<_>>().join(",")) } else { keys };
         if keys.expose().split(',').any(|key| !key.trim().is_empty()) {
             return Ok(Some(keys));
@@ -533,4 +532,11 @@ impl Given {
             )),
         }
     }
+}
+
+/// A line without its comment, which begins with a `#` at its start or behind a space.
+fn without_comment(line: &str) -> &str {
+    let is_comment = |at: usize| line[..at].chars().next_back().is_none_or(char::is_whitespace);
+    let comment = line.match_indices('#').find(|(at, _)| is_comment(*at));
+    comment.map_or(line, |(at, _)| &line[..at])
 }

@@ -178,10 +178,10 @@ fn keys_in_a_file_have_a_line_each_and_comments() {
             .map(|settings| settings.api_keys.map(|keys| keys.expose().to_owned()))
     };
     assert_eq!(keys("alpha"), Ok(Some("alpha".into())));
-    let several = "# of the gateway\nalpha:r:a\r\n\n  # and others\n  beta:w , gamma\n";
+    let several = "# of the gateway\nalpha:r:a  # reads, no more\r\n\n  # and others\n  beta:w , gamma#1\n";
     let joined = keys(several).unwrap().unwrap();
     let entries: Vec<&str> = joined.split(',').map(str::trim).filter(|entry| !entry.is_empty()).collect();
-    assert_eq!(entries, ["alpha:r:a", "beta:w", "gamma"]);
+    assert_eq!(entries, ["alpha:r:a", "beta:w", "gamma#1"]);
     // Who names a file does not mean that everybody may do everything.
     for empty in ["", "\n", "# alpha\n", " , \n"] {
         let line = keys(empty).unwrap_err();

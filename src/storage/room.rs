@@ -103,17 +103,16 @@ impl Room {
         Ok(self.disk.free_bytes(&self.dir)?.saturating_sub(self.reserve_bytes))
     }
 
-    /// What something may take that frees more in the end: what is free above the reserve, and where that is nothing,
-    /// what is above half of it.
+    /// What something may take that frees more in the end: what is free above the reserve; where that is nothing, what is
+    /// above half of it; and where that is nothing too, what is above the room of a checkpoint, without which nothing
+    /// would be freed at all.
     pub async fn bytes_for_chores(self: &Arc<Self>) -> io::Result<u64> {
         let this = self.clone();
         task::blocking(move || {
             let free_bytes = this.disk.free_bytes(&this.dir)?;
-            let floor_bytes = match free_bytes > this.reserve_bytes {
-                true => this.reserve_bytes,
-                false => this.reserve_bytes / 2,
-            };
-            Ok(free_bytes.saturating_sub(floor_bytes))
+            let floors = [this.reserve_bytes, this.reserve_bytes / 2, CHECKPOINT_ROOM_BYTES];
+            let floor_bytes = floors.into_iter().find(|floor_bytes| free_bytes > *floor_bytes);
+            Ok(free_bytes - floor_bytes.unwrap_or(free_bytes))
         })
         .await
     }
@@ -224,8 +223,19 @@ mod tests {
     #[tokio::test]
     async fn chores_take_from_the_reserve_only_where_there_is_nothing_else() {
         let disk = SimDisk::new(1);
-        let room = Room::new(Arc::new(disk.clone()), PathBuf::from("/data"), 1000);
-        for (free_bytes, expected) in [(5000, 4000), (1001, 1), (1000, 500), (600, 100), (500, 0), (0, 0)] {
+        const RESERVE_BYTES: u64 = 10 * CHECKPOINT_ROOM_BYTES;
+        let room = Room::new(Arc::new(disk.clone()), PathBuf::from("/data"), RESERVE_BYTES);
+        let half = RESERVE_BYTES / 2;
+        let last = CHECKPOINT_ROOM_BYTES;
+        for (free_bytes, expected) in [
+            (RESERVE_BYTES + 4000, 4000),
+            (RESERVE_BYTES, half),
+            (half + 100, 100),
+            (half, half - last),
+            (last + 1, 1),
+            (last, 0),
+            (0, 0),
+        ] {
             disk.set_free_bytes(free_bytes);
             assert_eq!(room.bytes_for_chores().await.unwrap(), expected, "{free_bytes} bytes");
         }

@@ -1,12 +1,11 @@
 //! What a member refuses to start with: one line, and no harm to the others.
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{Cluster, PATIENCE, SECRET, antiphon, eventually, free_ports};
@@ -143,7 +142,7 @@ async fn a_member_with_a_wrong_secret_says_so_and_the_others_go_on() {
 async fn who_is_told_to_stop_while_it_opens_its_data_stops_in_order() {
     let dir = tempfile::tempdir().expect("a directory");
     let identity = dir.path().join("identity");
-    // It is read until whoever writes to it goes, which is after the end.
+    // Nobody writes to it, so whoever opens it to read waits.
     mknodat(CWD, &identity, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("make a pipe");
     let ports: Vec<String> = free_ports(2).iter().map(u16::to_string).collect();
     let mut child = antiphon()
@@ -155,10 +154,9 @@ async fn who_is_told_to_stop_while_it_opens_its_data_stops_in_order() {
         .stderr(Stdio::null())
         .spawn()
         .expect("start antiphon");
-    let writer = eventually("the identity is read", REFUSAL_LIMIT, async || {
+    eventually("it opens its data", REFUSAL_LIMIT, async || {
         assert!(child.try_wait().expect("look at a process").is_none(), "it ended by itself");
-        let flags = OFlags::NONBLOCK.bits() as i32;
-        File::options().write(true).custom_flags(flags).open(&identity).ok()
+        dir.path().join("lock").exists().then_some(())
     })
     .await;
     let pid = Pid::from_raw(child.id() as i32).expect("a pid");
@@ -171,6 +169,5 @@ async fn who_is_told_to_stop_while_it_opens_its_data_stops_in_order() {
         child.try_wait().expect("wait for a process")
     })
     .await;
-    drop(writer);
     assert!(status.success(), "{status}");
 }
