@@ -309,8 +309,8 @@ impl<S: Stream<Item = AppendRequest> + Unpin> Stream for AppendStream<'_, S> {
         // slow link, and what was sent behind one takes that time too: the follower gets on for as long as it answers
         // anything, or receives.
         while this.idle.as_mut().poll(cx).is_ready() {
-            let got_on_at = this.answered_at.max(this.calls.receiving_at()).max(Some(*sent_at));
-            let deadline = got_on_at.unwrap_or(*sent_at) + this.idle_timeout;
+            let signs = this.answered_at.into_iter().chain(this.calls.receiving_at());
+            let deadline = signs.fold(*sent_at, Instant::max) + this.idle_timeout;
             if Instant::now() >= deadline {
                 return Poll::Ready(Some(Err(RPCError::Timeout(Timeout {
                     action: RPCTypes::AppendEntries,

@@ -11,7 +11,6 @@ use std::time::Duration;
 use antiphon::engine::{Consistency, PageQuery};
 use antiphon::error::Code;
 use antiphon::filter::{Filter, TagMatch};
-use antiphon::limits::COLD_ENTRY_PATIENCE;
 use antiphon::record::Record;
 use antiphon::state::{
     Append, Create, Draft, Outcome, PutRouter, Relays, Remote, RouterConfig, Start, TopicConfig,
@@ -24,6 +23,7 @@ use tokio::time::sleep;
 use crate::calls::{self, Told};
 use crate::copies::Book;
 use crate::oracle::{Fate, data, tag};
+use crate::reads::query;
 use crate::rest::Rest;
 use crate::seeded::Throw;
 use crate::trace::Trace;
@@ -353,21 +353,6 @@ impl User {
         }
         let told = calls::propose(&self.world, member, Draft::put_topic("far-losing", &config)).await;
         self.world.trace.note(format_args!("m{} put far-losing: {told:?}", member + 1));
-    }
-}
-
-pub fn query(from_seq: u64, consistency: Consistency) -> PageQuery {
-    PageQuery {
-        from_seq,
-        from_ts_ms: None,
-        limit: 1000,
-        max_bytes: 1 << 20,
-        drop_nodes: Default::default(),
-        filter: None,
-        epoch: None,
-        consistency,
-        wait_ms: 0,
-        patience: COLD_ENTRY_PATIENCE,
     }
 }
 

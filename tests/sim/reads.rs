@@ -15,10 +15,10 @@ use crate::oracle::{Seen, tag};
 use crate::seeded::Throw;
 use crate::world::World;
 
-/// A read from the beginning of whatever is there.
-pub fn query(consistency: Consistency) -> PageQuery {
+/// A read of whatever is there above `from_seq`.
+pub fn query(from_seq: u64, consistency: Consistency) -> PageQuery {
     PageQuery {
-        from_seq: 0,
+        from_seq,
         from_ts_ms: None,
         limit: 1000,
         max_bytes: 1 << 20,
@@ -39,7 +39,7 @@ pub fn walk_query(dice: &mut Dice) -> PageQuery {
         limit: [7, 60, 1000][dice.below(3) as usize],
         max_bytes: 1 << (10 + dice.below(11)),
         filter: tag.and_then(|tag| filter_of(&tag)),
-        ..query(consistency)
+        ..query(0, consistency)
     }
 }
 

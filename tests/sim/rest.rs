@@ -14,8 +14,9 @@ use tokio::time::{Instant, sleep};
 use crate::calls::{self, Told};
 use crate::copies::{Book, Kind, Place, kind};
 use crate::member::engine_of;
-use crate::mirrors::{LOOK_INTERVAL, PATIENCE, Planned, Spot, TOPICS, put, query, read_page};
+use crate::mirrors::{LOOK_INTERVAL, PATIENCE, Planned, Spot, TOPICS, put, read_page};
 use crate::oracle::tag;
+use crate::reads::query;
 use crate::trace::Trace;
 use crate::world::{MEMBERS, World};
 

@@ -405,7 +405,7 @@ async fn check_everything(world: &Arc<World>) {
     let mut contents: [BTreeMap<String, (u64, u64)>; MEMBERS] = Default::default();
     for (number, contents) in contents.iter_mut().enumerate() {
         for topic in clients::topics() {
-            let query = reads::query(Consistency::Strong);
+            let query = reads::query(0, Consistency::Strong);
             match reads::read_all(world, number, topic, query).await {
                 Ok(Some(content)) => {
                     contents.insert(topic.to_owned(), content);
